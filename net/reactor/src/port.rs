@@ -1,0 +1,158 @@
+//! The completion-based port: everything the server's shell may ask of the outside world.
+//!
+//! Owns: the vocabulary of submissions and events between one core's loop and its backend. The real backend is
+//! [`crate::glommio_port`]; the simulator has another one, so the shell's own code runs unchanged under both.
+//! Does not know: raft, pages, HTTP, or what any byte means.
+//!
+//! Invariants
+//! - I1: a submission never completes inside the call that makes it; its event arrives in a later turn.
+//! - I2: every submission that carries a [`Token`] yields exactly one event with that token, in any order, unless the
+//!   process stops. A failed or short write or sync is reported once and is final: the shell never retries it.
+//! - I3: at most one `send` is outstanding per connection; its `Sent` event allows the next one.
+//! - I4: `now` is constant within a turn and never goes backwards.
+//! - I5: after `close(conn)` no event of that connection is delivered but `Closed`, exactly once, and a
+//!   [`ConnectionId`] is never reused within a process.
+//! - I6: within a turn, events are ordered: completions of files first, then sockets, then the timer.
+//!
+//! Boot is synchronous: a [`BootFiles`] gives plain blocking calls, used before the first turn only.
+
+use std::io;
+
+/// Identifies one submission; chosen by the shell, returned in the event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// An open file of the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u32);
+
+/// An accepted connection; unique within the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// A bound listening socket, numbered in the order in which they were bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerId(pub u32);
+
+/// How a file's writes reach the medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileMode {
+    /// `O_DIRECT | O_DSYNC`: a completed write is durable. Offsets and lengths are multiples of 4096.
+    Log,
+    /// `O_DIRECT`: durable after a completed sync. Offsets and lengths are multiples of 4096. Mapped read-only.
+    Store,
+}
+
+/// What happens to a file's bytes when it is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preparation {
+    /// Space is reserved (fallocate); contents read as zeros.
+    Reserve,
+    /// Space is reserved and zeros are written through to the medium, so that later writes change no metadata.
+    PreWrite,
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer closed its sending half; everything it sent was delivered before.
+    EndOfStream,
+    /// Reset, timeout or another socket error.
+    Failed,
+    /// The shell asked for it.
+    Requested,
+}
+
+/// What a turn brings in.
+#[derive(Debug)]
+pub enum Event {
+    /// A `write` ended. Success means all bytes were written (and are durable in [`FileMode::Log`]).
+    Written { token: Token, result: io::Result<()> },
+    /// A `sync` ended.
+    Synced { token: Token, result: io::Result<()> },
+    /// A `read` ended; the buffer has the requested length on success.
+    Read { token: Token, result: io::Result<Vec<u8>> },
+    /// A `create` ended: the file exists, is prepared, locked, synced, and so is its directory.
+    Created { token: Token, result: io::Result<FileId> },
+    /// A `rename` or `unlink` ended, directory sync included.
+    Renamed { token: Token, result: io::Result<()> },
+    /// A `populate` ended: the pages are resident, or could not be read.
+    Populated { token: Token, result: io::Result<()> },
+    /// A connection was accepted.
+    Accepted { listener: ListenerId, connection: ConnectionId, peer: String },
+    /// Bytes arrived. Never empty.
+    Received { connection: ConnectionId, bytes: Vec<u8> },
+    /// The outstanding `send` is wholly in the kernel's hands; the buffer comes back, emptied, for reuse.
+    Sent { connection: ConnectionId, buffer: Vec<u8> },
+    /// The connection is gone.
+    Closed { connection: ConnectionId, reason: CloseReason },
+    /// The deadline set by `set_deadline` has passed; it is cleared.
+    Timer,
+    /// SIGTERM or SIGINT arrived (the number is given); repeated signals repeat the event.
+    StopRequested { signal: i32 },
+}
+
+/// One core's way to the outside. Submissions return at once; see I1 and I2.
+pub trait Port {
+    /// This turn's time: nanoseconds of a monotonic clock.
+    fn now(&self) -> u64;
+    /// Wall-clock time of the turn, nanoseconds since the Unix epoch: for log lines and generated identifiers only.
+    fn wall_now(&self) -> u64;
+    /// A random number from outside (seeded by the simulator).
+    fn entropy(&mut self) -> u64;
+
+    /// Writes all of `bytes` at `offset`.
+    fn write(&mut self, token: Token, file: FileId, offset: u64, bytes: Vec<u8>);
+    /// Makes everything written to `file` before this call durable (fdatasync).
+    fn sync(&mut self, token: Token, file: FileId);
+    /// Reads exactly `len` bytes at `offset` from the medium, past any cache (`O_DIRECT`).
+    fn read(&mut self, token: Token, file: FileId, offset: u64, len: usize);
+    /// Creates `name` (relative to the data directory, `/`-separated) of `bytes` bytes, off the core loop.
+    fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, preparation: Preparation);
+    /// Closes `file` and removes its name, off the core loop; its mapping lives until the call and is gone after it.
+    fn unlink(&mut self, token: Token, file: FileId, name: &str);
+    /// Makes a range of a [`FileMode::Store`] file resident in its mapping (`MADV_POPULATE_READ`), off the core loop.
+    fn populate(&mut self, token: Token, file: FileId, offset: u64, len: usize);
+    /// The bytes of a mapped range. `None` beyond the file's end or for a file that is not mapped. The call itself
+    /// touches no page; the reader may fault if the range is not resident.
+    fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]>;
+
+    /// Hands `bytes` to the connection; one coalesced write a turn. See I3.
+    fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>);
+    /// Stops or resumes delivering `Received` (bytes already read may still arrive once).
+    fn set_receiving(&mut self, connection: ConnectionId, receiving: bool);
+    /// Ends a connection after its outstanding send, if any. See I5.
+    fn close(&mut self, connection: ConnectionId);
+    /// Stops accepting on every listener.
+    fn close_listeners(&mut self);
+
+    /// Asks for a `Timer` event at or after `deadline` (nanoseconds of `now`); replaces the earlier deadline.
+    fn set_deadline(&mut self, deadline: Option<u64>);
+    /// Writes one log record (no newline at its end) to the log outputs.
+    fn log(&mut self, record: &[u8]);
+}
+
+/// Blocking file calls for boot, before the first turn. Names are relative to the data directory.
+pub trait BootFiles {
+    /// Names of the regular files in `directory` ("" is the data directory itself), sorted; empty if it is missing.
+    fn list(&mut self, directory: &str) -> io::Result<Vec<String>>;
+    /// Creates a directory (mode 0700) and its parents if missing, syncing each parent.
+    fn create_directory(&mut self, directory: &str) -> io::Result<()>;
+    /// Try-locks `name` (created if missing, mode 0600), a file that no I/O uses. `Ok(false)`: a live owner holds it.
+    fn lock_owner(&mut self, name: &str) -> io::Result<bool>;
+    /// Opens a file in `mode` and takes its lock on the very description its I/O uses, waiting up to
+    /// `wait_max` nanoseconds for a killed predecessor's in-flight writes to end.
+    fn open(&mut self, name: &str, mode: FileMode, wait_max: u64) -> io::Result<FileId>;
+    /// Creates, prepares, locks and syncs a file and its directory.
+    fn create(&mut self, name: &str, bytes: u64, mode: FileMode, preparation: Preparation) -> io::Result<FileId>;
+    /// Length in bytes.
+    fn len(&mut self, file: FileId) -> io::Result<u64>;
+    /// Reads exactly `len` bytes from the medium; offset and length are multiples of 4096.
+    fn read(&mut self, file: FileId, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+    /// Writes all of `bytes`; durable at once in [`FileMode::Log`].
+    fn write(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes earlier writes of `file` durable.
+    fn sync(&mut self, file: FileId) -> io::Result<()>;
+    /// Closes a file and removes its name, syncing its directory.
+    fn unlink(&mut self, file: FileId, name: &str) -> io::Result<()>;
+}

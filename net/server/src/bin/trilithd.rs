@@ -1,0 +1,2 @@
+//! trilithd.
+fn main() {}
