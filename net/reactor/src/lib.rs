@@ -1,1 +1,19 @@
-//! (under construction)
+//! The shell's way to the outside world: sockets, files, mapped pages, timers, signals and the mesh between cores.
+//!
+//! Owns: the completion-based [`Port`], its glommio backend ([`run`]) and the [`mesh`] of bounded queues between cores.
+//! Does not know: raft, pages, HTTP, or what any byte means.
+//!
+//! A shell implements [`CoreLoop`] over any `P: Port`. `run(options, make)` prepares one executor on the calling
+//! thread, binds the listeners, calls `make(&mut port)` (where [`BootFiles`] may be used: blocking calls), then turns
+//! the loop until it answers [`Turn::Stop`].
+//!
+//! Unsafe code lives in these files only, each block with its reason: `aligned.rs` (page-aligned memory), `mapping.rs`
+//! (read-only mappings), `ring.rs` (submissions to io_uring), `sys.rs` (system calls without a safe face).
+
+mod options;
+mod port;
+
+pub use options::{ListenOptions, LogOutput, ReactorOptions};
+pub use port::{
+    BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
+};

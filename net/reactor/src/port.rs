@@ -156,3 +156,21 @@ pub trait BootFiles {
     /// Closes a file and removes its name, syncing its directory.
     fn unlink(&mut self, file: FileId, name: &str) -> io::Result<()>;
 }
+
+/// What the shell wants after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Wait for the next events.
+    Continue,
+    /// Leave the loop; the number becomes the result of the backend's `run` (a process exit status).
+    Stop(i32),
+}
+
+/// One core's shell, driven by a backend of [`Port`].
+///
+/// The backend calls it once with no events before anything arrived (so that it may set its deadline and submit its
+/// first work) and then once whenever at least one event is there, with all events that are ready.
+pub trait CoreLoop<P: Port> {
+    /// Handles one turn. `events` is emptied by the callee (`drain`); its allocation is reused.
+    fn handle_turn(&mut self, port: &mut P, events: &mut Vec<Event>) -> Turn;
+}
