@@ -1,1 +1,9 @@
-//! (under construction)
+//! Trilith's deterministic state machine: MVCC and store.
+//!
+//! Knows no clock, thread, file or socket: bytes are read through [`page_source::PageSource`], writes leave as effects.
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod mvcc;
+pub mod page_source;
+pub mod store;

@@ -1,0 +1,25 @@
+//! The MVCC state machine of one shard: apply, range, publication.
+//!
+//! Owns: etcd's revision rules, the visible state (overlay, frozen overlay, key tree, row chains), the compacted and
+//! the published revision. Does not know: raft, the wire, files, time, or how a checkpoint writes.
+//!
+//! Invariants
+//! - I1: a command is evaluated whole against (state, its own earlier changes) before anything is installed; on
+//!   `Unavailable` nothing has changed and the same call may be repeated.
+//! - I2: a command that changes at least one key takes exactly one new main revision, its changes subs 0, 1, 2...
+//! - I3: the published revision and applied index never go backwards; visibility follows the compacted revision, never
+//!   the rows that happen to remain.
+//! - I4: apply depends on replicated state alone.
+
+pub mod check;
+pub mod key_range;
+pub mod key_tree;
+pub mod keyspace;
+pub mod outcome;
+
+pub use key_range::KeyRange;
+pub use key_tree::{KeyScan, KeyTree};
+pub use keyspace::{Evaluated, Keyspace, KeyspaceState, Published};
+pub use outcome::{
+    CompactOutcome, DeleteOutcome, MvccError, OpOutcome, PutOutcome, RangeOutcome, RowShape, RowView, TxnOutcome, TxnRange,
+};
