@@ -1,2 +1,89 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands of Trilith, run as `cargo xtask COMMAND`.
+//!
+//! Owns the table of commands and the exit status. Each command lives in the module of its name and takes the
+//! arguments that follow it.
+//!
+//! Does not know what the product does: it builds it, runs it and reads what it prints.
+//!
+//! I1  A command that cannot do its work ends with a non-zero status and one line that says why.
+#![forbid(unsafe_code)]
+
+mod arrows;
+mod ci;
+mod clients;
+mod compare;
+mod e2e;
+mod generate;
+mod mutants;
+mod options;
+mod peers;
+mod process;
+mod sim;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+/// Name, synopsis and entry point of one command.
+struct Command {
+    name: &'static str,
+    synopsis: &'static str,
+    run: fn(&[String]) -> anyhow::Result<()>,
+}
+
+const COMMANDS: &[Command] = &[
+    Command {
+        name: "ci",
+        synopsis: "[--require-all] [--only STAGE,..]  the gate: every stage, read-only",
+        run: ci::run,
+    },
+    Command { name: "tidy", synopsis: "                        house rules that clippy does not know", run: tidy::run },
+    Command { name: "generate", synopsis: "[--check]               regenerate the protobuf code", run: generate::run },
+    Command { name: "arrows", synopsis: "                        direction of dependencies", run: arrows::run },
+    Command {
+        name: "peers",
+        synopsis: "[FOLDER] [NAME..]       build etcd, etcdctl, etcdutl, benchmark, h2spec",
+        run: peers::run,
+    },
+    Command {
+        name: "compare",
+        synopsis: "[--quick] [--rounds N] [--seconds N] [--only CASE,..] [--json FILE]  Trilith / etcd / floor",
+        run: compare::run,
+    },
+    Command { name: "sim", synopsis: "[--seed N | --seeds N]  deterministic simulation", run: sim::run },
+    Command { name: "e2e", synopsis: "[--only NAME] [--cycles N]  real processes, real clients", run: e2e::run },
+    Command { name: "kill", synopsis: "[--cycles N]            campaign of kill -9 under load", run: e2e::run_kill },
+    Command { name: "mutants", synopsis: "[NAME..]                each seeded bug must be caught", run: mutants::run },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let Some((name, rest)) = args.split_first() else {
+        eprint!("{}", usage());
+        return ExitCode::from(2);
+    };
+    if matches!(name.as_str(), "help" | "--help" | "-h") {
+        print!("{}", usage());
+        return ExitCode::SUCCESS;
+    }
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
+        eprintln!("xtask: unknown command '{name}'");
+        eprint!("{}", usage());
+        return ExitCode::from(2);
+    };
+    match (command.run)(rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> String {
+    let mut text = String::from("usage: cargo xtask COMMAND\n");
+    for command in COMMANDS {
+        text.push_str(&format!("  {:<9} {}\n", command.name, command.synopsis.trim_end()));
+    }
+    text
+}
