@@ -6,4 +6,5 @@
 #![forbid(unsafe_code)]
 
 pub mod connection;
+pub mod hpack;
 pub mod proto;
