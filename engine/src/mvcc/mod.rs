@@ -21,5 +21,6 @@ pub use key_range::KeyRange;
 pub use key_tree::{KeyScan, KeyTree};
 pub use keyspace::{Evaluated, Keyspace, KeyspaceState, Published};
 pub use outcome::{
-    CompactOutcome, DeleteOutcome, MvccError, OpOutcome, PutOutcome, RangeOutcome, RowShape, RowView, TxnOutcome, TxnRange,
+    CompactOutcome, DeleteOutcome, MvccError, OpOutcome, PutOutcome, RangeOutcome, RowShape, RowView, TxnOutcome,
+    TxnRange,
 };
