@@ -1,0 +1,285 @@
+//! The connections of a core: protocol state, what is owed to the kernel, who must be looked at this turn.
+//!
+//! Owns: one [`Connection`] per accepted socket, the one-send-at-a-time rule and the list of touched connections. Does
+//! not know: methods, storage, what a request means.
+//!
+//! Invariants
+//! - I1: at most one `send` is outstanding per connection (the port's I3).
+//! - I2: a [`Caller`] names a connection for ever: once it is gone, answers to it have no effect.
+//! - I3: all bytes that became ready in a turn leave in one `send`.
+
+use std::collections::BTreeMap;
+
+use trilith_reactor::{ConnectionId, Port};
+use trilith_wire::connection::{AssemblyBudget, Connection, ConnectionLimits, StreamId};
+
+use crate::http::Audience;
+
+/// Output buffers kept for reuse.
+const SPARE_BUFFERS_MAX: usize = 64;
+/// A buffer that grew beyond this is not kept.
+const SPARE_BUFFER_BYTES_MAX: usize = 256 << 10;
+
+/// Who waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The connection's place in the table.
+    slot: usize,
+    /// The connection.
+    connection: ConnectionId,
+    /// The stream on it.
+    pub stream: StreamId,
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Client {
+    id: ConnectionId,
+    /// Which listener it came through.
+    pub audience: Audience,
+    /// The protocol.
+    pub connection: Connection,
+    sending: bool,
+    receiving: bool,
+    closing: bool,
+    touched: bool,
+    /// When the connection itself must be called next; mirrored in the table's index.
+    deadline: Option<u64>,
+}
+
+/// All connections of a core.
+#[derive(Debug)]
+pub struct Clients {
+    limits: ConnectionLimits,
+    slots: Vec<Option<Client>>,
+    vacant: Vec<usize>,
+    by_id: BTreeMap<ConnectionId, usize>,
+    touched: Vec<usize>,
+    deadlines: BTreeMap<(u64, usize), ()>,
+    spare: Vec<Vec<u8>>,
+    /// The core's account of partly received messages.
+    pub budget: AssemblyBudget,
+}
+
+impl Clients {
+    /// An empty table.
+    #[must_use]
+    pub fn new(limits: ConnectionLimits, assembly_bytes_max: usize) -> Self {
+        Self {
+            limits,
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            by_id: BTreeMap::new(),
+            touched: Vec::new(),
+            deadlines: BTreeMap::new(),
+            spare: Vec::new(),
+            budget: AssemblyBudget::new(assembly_bytes_max),
+        }
+    }
+
+    /// Open connections.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether no connection is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// Takes in an accepted connection.
+    pub fn handle_accepted(&mut self, id: ConnectionId, audience: Audience, now: u64) {
+        let client = Client {
+            id,
+            audience,
+            connection: Connection::new(&self.limits, now),
+            sending: false,
+            receiving: true,
+            closing: false,
+            touched: false,
+            deadline: None,
+        };
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        assert!(self.slots[slot].is_none(), "a vacant slot holds no connection");
+        self.slots[slot] = Some(client);
+        let earlier = self.by_id.insert(id, slot);
+        assert!(earlier.is_none(), "a connection id is never reused within a process");
+        self.touch(slot);
+    }
+
+    /// Hands arrived bytes to their connection.
+    pub fn handle_received(&mut self, id: ConnectionId, bytes: Vec<u8>, now: u64) {
+        if let Some(slot) = self.slot_of(id) {
+            self.client(slot).connection.handle_bytes(bytes, now);
+            self.touch(slot);
+        }
+    }
+
+    /// The kernel has the last output; `buffer` may be reused.
+    pub fn handle_sent(&mut self, id: ConnectionId, buffer: Vec<u8>, now: u64) {
+        self.keep_buffer(buffer);
+        if let Some(slot) = self.slot_of(id) {
+            let client = self.client(slot);
+            assert!(client.sending, "I1: a completion answers the one outstanding send");
+            client.sending = false;
+            client.connection.handle_sent(now);
+            self.touch(slot);
+        }
+    }
+
+    /// The socket is gone.
+    pub fn handle_closed(&mut self, id: ConnectionId) {
+        let Some(slot) = self.by_id.remove(&id) else { return };
+        let mut client = self.slots[slot].take().expect("an indexed connection has its slot");
+        client.connection.release(&mut self.budget);
+        if let Some(deadline) = client.deadline {
+            self.deadlines.remove(&(deadline, slot));
+        }
+        self.vacant.push(slot);
+    }
+
+    /// Lets every connection act whose deadline has passed.
+    pub fn handle_time(&mut self, now: u64) {
+        while let Some((&(deadline, slot), ())) = self.deadlines.first_key_value() {
+            if deadline > now {
+                return;
+            }
+            self.deadlines.remove(&(deadline, slot));
+            let client = self.client(slot);
+            client.deadline = None;
+            client.connection.handle_timer(now);
+            self.touch(slot);
+        }
+    }
+
+    /// The earliest deadline of any connection.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        self.deadlines.first_key_value().map(|(&(deadline, _), ())| deadline)
+    }
+
+    /// Begins a graceful end on every connection.
+    pub fn start_drain(&mut self, now: u64) {
+        for slot in 0..self.slots.len() {
+            if let Some(client) = &mut self.slots[slot] {
+                client.connection.start_drain(now);
+                self.touch(slot);
+            }
+        }
+    }
+
+    /// Marks every connection for [`Self::take_touched`], e.g. after service begins or budget was returned.
+    pub fn touch_all(&mut self) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].is_some() {
+                self.touch(slot);
+            }
+        }
+    }
+
+    /// The slots touched since the last flush, in order of their first touch; they stay marked until
+    /// [`Self::flush`].
+    #[must_use]
+    pub fn take_touched(&self) -> Vec<usize> {
+        self.touched.clone()
+    }
+
+    /// The connection in a slot, with the budget it polls against.
+    pub fn connection(&mut self, slot: usize) -> Option<(&mut Client, &mut AssemblyBudget)> {
+        self.slots[slot].as_mut().map(|client| (client, &mut self.budget))
+    }
+
+    /// The connection that waits for an answer, if it is still there; it is marked for output.
+    pub fn answer(&mut self, caller: Caller) -> Option<&mut Connection> {
+        let present = self.slots.get(caller.slot)?.as_ref().is_some_and(|client| client.id == caller.connection);
+        if !present {
+            return None;
+        }
+        self.touch(caller.slot);
+        self.slots[caller.slot].as_mut().map(|client| &mut client.connection)
+    }
+
+    /// Sends what the touched connections have ready, one write each, and closes those that are finished.
+    pub fn flush<P: Port>(&mut self, port: &mut P, now: u64) {
+        let touched = std::mem::take(&mut self.touched);
+        for &slot in &touched {
+            if self.slots[slot].is_some() {
+                self.flush_one(slot, port, now);
+            }
+        }
+        // The list's allocation is reused; nothing was touched meanwhile.
+        assert!(self.touched.is_empty(), "flushing touches no connection");
+        self.touched = touched;
+        self.touched.clear();
+    }
+
+    fn flush_one<P: Port>(&mut self, slot: usize, port: &mut P, now: u64) {
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        let client = self.slots[slot].as_mut().expect("the caller looked");
+        client.touched = false;
+        if !client.sending {
+            client.connection.take_output(&mut buffer, now);
+        }
+        if buffer.is_empty() {
+            self.spare.push(buffer);
+        } else {
+            client.sending = true;
+            port.send(client.id, buffer);
+        }
+        if client.connection.is_finished() && !client.closing {
+            client.closing = true;
+            port.close(client.id);
+        }
+        let wanted = client.connection.wants_bytes();
+        if wanted != client.receiving && !client.closing {
+            client.receiving = wanted;
+            port.set_receiving(client.id, wanted);
+        }
+        let deadline = client.connection.deadline();
+        if deadline != client.deadline {
+            if let Some(earlier) = client.deadline {
+                self.deadlines.remove(&(earlier, slot));
+            }
+            client.deadline = deadline;
+            if let Some(later) = deadline {
+                self.deadlines.insert((later, slot), ());
+            }
+        }
+    }
+
+    fn touch(&mut self, slot: usize) {
+        let client = self.slots[slot].as_mut().expect("only present connections are touched");
+        if !client.touched {
+            client.touched = true;
+            self.touched.push(slot);
+        }
+    }
+
+    fn slot_of(&self, id: ConnectionId) -> Option<usize> {
+        self.by_id.get(&id).copied()
+    }
+
+    fn client(&mut self, slot: usize) -> &mut Client {
+        self.slots[slot].as_mut().expect("an indexed connection has its slot")
+    }
+
+    fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        if self.spare.len() < SPARE_BUFFERS_MAX && buffer.capacity() <= SPARE_BUFFER_BYTES_MAX {
+            self.spare.push(buffer);
+        }
+    }
+}
+
+impl Client {
+    /// Names a stream of this connection for a later answer.
+    #[must_use]
+    pub fn caller(&self, slot: usize, stream: StreamId) -> Caller {
+        Caller { slot, connection: self.id, stream }
+    }
+}

@@ -1,0 +1,384 @@
+//! The plain HTTP side of both listeners: health, version, members.
+//!
+//! Owns: paths, status codes, bodies and headers as etcd 3.7 answers them. Does not know: HTTP versions or
+//! connections; a request comes decoded and a [`Response`] goes back.
+//!
+//! Invariants
+//! - I1: a probe that promises a linearizable read is answered only after one was confirmed ([`Answer::AfterRead`]).
+//! - I2: `health` in the body is a string, not a boolean: probes of many platforms compare text.
+
+use std::fmt::Write as _;
+
+/// etcd's version that this server reports to clients.
+pub const SERVER_VERSION: &str = "3.7.3";
+/// Cluster version, and storage version: the server's minor release.
+pub const CLUSTER_VERSION: &str = "3.7.0";
+
+/// Which listener a request came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// `--listen-client-urls`.
+    Clients,
+    /// `--listen-peer-urls`.
+    Peers,
+}
+
+/// A decoded request.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Method name, upper case.
+    pub method: &'a [u8],
+    /// Path without query.
+    pub path: &'a [u8],
+    /// Query without question mark.
+    pub query: &'a [u8],
+}
+
+/// A whole response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// Status code.
+    pub status: u16,
+    /// Header names (lower case) and values.
+    pub headers: Vec<(&'static str, String)>,
+    /// Body.
+    pub body: Vec<u8>,
+}
+
+/// What to do with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Send this.
+    Now(Response),
+    /// Confirm a linearizable read, then send [`Probe::finish`].
+    AfterRead(Probe),
+}
+
+/// A health question that waits for a linearizable read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// `/health`.
+    Health,
+    /// `/readyz` and `/readyz/<check>`.
+    Checks {
+        /// Lines of the checks before the read.
+        before: Vec<(&'static str, Option<String>)>,
+        /// Checks after the read.
+        after: Vec<(&'static str, Option<String>)>,
+        /// The whole list is wanted even when all is well.
+        verbose: bool,
+    },
+}
+
+/// What the handlers need to know of the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Status<'a> {
+    /// This member believes that there is a leader.
+    pub has_leader: bool,
+    /// The corruption alarm is on.
+    pub corrupt: bool,
+    /// The space alarm is on.
+    pub no_space: bool,
+    /// Cluster identifier, for the peer side.
+    pub cluster_id: u64,
+    /// The members as `/members` prints them.
+    pub members_json: &'a str,
+    /// Nanoseconds since the Unix epoch.
+    pub wall_now: u64,
+}
+
+/// Answers a request, or says which read must be confirmed first.
+#[must_use]
+pub fn respond(audience: Audience, request: &Request<'_>, status: &Status<'_>) -> Answer {
+    let mut answer = match audience {
+        Audience::Clients => client_answer(request, status),
+        Audience::Peers => Answer::Now(peer_answer(request, status)),
+    };
+    if let Answer::Now(response) = &mut answer {
+        finish_headers(response, audience, status.wall_now);
+    }
+    answer
+}
+
+fn client_answer(request: &Request<'_>, status: &Status<'_>) -> Answer {
+    if request.method == b"OPTIONS" {
+        return Answer::Now(Response { status: 200, headers: Vec::new(), body: Vec::new() });
+    }
+    let path = request.path;
+    if let Some(check) = check_name(path, b"/livez") {
+        return checks(request, status, check, &LIVEZ);
+    }
+    if let Some(check) = check_name(path, b"/readyz") {
+        return checks(request, status, check, &READYZ);
+    }
+    match path {
+        b"/version" => Answer::Now(get_only(request, version)),
+        b"/health" => health(request, status),
+        _ => Answer::Now(plain(404, "404 page not found\n")),
+    }
+}
+
+fn peer_answer(request: &Request<'_>, status: &Status<'_>) -> Response {
+    match request.path {
+        b"/version" => get_only(request, version),
+        b"/members" => get_only(request, || Response {
+            status: 200,
+            headers: vec![
+                ("content-type", "application/json".to_owned()),
+                ("x-etcd-cluster-id", format!("{:x}", status.cluster_id)),
+            ],
+            body: format!("{}\n", status.members_json).into_bytes(),
+        }),
+        _ => plain(404, "404 page not found\n"),
+    }
+}
+
+fn version() -> Response {
+    let body = format!(
+        "{{\"etcdserver\":\"{SERVER_VERSION}\",\"etcdcluster\":\"{CLUSTER_VERSION}\",\"storage\":\"{CLUSTER_VERSION}\"}}"
+    );
+    Response {
+        status: 200,
+        headers: vec![("content-type", "application/json".to_owned())],
+        body: body.into_bytes(),
+    }
+}
+
+fn get_only(request: &Request<'_>, answer: impl FnOnce() -> Response) -> Response {
+    if request.method == b"GET" {
+        return answer();
+    }
+    let mut refusal = plain(405, "Method Not Allowed\n");
+    refusal.headers.push(("allow", "GET".to_owned()));
+    refusal
+}
+
+/// Go's `http.Error` form.
+fn plain(status: u16, text: &str) -> Response {
+    Response {
+        status,
+        headers: vec![
+            ("content-type", "text/plain; charset=utf-8".to_owned()),
+            ("x-content-type-options", "nosniff".to_owned()),
+        ],
+        body: text.as_bytes().to_vec(),
+    }
+}
+
+fn health(request: &Request<'_>, status: &Status<'_>) -> Answer {
+    let refusal = get_only(request, || Response { status: 200, headers: Vec::new(), body: Vec::new() });
+    if refusal.status != 200 {
+        return Answer::Now(refusal);
+    }
+    let excluded = |alarm: &str| query_values(request.query, "exclude").any(|value| value == alarm.as_bytes());
+    let serializable = query_values(request.query, "serializable").any(|value| value == b"true");
+    if status.no_space && !excluded("NOSPACE") {
+        return Answer::Now(unhealthy("ALARM NOSPACE"));
+    }
+    if status.corrupt && !excluded("CORRUPT") {
+        return Answer::Now(unhealthy("ALARM CORRUPT"));
+    }
+    if serializable {
+        return Answer::Now(healthy());
+    }
+    if !status.has_leader {
+        return Answer::Now(unhealthy("RAFT NO LEADER"));
+    }
+    Answer::AfterRead(Probe::Health)
+}
+
+fn healthy() -> Response {
+    Response {
+        status: 200,
+        headers: vec![("content-type", "text/plain; charset=utf-8".to_owned())],
+        body: b"{\"health\":\"true\",\"reason\":\"\"}".to_vec(),
+    }
+}
+
+fn unhealthy(reason: &str) -> Response {
+    plain(503, &format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n"))
+}
+
+const LIVEZ: [&str; 1] = ["serializable_read"];
+const READYZ: [&str; 4] = ["data_corruption", "serializable_read", "linearizable_read", "non_learner"];
+const LINEARIZABLE: &str = "linearizable_read";
+
+/// `Some("")` for the root path itself, `Some(check)` for a path below it.
+fn check_name<'a>(path: &'a [u8], root: &[u8]) -> Option<&'a [u8]> {
+    let rest = path.strip_prefix(root)?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
+}
+
+fn checks(request: &Request<'_>, status: &Status<'_>, only: &[u8], known: &'static [&'static str]) -> Answer {
+    if request.method != b"GET" {
+        return Answer::Now(get_only(request, version));
+    }
+    if !only.is_empty() && !known.iter().any(|name| name.as_bytes() == only) {
+        return Answer::Now(plain(404, "404 page not found\n"));
+    }
+    let verbose = query_values(request.query, "verbose").next().is_some();
+    let wanted = |name: &&&'static str| {
+        let name = name.as_bytes();
+        (only.is_empty() || name == only) && !query_values(request.query, "exclude").any(|value| value == name)
+    };
+    let result = |name: &'static str| {
+        let failed = name == "data_corruption" && status.corrupt;
+        (name, failed.then(|| "alarm activated: CORRUPT".to_owned()))
+    };
+    let mut before = Vec::new();
+    let mut after = Vec::new();
+    let mut needs_read = false;
+    for name in known.iter().filter(wanted) {
+        match *name {
+            LINEARIZABLE => needs_read = true,
+            name if needs_read => after.push(result(name)),
+            name => before.push(result(name)),
+        }
+    }
+    if needs_read {
+        return Answer::AfterRead(Probe::Checks { before, after, verbose });
+    }
+    Answer::Now(check_list(&before, verbose))
+}
+
+fn check_list(results: &[(&'static str, Option<String>)], verbose: bool) -> Response {
+    let failed = results.iter().any(|(_, failure)| failure.is_some());
+    let mut text = String::new();
+    if failed || verbose {
+        for (name, failure) in results {
+            let _ = match failure {
+                None => writeln!(text, "[+]{name} ok"),
+                Some(reason) => writeln!(text, "[-]{name} failed: {reason}"),
+            };
+        }
+    }
+    if failed {
+        return plain(503, &text);
+    }
+    text.push_str("ok\n");
+    plain(200, &text)
+}
+
+impl Probe {
+    /// The response, once the read was confirmed (`None`) or failed (`Some(reason)`).
+    #[must_use]
+    pub fn finish(self, failure: Option<&str>, wall_now: u64) -> Response {
+        let mut response = match (self, failure) {
+            (Self::Health, None) => healthy(),
+            (Self::Health, Some(reason)) => unhealthy(&format!("RANGE ERROR:{reason}")),
+            (Self::Checks { mut before, after, verbose }, failure) => {
+                before.push((LINEARIZABLE, failure.map(str::to_owned)));
+                before.extend(after);
+                check_list(&before, verbose)
+            }
+        };
+        finish_headers(&mut response, Audience::Clients, wall_now);
+        response
+    }
+}
+
+fn finish_headers(response: &mut Response, audience: Audience, wall_now: u64) {
+    if audience == Audience::Clients {
+        let cors = [
+            ("access-control-allow-headers", "accept, content-type, authorization"),
+            ("access-control-allow-methods", "POST, GET, OPTIONS, PUT, DELETE"),
+            ("access-control-allow-origin", "*"),
+        ];
+        response.headers.splice(0..0, cors.map(|(name, value)| (name, value.to_owned())));
+    }
+    response.headers.push(("date", http_date(wall_now)));
+}
+
+/// RFC 9110 section 5.6.7 form of a wall-clock time.
+#[must_use]
+pub fn http_date(wall_now: u64) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let seconds = wall_now / 1_000_000_000;
+    let days = seconds / 86_400;
+    let (year, month, day) = crate::journal::civil_date(days);
+    let second_of_day = seconds % 86_400;
+    format!(
+        "{}, {day:02} {} {year:04} {:02}:{:02}:{:02} GMT",
+        DAYS[usize::try_from(days % 7).expect("below seven")],
+        MONTHS[usize::try_from(month - 1).expect("a month")],
+        second_of_day / 3_600,
+        second_of_day / 60 % 60,
+        second_of_day % 60
+    )
+}
+
+/// The raw values of a query parameter; values of the probes need no percent-decoding.
+fn query_values<'a>(query: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    query.split(|&byte| byte == b'&').filter_map(move |pair| {
+        let mut parts = pair.splitn(2, |&byte| byte == b'=');
+        (parts.next() == Some(name.as_bytes())).then(|| parts.next().unwrap_or(b""))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: Status<'_> =
+        Status { has_leader: true, corrupt: false, no_space: false, cluster_id: 0xab, members_json: "[]", wall_now: 0 };
+
+    fn get<'a>(path: &'a str, query: &'a str) -> Request<'a> {
+        Request { method: b"GET", path: path.as_bytes(), query: query.as_bytes() }
+    }
+
+    fn now(answer: Answer) -> Response {
+        match answer {
+            Answer::Now(response) => response,
+            Answer::AfterRead(probe) => panic!("unexpected probe {probe:?}"),
+        }
+    }
+
+    #[test]
+    fn health_needs_a_read_unless_serializable() {
+        assert_eq!(
+            respond(Audience::Clients, &get("/health", ""), &STATUS),
+            Answer::AfterRead(Probe::Health),
+            "a linearizable probe waits"
+        );
+        let response = now(respond(Audience::Clients, &get("/health", "serializable=true"), &STATUS));
+        assert_eq!((response.status, response.body.as_slice()), (200, &b"{\"health\":\"true\",\"reason\":\"\"}"[..]));
+    }
+
+    #[test]
+    fn alarms_turn_health_red_unless_excluded() {
+        let status = Status { no_space: true, ..STATUS };
+        let response = now(respond(Audience::Clients, &get("/health", ""), &status));
+        assert_eq!(response.status, 503);
+        assert_eq!(response.body, b"{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n");
+        let excluded = respond(Audience::Clients, &get("/health", "exclude=NOSPACE"), &status);
+        assert_eq!(excluded, Answer::AfterRead(Probe::Health));
+    }
+
+    #[test]
+    fn readyz_lists_checks_in_order() {
+        let Answer::AfterRead(probe) = respond(Audience::Clients, &get("/readyz", "verbose"), &STATUS) else {
+            panic!("readyz confirms a read");
+        };
+        let body = probe.finish(None, 0).body;
+        let expected = "[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner ok\nok\n";
+        assert_eq!(String::from_utf8_lossy(&body), expected);
+        let failed = Probe::Checks { before: vec![], after: vec![], verbose: false }.finish(Some("no"), 0);
+        assert_eq!((failed.status, failed.body.as_slice()), (503, &b"[-]linearizable_read failed: no\n"[..]));
+    }
+
+    #[test]
+    fn wrong_methods_and_paths() {
+        let post = Request { method: b"POST", path: b"/version", query: b"" };
+        let response = now(respond(Audience::Clients, &post, &STATUS));
+        assert_eq!(response.status, 405);
+        assert!(response.headers.contains(&("allow", "GET".to_owned())));
+        assert_eq!(now(respond(Audience::Clients, &get("/members", ""), &STATUS)).status, 404);
+        assert_eq!(now(respond(Audience::Peers, &get("/members", ""), &STATUS)).body, b"[]\n");
+    }
+
+    #[test]
+    fn dates_are_rfc_9110() {
+        assert_eq!(http_date(1_700_000_000_000_000_000), "Tue, 14 Nov 2023 22:13:20 GMT");
+    }
+}

@@ -1,0 +1,232 @@
+//! Log records: one line each, JSON as etcd's zap logger writes it, or its console form.
+//!
+//! Owns: levels, the line formats and the escaping. Does not know: where lines go (the port writes them).
+//!
+//! Invariants
+//! - I1: a JSON record is one line of valid JSON whatever the fields hold.
+//! - I2: messages that tools wait for keep etcd's text ("ready to serve client requests", ...).
+
+use std::fmt::Write as _;
+
+/// Severity, in zap's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// For developers.
+    Debug,
+    /// Normal operation.
+    Info,
+    /// Something an operator should look at.
+    Warn,
+    /// Something failed.
+    Error,
+    /// The process ends.
+    Fatal,
+}
+
+impl Level {
+    /// zap's lower-case name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+            Self::Fatal => "fatal",
+        }
+    }
+
+    /// The level that `--log-level` names; `panic` counts as fatal.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "debug" => Some(Self::Debug),
+            "info" => Some(Self::Info),
+            "warn" => Some(Self::Warn),
+            "error" => Some(Self::Error),
+            "panic" | "fatal" => Some(Self::Fatal),
+            _ => None,
+        }
+    }
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    Json,
+    /// Tab-separated, fields as JSON at the end.
+    Console,
+}
+
+/// The value of a field.
+#[derive(Clone, Copy, Debug)]
+pub enum Field<'a> {
+    /// A string.
+    Text(&'a str),
+    /// A number.
+    Number(i64),
+    /// A truth value.
+    Bool(bool),
+    /// A list of strings.
+    List(&'a [String]),
+}
+
+/// What a record is rendered with.
+#[derive(Clone, Copy, Debug)]
+pub struct Journal {
+    /// Records below this level are dropped.
+    pub level_min: Level,
+    /// The line format.
+    pub format: Format,
+}
+
+impl Journal {
+    /// Renders a record, or `None` if its level is below the threshold. `wall_now`: nanoseconds since the Unix epoch.
+    #[must_use]
+    pub fn render(
+        &self,
+        wall_now: u64,
+        level: Level,
+        message: &str,
+        fields: &[(&str, Field<'_>)],
+    ) -> Option<String> {
+        if level < self.level_min {
+            return None;
+        }
+        let mut line = String::with_capacity(160);
+        match self.format {
+            Format::Json => {
+                let _ = write!(line, "{{\"level\":\"{}\",\"ts\":\"", level.name());
+                push_timestamp(&mut line, wall_now);
+                line.push_str("\",\"msg\":");
+                push_json_string(&mut line, message);
+                push_fields(&mut line, fields, true);
+                line.push('}');
+            }
+            Format::Console => {
+                push_timestamp(&mut line, wall_now);
+                let _ = write!(line, "\t{}\t{message}", level.name().to_uppercase());
+                if !fields.is_empty() {
+                    line.push_str("\t{");
+                    push_fields(&mut line, fields, false);
+                    line.push('}');
+                }
+            }
+        }
+        Some(line)
+    }
+}
+
+fn push_fields(line: &mut String, fields: &[(&str, Field<'_>)], leading_comma: bool) {
+    for (position, (name, value)) in fields.iter().enumerate() {
+        if leading_comma || position > 0 {
+            line.push(',');
+        }
+        push_json_string(line, name);
+        line.push(':');
+        match value {
+            Field::Text(text) => push_json_string(line, text),
+            Field::Number(number) => {
+                let _ = write!(line, "{number}");
+            }
+            Field::Bool(truth) => {
+                let _ = write!(line, "{truth}");
+            }
+            Field::List(items) => {
+                line.push('[');
+                for (item_position, item) in items.iter().enumerate() {
+                    if item_position > 0 {
+                        line.push(',');
+                    }
+                    push_json_string(line, item);
+                }
+                line.push(']');
+            }
+        }
+    }
+}
+
+/// Appends `text` as a JSON string, quotes included.
+pub fn push_json_string(out: &mut String, text: &str) {
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            control if (control as u32) < 0x20 => {
+                let _ = write!(out, "\\u{:04x}", control as u32);
+            }
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+}
+
+/// Appends zap's ISO 8601 form with microseconds, in UTC: `2026-01-02T03:04:05.123456Z`.
+fn push_timestamp(out: &mut String, wall_now: u64) {
+    let seconds = wall_now / 1_000_000_000;
+    let micros = wall_now % 1_000_000_000 / 1_000;
+    let (year, month, day) = civil_date(seconds / 86_400);
+    let second_of_day = seconds % 86_400;
+    let _ = write!(
+        out,
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{micros:06}Z",
+        second_of_day / 3_600,
+        second_of_day / 60 % 60,
+        second_of_day % 60
+    );
+}
+
+/// Gregorian date (year, month, day) of a day number since 1970-01-01 (the usual era arithmetic with years that start in March).
+pub fn civil_date(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_record_is_one_valid_line() {
+        let journal = Journal { level_min: Level::Info, format: Format::Json };
+        let line = journal
+            .render(1_700_000_000_123_456_789, Level::Warn, "odd \"name\"\n", &[
+                ("path", Field::Text("a\\b\u{1}")),
+                ("n", Field::Number(-3)),
+                ("urls", Field::List(&["x".to_owned(), "y".to_owned()])),
+            ])
+            .expect("above the threshold");
+        assert_eq!(
+            line,
+            "{\"level\":\"warn\",\"ts\":\"2023-11-14T22:13:20.123456Z\",\"msg\":\"odd \\\"name\\\"\\n\",\
+             \"path\":\"a\\\\b\\u0001\",\"n\":-3,\"urls\":[\"x\",\"y\"]}"
+        );
+    }
+
+    #[test]
+    fn threshold_drops_lower_levels() {
+        let journal = Journal { level_min: Level::Warn, format: Format::Json };
+        assert_eq!(journal.render(0, Level::Info, "quiet", &[]), None);
+    }
+
+    #[test]
+    fn dates_of_leap_years() {
+        assert_eq!(civil_date(0), (1970, 1, 1));
+        assert_eq!(civil_date(11_016), (2000, 2, 29));
+        assert_eq!(civil_date(19_782), (2024, 2, 29));
+        assert_eq!(civil_date(19_783), (2024, 3, 1));
+    }
+}
