@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod connection;
 pub mod hpack;
 pub mod proto;
