@@ -1,6 +1,6 @@
 //! The shell's way to the outside world: sockets, files, mapped pages, timers, signals and the mesh between cores.
 //!
-//! Owns: the completion-based [`Port`], its glommio backend ([`run`]) and the [`mesh`] of bounded queues between cores.
+//! Owns: the completion-based [`Port`], its glommio backend ([`run`]) and the bounded queues between cores ([`mesh`]).
 //! Does not know: raft, pages, HTTP, or what any byte means.
 //!
 //! A shell implements [`CoreLoop`] over any `P: Port`. `run(options, make)` prepares one executor on the calling
@@ -8,11 +8,26 @@
 //! the loop until it answers [`Turn::Stop`].
 //!
 //! Unsafe code lives in these files only, each block with its reason: `aligned.rs` (page-aligned memory), `mapping.rs`
-//! (read-only mappings), `ring.rs` (submissions to io_uring), `sys.rs` (system calls without a safe face).
+//! (read-only mappings), `ring.rs` (submissions to io_uring), `sys.rs` (system calls without a safe face), and in
+//! `wake.rs` and `glommio_port.rs` one hand-over of a descriptor to glommio each.
 
+mod aligned;
+mod files;
+mod glommio_port;
+mod helper;
+mod inbox;
+mod log;
+mod mapping;
+pub mod mesh;
 mod options;
 mod port;
+mod ring;
+mod sockets;
+mod start;
+mod sys;
+mod wake;
 
+pub use glommio_port::{GlommioPort, RunError, run};
 pub use options::{ListenOptions, LogOutput, ReactorOptions};
 pub use port::{
     BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,

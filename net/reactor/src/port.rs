@@ -65,6 +65,7 @@ pub enum CloseReason {
 
 /// What a turn brings in.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the text of each variant names its fields")]
 pub enum Event {
     /// A `write` ended. Success means all bytes were written (and are durable in [`FileMode::Log`]).
     Written { token: Token, result: io::Result<()> },

@@ -1,0 +1,225 @@
+//! The mesh between cores: one bounded queue per core that every other core may push to.
+//!
+//! Owns: the queues, the sleep flags and the event descriptors that wake a sleeping core.
+//! Does not know: what a message means, or how a core spends its turn.
+//!
+//! A core collects what it has for each destination during a turn ([`MeshEnd::post`]) and hands it over at the end
+//! ([`MeshEnd::flush`]): one message per destination and turn, carrying a batch. Within a pair of cores order holds.
+//!
+//! Invariants
+//! - I1: a batch that finds its destination's queue full stays with the sender, in order; nothing is lost or doubled.
+//! - I2: a core that set its sleep flag and found its queue empty afterwards is signalled by the next push. (Both sides
+//!   put a full fence between their store and their load, so at least one of them sees the other.)
+//! - I3: a core sends nothing to itself: same-core calls never touch a mailbox.
+
+use crate::sys::EventFd;
+use crate::wake::WakeUp;
+use crossbeam::queue::ArrayQueue;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+/// The number of a core in its mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CoreId(pub usize);
+
+/// What one core sent to another in one turn.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Batch<M> {
+    /// The sender.
+    pub from: CoreId,
+    /// Its messages, in the order in which they were posted. Never empty.
+    pub messages: Vec<M>,
+}
+
+struct Mailbox<M> {
+    queue: ArrayQueue<Batch<M>>,
+    sleeping: AtomicBool,
+    event: EventFd,
+}
+
+/// One core's end of the mesh; moves to the core's thread.
+pub struct MeshEnd<M> {
+    own: CoreId,
+    mailboxes: Arc<[Mailbox<M>]>,
+    posted: Vec<Vec<M>>,
+}
+
+/// Connects `cores` cores; each queue holds up to `batches_max` batches.
+pub fn mesh<M: Send>(cores: usize, batches_max: usize) -> io::Result<Vec<MeshEnd<M>>> {
+    assert!(cores > 0 && batches_max > 0, "a mesh has cores and room");
+    let mailbox = |_| {
+        Ok(Mailbox { queue: ArrayQueue::new(batches_max), sleeping: AtomicBool::new(false), event: EventFd::new()? })
+    };
+    let mailboxes: Arc<[Mailbox<M>]> = (0..cores).map(mailbox).collect::<io::Result<Vec<_>>>()?.into();
+    let end = |own| MeshEnd {
+        own: CoreId(own),
+        mailboxes: Arc::clone(&mailboxes),
+        posted: (0..cores).map(|_| Vec::new()).collect(),
+    };
+    Ok((0..cores).map(end).collect())
+}
+
+impl<M: Send> MeshEnd<M> {
+    /// This core's number.
+    pub fn own(&self) -> CoreId {
+        self.own
+    }
+
+    /// Adds a message to this turn's batch for `to`. It leaves with [`MeshEnd::flush`].
+    pub fn post(&mut self, to: CoreId, message: M) {
+        assert!(to != self.own, "I3: a core does not write to itself");
+        self.posted[to.0].push(message);
+    }
+
+    /// Messages for `to` that have not left yet: posted in this turn, or held back by a full queue.
+    pub fn posted(&self, to: CoreId) -> usize {
+        self.posted[to.0].len()
+    }
+
+    /// Hands each destination its batch and wakes it if it sleeps. `false`: some queue was full and its batch waits for
+    /// the next flush.
+    pub fn flush(&mut self) -> bool {
+        let mut all = true;
+        for (mailbox, posted) in self.mailboxes.iter().zip(&mut self.posted) {
+            if posted.is_empty() {
+                continue;
+            }
+            match mailbox.queue.push(Batch { from: self.own, messages: std::mem::take(posted) }) {
+                Ok(()) => mailbox.wake(),
+                Err(batch) => {
+                    *posted = batch.messages;
+                    all = false;
+                }
+            }
+        }
+        all
+    }
+
+    /// The oldest batch in this core's queue.
+    pub fn receive(&self) -> Option<Batch<M>> {
+        self.mailboxes[self.own.0].queue.pop()
+    }
+
+    /// What waits on behalf of this core. Must be called inside the core's executor, once.
+    pub fn sleeper(&self) -> io::Result<MeshSleeper<M>> {
+        let mailboxes = Arc::clone(&self.mailboxes);
+        let wake_up = WakeUp::new(&mailboxes[self.own.0].event)?;
+        Ok(MeshSleeper { own: self.own, mailboxes, wake_up })
+    }
+}
+
+impl<M> Mailbox<M> {
+    fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed) {
+            self.event.signal();
+        }
+    }
+}
+
+/// Sleeps until a core's queue has something.
+pub struct MeshSleeper<M> {
+    own: CoreId,
+    mailboxes: Arc<[Mailbox<M>]>,
+    wake_up: WakeUp,
+}
+
+impl<M> MeshSleeper<M> {
+    /// Returns when the queue is not empty; at once if it is not empty already.
+    pub async fn wait(&self) -> io::Result<()> {
+        let mailbox = &self.mailboxes[self.own.0];
+        loop {
+            mailbox.sleeping.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if !mailbox.queue.is_empty() {
+                mailbox.sleeping.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
+            // A signal meant for an earlier sleep may end this one in vain; the loop looks again.
+            self.wake_up.wait().await?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use glommio::{LocalExecutorBuilder, Placement};
+
+    #[test]
+    fn a_turn_is_one_batch_per_destination_in_order() {
+        let mut ends = mesh::<u32>(3, 4).unwrap();
+        for number in 0..5 {
+            ends[0].post(CoreId(1), number);
+            ends[0].post(CoreId(2), 10 + number);
+        }
+        assert!(ends[1].receive().is_none(), "nothing leaves before the flush");
+        assert!(ends[0].flush());
+        assert_eq!(ends[1].receive(), Some(Batch { from: CoreId(0), messages: vec![0, 1, 2, 3, 4] }));
+        assert_eq!(ends[2].receive(), Some(Batch { from: CoreId(0), messages: vec![10, 11, 12, 13, 14] }));
+        assert!(ends[1].receive().is_none());
+    }
+
+    #[test]
+    fn a_full_queue_holds_the_batch_back_in_order() {
+        let mut ends = mesh::<u32>(2, 2).unwrap();
+        for number in 0..2 {
+            ends[0].post(CoreId(1), number);
+            assert!(ends[0].flush());
+        }
+        ends[0].post(CoreId(1), 2);
+        assert!(!ends[0].flush());
+        ends[0].post(CoreId(1), 3);
+        assert_eq!(ends[0].posted(CoreId(1)), 2);
+        assert_eq!(ends[1].receive().unwrap().messages, [0]);
+        assert!(ends[0].flush());
+        assert_eq!(ends[1].receive().unwrap().messages, [1]);
+        assert_eq!(ends[1].receive().unwrap().messages, [2, 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "I3")]
+    fn a_core_does_not_write_to_itself() {
+        let mut ends = mesh::<u32>(2, 2).unwrap();
+        ends[0].post(CoreId(0), 1);
+    }
+
+    /// One side of a ping-pong: answers every number with the next one until `last` went by.
+    async fn play(mut end: MeshEnd<u64>, other: CoreId, last: u64) -> u64 {
+        let sleeper = end.sleeper().unwrap();
+        let mut seen = 0;
+        while seen + 1 < last {
+            sleeper.wait().await.unwrap();
+            while let Some(batch) = end.receive() {
+                assert_eq!(batch.from, other);
+                for number in batch.messages {
+                    assert!(number > seen || seen == 0, "{number} after {seen}");
+                    seen = number;
+                    if number < last {
+                        end.post(other, number + 1);
+                    }
+                }
+            }
+            assert!(end.flush(), "a ping-pong never fills a queue");
+        }
+        seen
+    }
+
+    #[test]
+    fn two_executors_wake_each_other() {
+        const LAST: u64 = 2000;
+        let mut ends = mesh::<u64>(2, 4).unwrap();
+        let second = ends.pop().unwrap();
+        let mut first = ends.pop().unwrap();
+        let start = |name: &str| LocalExecutorBuilder::new(Placement::Unbound).name(name);
+        let one = start("one").spawn(move || async move {
+            first.post(CoreId(1), 1);
+            assert!(first.flush());
+            play(first, CoreId(1), LAST).await
+        });
+        let two = start("two").spawn(move || async move { play(second, CoreId(0), LAST).await });
+        let seen = [one.unwrap().join().unwrap(), two.unwrap().join().unwrap()];
+        assert!(seen.contains(&LAST) && seen.contains(&(LAST - 1)), "{seen:?}");
+    }
+}

@@ -1,0 +1,81 @@
+//! What must be right before the first turn: process limits, io_uring, listening sockets.
+//!
+//! Every error says what was wrong and what the operator can do about it.
+
+use crate::log::in_context;
+use crate::options::ListenOptions;
+use crate::sys::{Limit, Resource, limit, raise_limit};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// glommio refuses to start below this.
+const LOCKED_BYTES_MIN: u64 = 512 << 10;
+const OPEN_FILES_MIN: u64 = 1024;
+const BACKLOG: i32 = 4096;
+const BIND_POLL: Duration = Duration::from_millis(10);
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Raises the soft limits to the hard ones and checks that they suffice.
+pub(crate) fn check_limits() -> io::Result<()> {
+    ensure(Resource::LockedMemory, LOCKED_BYTES_MIN, "locked memory (RLIMIT_MEMLOCK)", "LimitMEMLOCK=", "ulimit -l")?;
+    ensure(Resource::OpenFiles, OPEN_FILES_MIN, "open files (RLIMIT_NOFILE)", "LimitNOFILE=", "ulimit -n")
+}
+
+fn ensure(resource: Resource, least: u64, name: &str, unit_setting: &str, shell_setting: &str) -> io::Result<()> {
+    let Limit { soft, hard } = limit(resource)?;
+    if hard < least {
+        return Err(io::Error::other(format!(
+            "the limit of {name} is {hard}, at least {least} is needed: \
+             set {unit_setting} in the systemd unit, or {shell_setting} in the shell"
+        )));
+    }
+    if soft < hard { raise_limit(resource) } else { Ok(()) }
+}
+
+/// Explains a failure to make a ring.
+pub(crate) fn explain_ring_error(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => in_context(
+            error,
+            "io_uring is not permitted: set sysctl kernel.io_uring_disabled=0 \
+             (a container's seccomp profile must allow io_uring as well)",
+        ),
+        Some(libc::ENOSYS) => in_context(error, "this kernel has no io_uring; Linux 6.1 or newer is needed"),
+        Some(libc::EINVAL) => in_context(error, "this kernel's io_uring is too old; Linux 6.1 or newer is needed"),
+        Some(libc::ENOMEM) => in_context(error, "no memory for io_uring: raise the limit of locked memory (ulimit -l)"),
+        _ => in_context(error, "cannot set up io_uring"),
+    }
+}
+
+/// Binds and listens; while the address is in use, retries for `retry_max` (a killed process gives its port back some
+/// milliseconds after its end).
+pub(crate) fn listen(options: &ListenOptions, retry_max: Duration) -> io::Result<Socket> {
+    let start = Instant::now();
+    loop {
+        match listen_once(options) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < retry_max => {
+                thread::sleep(BIND_POLL);
+            }
+            result => {
+                return result.map_err(|error| in_context(error, &format!("cannot listen on {}", options.address)));
+            }
+        }
+    }
+}
+
+fn listen_once(options: &ListenOptions) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(options.address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(options.reuse_port)?;
+    if options.address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // Accepted sockets inherit both.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    socket.bind(&options.address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
