@@ -242,3 +242,11 @@ impl<'a> Message<'a> for Role<'a> {
         }
     }
 }
+
+/// Every message of this package by its full name, for checks that concern them all.
+pub const MESSAGES: &[(&str, codec::Reencode)] = &[
+    ("authpb.UserAddOptions", |b| codec::reencode::<UserAddOptions>(b)),
+    ("authpb.User", |b| codec::reencode::<User<'_>>(b)),
+    ("authpb.Permission", |b| codec::reencode::<Permission<'_>>(b)),
+    ("authpb.Role", |b| codec::reencode::<Role<'_>>(b)),
+];

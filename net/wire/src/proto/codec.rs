@@ -103,6 +103,17 @@ pub trait Message<'a>: Default {
     }
 }
 
+/// Decodes a message and encodes it again: the canonical form of the same value.
+pub type Reencode = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
+
+/// See [`Reencode`].
+pub fn reencode<'a, M: Message<'a>>(bytes: &'a [u8]) -> Result<Vec<u8>, DecodeError> {
+    let message = M::decode(bytes)?;
+    let out = message.encode_to_vec();
+    assert_eq!(out.len(), message.encoded_len(), "{}: what is written is what was announced", M::NAME);
+    Ok(out)
+}
+
 const WIRE_VARINT: u32 = 0;
 const WIRE_FIXED64: u32 = 1;
 const WIRE_LEN: u32 = 2;

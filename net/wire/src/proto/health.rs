@@ -104,3 +104,9 @@ impl<'a> Message<'a> for HealthCheckResponse {
         }
     }
 }
+
+/// Every message of this package by its full name, for checks that concern them all.
+pub const MESSAGES: &[(&str, codec::Reencode)] = &[
+    ("grpc.health.v1.HealthCheckRequest", |b| codec::reencode::<HealthCheckRequest<'_>>(b)),
+    ("grpc.health.v1.HealthCheckResponse", |b| codec::reencode::<HealthCheckResponse>(b)),
+];

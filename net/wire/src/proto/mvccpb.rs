@@ -173,3 +173,9 @@ impl<'a> Message<'a> for Event<'a> {
         }
     }
 }
+
+/// Every message of this package by its full name, for checks that concern them all.
+pub const MESSAGES: &[(&str, codec::Reencode)] = &[
+    ("mvccpb.KeyValue", |b| codec::reencode::<KeyValue<'_>>(b)),
+    ("mvccpb.Event", |b| codec::reencode::<Event<'_>>(b)),
+];

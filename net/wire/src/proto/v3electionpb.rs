@@ -397,3 +397,16 @@ impl<'a> Message<'a> for ProclaimResponse {
         }
     }
 }
+
+/// Every message of this package by its full name, for checks that concern them all.
+pub const MESSAGES: &[(&str, codec::Reencode)] = &[
+    ("v3electionpb.CampaignRequest", |b| codec::reencode::<CampaignRequest<'_>>(b)),
+    ("v3electionpb.CampaignResponse", |b| codec::reencode::<CampaignResponse<'_>>(b)),
+    ("v3electionpb.LeaderKey", |b| codec::reencode::<LeaderKey<'_>>(b)),
+    ("v3electionpb.LeaderRequest", |b| codec::reencode::<LeaderRequest<'_>>(b)),
+    ("v3electionpb.LeaderResponse", |b| codec::reencode::<LeaderResponse<'_>>(b)),
+    ("v3electionpb.ResignRequest", |b| codec::reencode::<ResignRequest<'_>>(b)),
+    ("v3electionpb.ResignResponse", |b| codec::reencode::<ResignResponse>(b)),
+    ("v3electionpb.ProclaimRequest", |b| codec::reencode::<ProclaimRequest<'_>>(b)),
+    ("v3electionpb.ProclaimResponse", |b| codec::reencode::<ProclaimResponse>(b)),
+];

@@ -166,3 +166,11 @@ impl<'a> Message<'a> for UnlockResponse {
         }
     }
 }
+
+/// Every message of this package by its full name, for checks that concern them all.
+pub const MESSAGES: &[(&str, codec::Reencode)] = &[
+    ("v3lockpb.LockRequest", |b| codec::reencode::<LockRequest<'_>>(b)),
+    ("v3lockpb.LockResponse", |b| codec::reencode::<LockResponse<'_>>(b)),
+    ("v3lockpb.UnlockRequest", |b| codec::reencode::<UnlockRequest<'_>>(b)),
+    ("v3lockpb.UnlockResponse", |b| codec::reencode::<UnlockResponse>(b)),
+];

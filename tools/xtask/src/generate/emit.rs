@@ -34,6 +34,7 @@ pub(super) fn emit(file: &File) -> String {
         }
         message_impl(&mut out, message);
     }
+    message_list(&mut out, &file.messages);
     out.0
 }
 
@@ -206,6 +207,21 @@ fn message_impl(out: &mut Text, message: &Message) {
     visit_present(out, message, &put_call);
     out.line(1, "}");
     out.line(0, "}");
+}
+
+/// The list by which tests and fuzzers reach every message.
+fn message_list(out: &mut Text, messages: &[Message]) {
+    out.line(0, "");
+    out.doc(0, "Every message of this package by its full name, for checks that concern them all.", &[]);
+    out.line(0, "pub const MESSAGES: &[(&str, codec::Reencode)] = &[");
+    for message in messages {
+        let lifetime = if message.borrows { "<'_>" } else { "" };
+        out.line(
+            1,
+            &format!("(\"{}\", |b| codec::reencode::<{}{lifetime}>(b)),", message.full_name, message.rust_name),
+        );
+    }
+    out.line(0, "];");
 }
 
 /// The tag and the wire type it is read with: number << 3 | wire type.

@@ -107,7 +107,7 @@ struct Parser {
 
 impl Parser {
     fn line(&self) -> usize {
-        self.tokens.get(self.next).or(self.tokens.last()).map_or(1, |token| token.line)
+        self.tokens.get(self.next).or_else(|| self.tokens.last()).map_or(1, |token| token.line)
     }
 
     fn peek(&self) -> Option<&str> {
