@@ -1,5 +1,21 @@
 //! The store: row log, key index, overlay, checkpoints.
 
+pub mod checkpoint;
+pub mod effect;
+pub mod extents;
 pub mod key_entry;
 pub mod overlay;
+pub mod page;
+pub mod recover;
+mod row_block;
 pub mod row_log;
+pub mod superblock;
+pub mod tree;
+
+pub use checkpoint::{
+    CheckpointRequest, CheckpointStep, PublishedCheckpoint, RowFiles, SUPERBLOCK_BYTES, Store, StoreOptions,
+};
+pub use effect::{StoreBytes, StoreEffect, StoreWrite};
+pub use recover::{RecoverError, StoreMedia, recover};
+pub use superblock::Superblock;
+pub use tree::{Tree, TreeId, TreeRoot, TreeScan};
