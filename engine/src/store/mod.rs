@@ -19,3 +19,5 @@ pub use effect::{StoreBytes, StoreEffect, StoreWrite};
 pub use recover::{RecoverError, StoreMedia, recover};
 pub use superblock::Superblock;
 pub use tree::{Tree, TreeId, TreeRoot, TreeScan};
+#[cfg(test)]
+pub(crate) mod test_disk;

@@ -1,66 +1,78 @@
 //! The row log: every change once, in (revision, sub) order.
 //!
-//! Owns: the bytes of row blocks, the block directory, the segment table, what stays in memory and what must be
-//! written. Does not know: which rows are live, the key index, or when a checkpoint happens.
+//! Owns: the bytes of row blocks, the block directories, the segment table, what stays in memory and what must be
+//! written. Does not know: which rows are live, the key index, or when a checkpoint happens. Byte layout:
+//! `docs/format/store.md`, section "Row log".
+//!
+//! Rows are packed into blocks, blocks into segment files; a row is addressed by (revision, sub), found by binary search
+//! over segments, blocks and the block's offset table, so moving a block moves no pointer. Full blocks are written
+//! ahead. A checkpoint pads the open block, appends the directory of every segment that changed and the table of all
+//! segments; the table's place is the root a superblock names. After a crash the log continues behind that root, over
+//! blocks no checkpoint named.
 //!
 //! Invariants
 //! - I1: rows ascend strictly in (main, sub), within a block and across blocks.
 //! - I2: a block that was handed out for writing is never changed; a block that a root names is never rewritten.
-//! - I3: a block's checksum is verified before its first use after it was read from its file.
-//! - I4: a block leaves memory only after its write has completed.
+//! - I3: a block's checksum, which stands in its directory, is verified before its first use from the file.
+//! - I4: a block leaves memory only after its writes have completed.
+//! - I5: nothing read from a file can panic: what is malformed under a right checksum is `Corrupt` too.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::page_source::{Block, PageSource, StoreFile, Unavailable};
+use crate::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
 use crate::store::key_entry::Revision;
+use crate::store::row_block::{self, BlockKind, BlockRows, OpenBlock, UNIT_BYTES};
+
+pub use crate::store::row_block::Row;
 
 /// Sizes of a row log.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLogOptions {
-    /// Bytes of a segment file.
+    /// Bytes of a segment file; a multiple of 4096, at least twice the longest row.
     pub segment_bytes: u64,
-    /// Logical bytes of a block; a larger row gets a block of its own.
+    /// Logical bytes of a block, a multiple of 4096; a larger row gets a block of its own.
     pub block_bytes: u32,
     /// Written blocks stay in memory up to this many bytes.
     pub rows_resident_bytes_max: u64,
-    /// Longest single write.
+    /// Longest single write, a multiple of 4096.
     pub write_bytes_max: u32,
-}
-
-/// One row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Row<'a> {
-    /// Its address.
-    pub at: Revision,
-    /// The key.
-    pub key: &'a [u8],
-    /// The value; empty for a tombstone.
-    pub value: &'a [u8],
-    /// Creation revision of the generation; 0 for a tombstone.
-    pub create: i64,
-    /// Puts in the generation; 0 for a tombstone.
-    pub version: i64,
-    /// The lease, 0 for none.
-    pub lease: i64,
-    /// The key's row before, or `NONE`.
-    pub prev: Revision,
-    /// The skew-binary jump pointer, or `NONE`.
-    pub jump: Revision,
 }
 
 /// What a superblock names of the row log: the place of the segment table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowLogRoot {
-    /// Where the segment table stands; `len` 0 for an empty log.
-    pub table: Block,
-    /// Its checksum.
+    /// Number of the row file that holds the table.
+    pub file: u32,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// Length in bytes; 0 for a log that never saw a checkpoint.
+    pub len: u32,
+    /// The table's checksum.
     pub checksum: u32,
+}
+
+impl RowLogRoot {
+    /// The root of a fresh store.
+    pub const EMPTY: Self = Self { file: 0, offset: 0, len: 0, checksum: 0 };
+}
+
+/// The row log's part of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowCheckpoint {
+    /// What the superblock names once the writes up to `last_token` completed and `files` were synced.
+    pub root: RowLogRoot,
+    /// For [`RowLog::is_written_through`].
+    pub last_token: u64,
+    /// Row files written to since the checkpoint before.
+    pub files: Vec<StoreFile>,
 }
 
 /// What the row log wants from its files.
 #[derive(Clone, Debug)]
 pub enum RowEffect {
-    /// Create (or take from the reserve) and preallocate this segment; before any write to it.
+    /// Make this segment ready before any write to it. It may exist already (from before a crash): its bytes are
+    /// nobody's.
     CreateSegment(StoreFile),
     /// Write these bytes; answer with [`RowLog::handle_write_complete`].
     Write(RowWrite),
@@ -69,7 +81,7 @@ pub enum RowEffect {
 /// One write, at most `write_bytes_max` long, offset and length multiples of 4096.
 #[derive(Clone, Debug)]
 pub struct RowWrite {
-    /// Names the write in its completion.
+    /// Names the write in its completion; tokens ascend.
     pub token: u64,
     /// Where.
     pub file: StoreFile,
@@ -83,13 +95,74 @@ pub struct RowWrite {
 
 /// The row log of a store.
 #[derive(Debug)]
-pub struct RowLog {}
+pub struct RowLog {
+    options: RowLogOptions,
+    /// In revision order.
+    segments: Vec<Segment>,
+    /// The next segment's file number.
+    next_file: u32,
+    open: OpenBlock,
+    newest: Revision,
+    /// Sealed blocks in memory, oldest first.
+    resident: VecDeque<Resident>,
+    resident_bytes: u64,
+    unwritten_bytes: u64,
+    effects: VecDeque<RowEffect>,
+    /// Writes not completed, queued or in flight.
+    outstanding: BTreeSet<u64>,
+    next_token: u64,
+    /// Files written to since the last checkpoint, ascending.
+    unsynced: BTreeSet<u32>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    file: u32,
+    /// Bytes used from the start of the file.
+    used: u64,
+    /// Every row inside is above this address, every row of an earlier segment at or below it.
+    above: Revision,
+    blocks: Vec<row_block::DirectoryEntry>,
+    /// Where the directory stands; `len` 0 if it was never written.
+    directory: RowLogRoot,
+    /// The directory on file lacks blocks.
+    dirty: bool,
+}
+
+/// A sealed block in memory.
+#[derive(Debug)]
+struct Resident {
+    first: Revision,
+    bytes: Arc<Vec<u8>>,
+    /// The token of its last write.
+    last_token: u64,
+    /// Its first token.
+    first_token: u64,
+}
 
 impl RowLog {
     /// An empty log.
     #[must_use]
     pub fn new(options: RowLogOptions) -> Self {
-        todo!()
+        let aligned = |bytes: u64| bytes > 0 && bytes.is_multiple_of(UNIT_BYTES);
+        assert!(aligned(options.segment_bytes) && aligned(u64::from(options.block_bytes)), "blocks are whole units");
+        assert!(aligned(u64::from(options.write_bytes_max)), "writes are whole units");
+        assert!(u64::from(options.block_bytes) <= options.segment_bytes, "a segment holds a block");
+        assert!(options.segment_bytes / UNIT_BYTES <= u64::from(u32::MAX), "offsets fit their field");
+        Self {
+            options,
+            segments: Vec::new(),
+            next_file: 0,
+            open: OpenBlock::new(),
+            newest: Revision::NONE,
+            resident: VecDeque::new(),
+            resident_bytes: 0,
+            unwritten_bytes: 0,
+            effects: VecDeque::new(),
+            outstanding: BTreeSet::new(),
+            next_token: 1,
+            unsynced: BTreeSet::new(),
+        }
     }
 
     /// The log a checkpoint named: reads the segment table and the directories.
@@ -97,12 +170,53 @@ impl RowLog {
     /// # Errors
     /// A block is not usable; `Corrupt` if its bytes are not what the root names.
     pub fn open(options: RowLogOptions, root: RowLogRoot, pages: &dyn PageSource) -> Result<Self, Unavailable> {
-        todo!()
+        let mut log = Self::new(options);
+        if root.len == 0 {
+            return Ok(log);
+        }
+        let table = read_meta(root, BlockKind::Table, pages)?;
+        let corrupt = Unavailable::Corrupt(place(root));
+        for record in row_block::table_records(table).ok_or(corrupt)? {
+            let mut blocks = Vec::new();
+            if record.directory.len > 0 {
+                let bytes = read_meta(record.directory, BlockKind::Directory, pages)?;
+                blocks = row_block::directory_entries(bytes).ok_or(Unavailable::Corrupt(place(record.directory)))?;
+            }
+            let (file, used, above) = (record.file, record.used, record.above);
+            let in_order = log.segments.last().is_none_or(|before| before.above <= above);
+            if blocks.len() != record.blocks as usize || used > options.segment_bytes || !in_order || file == u32::MAX {
+                return Err(corrupt);
+            }
+            log.next_file = log.next_file.max(file + 1);
+            log.segments.push(Segment { file, used, above, blocks, directory: record.directory, dirty: false });
+        }
+        log.newest = row_block::newest(table).ok_or(corrupt)?;
+        Ok(log)
+    }
+
+    /// The address of the newest row; `NONE` in an empty log.
+    #[must_use]
+    pub fn newest(&self) -> Revision {
+        self.newest
+    }
+
+    /// The longest key and value together that a row may hold.
+    #[must_use]
+    pub fn row_bytes_max(&self) -> u64 {
+        self.options.segment_bytes / 2
     }
 
     /// Appends a row above all others.
     pub fn append(&mut self, row: &Row<'_>) {
-        todo!()
+        assert!(row.at > self.newest, "I1: rows ascend");
+        assert!((row.key.len() + row.value.len()) as u64 <= self.row_bytes_max(), "admission bounds a row");
+        if !self.open.is_empty() && self.open.len_with(row) > self.options.block_bytes as usize {
+            self.seal();
+        }
+        let before = self.open.len();
+        self.open.append(row);
+        self.unwritten_bytes += (self.open.len() - before) as u64;
+        self.newest = row.at;
     }
 
     /// The row at an address; `None` if no such row remains.
@@ -110,51 +224,392 @@ impl RowLog {
     /// # Errors
     /// Its block is not usable now.
     pub fn row<'a>(&'a self, at: Revision, pages: &'a dyn PageSource) -> Result<Option<Row<'a>>, Unavailable> {
-        todo!()
+        let Some((rows, place)) = self.rows_around(at, pages)? else { return Ok(None) };
+        rows.find(at).map_err(|_| Unavailable::Corrupt(place))
+    }
+
+    /// The first row at or above an address.
+    ///
+    /// # Errors
+    /// Its block is not usable now.
+    pub fn row_from<'a>(&'a self, at: Revision, pages: &'a dyn PageSource) -> Result<Option<Row<'a>>, Unavailable> {
+        if let Some((rows, place)) = self.rows_around(at, pages)?
+            && let Some(row) = rows.find_from(at).map_err(|_| Unavailable::Corrupt(place))?
+        {
+            return Ok(Some(row));
+        }
+        match self.first_of_next_block(at) {
+            Some(first) => self.row(first, pages),
+            None => Ok(None),
+        }
     }
 
     /// The next thing to do with the files: full blocks are written ahead, the open one only at a checkpoint.
     pub fn poll_effect(&mut self) -> Option<RowEffect> {
-        todo!()
+        self.effects.pop_front()
     }
 
     /// A write is on the file (not necessarily synced).
     pub fn handle_write_complete(&mut self, token: u64) {
-        todo!()
+        assert!(self.outstanding.remove(&token), "a write completes once");
+        let index = self.resident.partition_point(|block| block.last_token < token);
+        if let Some(block) = self.resident.get(index).filter(|block| block.first_token <= token) {
+            let open = self.outstanding.range(block.first_token..=block.last_token).next().is_some();
+            self.unwritten_bytes -= if open { 0 } else { block.bytes.len() as u64 };
+        }
+        self.evict();
     }
 
-    /// Pads the open block and appends directories and segment table. The root may be named by a superblock once
-    /// every write polled until then has completed ([`Self::is_written`]) and the row files were synced.
-    pub fn handle_checkpoint(&mut self) -> RowLogRoot {
-        todo!()
+    /// Pads the open block and appends directories and segment table.
+    pub fn handle_checkpoint(&mut self) -> RowCheckpoint {
+        if !self.open.is_empty() {
+            self.seal();
+        }
+        for index in 0..self.segments.len() {
+            if !self.segments[index].dirty {
+                continue;
+            }
+            let bytes = row_block::directory_block(&self.segments[index].blocks);
+            let directory = self.push_meta(bytes);
+            (self.segments[index].directory, self.segments[index].dirty) = (directory, false);
+        }
+        let root = self.push_table();
+        let files = std::mem::take(&mut self.unsynced).into_iter().map(row_file).collect();
+        RowCheckpoint { root, last_token: self.next_token - 1, files }
     }
 
-    /// Whether every sealed block has been written.
+    /// Whether every write up to this token has completed.
     #[must_use]
-    pub fn is_written(&self) -> bool {
-        todo!()
+    pub fn is_written_through(&self, token: u64) -> bool {
+        self.outstanding.first().is_none_or(|&first| first > token)
     }
 
     /// Forgets that blocks of this part of a file were verified: its pages were released.
-    pub fn handle_released(&self, range: Block) {
-        todo!()
+    pub fn handle_released(&mut self, range: Block) {
+        let Some(segment) = self.segments.iter().find(|segment| row_file(segment.file) == range.file) else { return };
+        for entry in &segment.blocks {
+            if entry.offset() < range.offset + u64::from(range.len) && range.offset < entry.offset() + entry.len() {
+                entry.verified.set(false);
+            }
+        }
     }
 
-    /// Row bytes not yet written.
+    /// Row bytes not yet written; they stay in memory whatever the limit.
     #[must_use]
     pub fn unwritten_bytes(&self) -> u64 {
-        todo!()
+        self.unwritten_bytes
     }
 
-    /// Block bytes held in memory.
+    /// Block bytes held in memory, written or not, directory included.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        todo!()
+        let entries: usize = self.segments.iter().map(|segment| segment.blocks.len()).sum();
+        self.resident_bytes + self.open.len() as u64 + (entries * size_of::<row_block::DirectoryEntry>()) as u64
     }
 
     /// Bytes used in segment files.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        todo!()
+        self.segments.iter().map(|segment| segment.used).sum()
+    }
+
+    /// The block that would hold the row at `at`, from memory or its file.
+    fn rows_around<'a>(
+        &'a self,
+        at: Revision,
+        pages: &'a dyn PageSource,
+    ) -> Result<Option<(BlockRows<'a>, Block)>, Unavailable> {
+        let nowhere = Block { file: row_file(u32::MAX), offset: 0, len: 0 };
+        if !self.open.is_empty() && at >= self.open.first() {
+            return Ok(Some((self.open.rows(), nowhere)));
+        }
+        let above = self.resident.partition_point(|block| block.first <= at);
+        if above > 0 {
+            let rows = BlockRows::of_sealed(&self.resident[above - 1].bytes).expect("a sealed block is well formed");
+            return Ok(Some((rows, nowhere)));
+        }
+        let above = self.segments.partition_point(|segment| segment.above < at);
+        let Some(segment) = above.checked_sub(1).map(|index| &self.segments[index]) else { return Ok(None) };
+        let above = segment.blocks.partition_point(|entry| entry.first() <= at);
+        let Some(entry) = above.checked_sub(1).map(|index| &segment.blocks[index]) else { return Ok(None) };
+        let place = Block { file: row_file(segment.file), offset: entry.offset(), len: entry.len() as u32 };
+        let bytes = pages.block(place)?;
+        if !entry.verified.get() {
+            row_block::verify(bytes, BlockKind::Rows, entry.checksum).ok_or(Unavailable::Corrupt(place))?;
+            entry.verified.set(true);
+        }
+        let rows = BlockRows::of_sealed(bytes).ok_or(Unavailable::Corrupt(place))?;
+        Ok(Some((rows, place)))
+    }
+
+    /// The first row of the first block that starts above `at`.
+    fn first_of_next_block(&self, at: Revision) -> Option<Revision> {
+        let from = self.segments.partition_point(|segment| segment.above < at).saturating_sub(1);
+        for segment in &self.segments[from..] {
+            let above = segment.blocks.partition_point(|entry| entry.first() <= at);
+            if let Some(entry) = segment.blocks.get(above) {
+                return Some(entry.first());
+            }
+        }
+        (!self.open.is_empty() && self.open.first() > at).then(|| self.open.first())
+    }
+
+    /// Closes the open block: it gets a place, a checksum and a directory entry, and is written ahead.
+    fn seal(&mut self) {
+        let (first, open_bytes) = (self.open.first(), self.open.len() as u64);
+        let bytes = self.open.seal();
+        let checksum = row_block::checksum(&bytes);
+        let (file, offset) = self.allocate(bytes.len() as u64, first);
+        let segment = self.segments.last_mut().expect("a place was allocated in the last segment");
+        segment.blocks.push(row_block::DirectoryEntry::new(first, offset, bytes.len() as u64, checksum));
+        segment.dirty = true;
+        self.resident_bytes += bytes.len() as u64;
+        self.unwritten_bytes = self.unwritten_bytes - open_bytes + bytes.len() as u64;
+        let bytes = Arc::new(bytes);
+        let first_token = self.next_token;
+        self.push_writes(file, offset, &bytes);
+        self.resident.push_back(Resident { first, bytes, first_token, last_token: self.next_token - 1 });
+        self.evict();
+    }
+
+    /// Appends a directory or table block.
+    fn push_meta(&mut self, mut bytes: Vec<u8>) -> RowLogRoot {
+        row_block::finish(&mut bytes);
+        let (len, checksum) = (bytes.len() as u32, row_block::checksum(&bytes));
+        let next = Revision { main: self.newest.main, sub: self.newest.sub.saturating_add(1) };
+        let (file, offset) = self.allocate(u64::from(len), next);
+        self.push_writes(file, offset, &Arc::new(bytes));
+        RowLogRoot { file, offset, len, checksum }
+    }
+
+    fn push_table(&mut self) -> RowLogRoot {
+        // The table names the segment it stands in, which may be a new one: it is placed first, sized for that.
+        let len = row_block::table_bytes(self.segments.len() + 1);
+        let next = Revision { main: self.newest.main, sub: self.newest.sub.saturating_add(1) };
+        let (file, offset) = self.allocate(len as u64, next);
+        let records = self.segments.iter().map(|segment| row_block::TableRecord {
+            file: segment.file,
+            used: segment.used,
+            above: segment.above,
+            blocks: segment.blocks.len() as u32,
+            directory: segment.directory,
+        });
+        let mut bytes = row_block::table_block(records, self.newest, len);
+        row_block::finish(&mut bytes);
+        let root = RowLogRoot { file, offset, len: bytes.len() as u32, checksum: row_block::checksum(&bytes) };
+        self.push_writes(file, offset, &Arc::new(bytes));
+        root
+    }
+
+    /// A place for `len` bytes; `next` is the first row that could follow.
+    fn allocate(&mut self, len: u64, next: Revision) -> (u32, u64) {
+        assert!(
+            len > 0 && len.is_multiple_of(UNIT_BYTES) && len <= self.options.segment_bytes,
+            "a block fits a segment"
+        );
+        let full = self.segments.last().is_none_or(|segment| segment.used + len > self.options.segment_bytes);
+        if full {
+            let file = self.next_file;
+            self.next_file += 1;
+            let above = Self::below(next);
+            self.effects.push_back(RowEffect::CreateSegment(row_file(file)));
+            self.segments.push(Segment {
+                file,
+                used: 0,
+                above,
+                blocks: Vec::new(),
+                directory: RowLogRoot::EMPTY,
+                dirty: false,
+            });
+        }
+        let segment = self.segments.last_mut().expect("a segment was just made");
+        let offset = segment.used;
+        segment.used += len;
+        (segment.file, offset)
+    }
+
+    /// The greatest address below `next`.
+    fn below(next: Revision) -> Revision {
+        match next.sub.checked_sub(1) {
+            Some(sub) => Revision { main: next.main, sub },
+            None => Revision { main: next.main - 1, sub: u32::MAX },
+        }
+    }
+
+    fn push_writes(&mut self, file: u32, offset: u64, bytes: &Arc<Vec<u8>>) {
+        let step = self.options.write_bytes_max as usize;
+        for start in (0..bytes.len()).step_by(step) {
+            let part = start..bytes.len().min(start + step);
+            let (token, offset) = (self.next_token, offset + start as u64);
+            self.outstanding.insert(token);
+            self.next_token += 1;
+            let write = RowWrite { token, file: row_file(file), offset, bytes: Arc::clone(bytes), part };
+            self.effects.push_back(RowEffect::Write(write));
+        }
+        self.unsynced.insert(file);
+    }
+
+    /// Drops the oldest blocks beyond the limit, written ones only (I4).
+    fn evict(&mut self) {
+        while self.resident_bytes > self.options.rows_resident_bytes_max
+            && let Some(oldest) = self.resident.front()
+            && self.is_written_through(oldest.last_token)
+        {
+            self.resident_bytes -= oldest.bytes.len() as u64;
+            self.resident.pop_front();
+        }
+    }
+}
+
+fn row_file(number: u32) -> StoreFile {
+    StoreFile { kind: FileKind::Rows, number }
+}
+
+fn place(root: RowLogRoot) -> Block {
+    Block { file: row_file(root.file), offset: root.offset, len: root.len }
+}
+
+fn read_meta(root: RowLogRoot, kind: BlockKind, pages: &dyn PageSource) -> Result<&[u8], Unavailable> {
+    let place = place(root);
+    let bytes = pages.block(place)?;
+    row_block::verify(bytes, kind, root.checksum).ok_or(Unavailable::Corrupt(place))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::test_disk::Disk;
+
+    const OPTIONS: RowLogOptions = RowLogOptions {
+        segment_bytes: 256 * 1024,
+        block_bytes: 8192,
+        rows_resident_bytes_max: 64 * 1024,
+        write_bytes_max: 16 * 1024,
+    };
+
+    /// Rows 2.. with gaps, several subs, values from nothing to several blocks.
+    fn rows(count: u32) -> Vec<(Revision, Vec<u8>)> {
+        let at = |number: u32| Revision { main: i64::from(2 + number / 3 + number / 50 * 7), sub: number % 3 };
+        let len = |number: u32| if number % 97 == 5 { 50_000 } else { number as usize % 600 };
+        (0..count).map(|number| (at(number), vec![number as u8; len(number)])).collect()
+    }
+
+    fn row<'a>(at: Revision, value: &'a [u8]) -> Row<'a> {
+        let (prev, jump) = (Revision { main: at.main - 1, sub: 9 }, Revision { main: 1, sub: at.sub });
+        Row { at, key: b"key", value, create: at.main, version: 4, lease: -5, prev, jump }
+    }
+
+    fn assert_holds(log: &RowLog, rows: &[(Revision, Vec<u8>)], pages: &Disk) {
+        for (at, value) in rows {
+            assert_eq!(log.row(*at, pages).unwrap(), Some(row(*at, value)));
+        }
+        for pair in rows.windows(2) {
+            let between = Revision { main: pair[0].0.main, sub: pair[0].0.sub + 1 };
+            assert_eq!(log.row_from(between, pages).unwrap().map(|row| row.at), Some(pair[1].0));
+            if between != pair[1].0 {
+                assert_eq!(log.row(between, pages).unwrap(), None);
+            }
+        }
+        assert_eq!(log.row(Revision { main: 1, sub: 0 }, pages).unwrap(), None);
+        let last = rows.last().unwrap().0;
+        assert_eq!(log.row_from(Revision { main: last.main, sub: last.sub + 1 }, pages).unwrap(), None);
+    }
+
+    #[test]
+    fn rows_are_found_in_memory_on_file_and_after_restarts() {
+        let (mut disk, mut log, rows) = (Disk::default(), RowLog::new(OPTIONS), rows(3000));
+        let mut root = RowLogRoot::EMPTY;
+        for (number, (at, value)) in rows.iter().enumerate() {
+            log.append(&row(*at, value));
+            if number % 700 == 699 {
+                let unnamed = disk.clone();
+                let checkpoint = log.handle_checkpoint();
+                assert!(!log.is_written_through(checkpoint.last_token));
+                assert_holds(&log, &rows[..=number], &disk);
+                disk.drain(&mut log);
+                assert!(log.is_written_through(checkpoint.last_token));
+                assert_eq!(log.unwritten_bytes(), 0);
+                for file in
+                    disk.files.keys().filter(|&file| disk.files[file] != *unnamed.files.get(file).unwrap_or(&vec![]))
+                {
+                    assert!(checkpoint.files.contains(file), "{file:?} was written and must be synced");
+                }
+                root = checkpoint.root;
+                assert!(log.resident.iter().map(|block| block.bytes.len()).sum::<usize>() <= 64 * 1024);
+                assert_holds(&log, &rows[..=number], &disk);
+                log = RowLog::open(OPTIONS, root, &disk).unwrap();
+                assert_eq!((log.newest(), log.resident.len()), (*at, 0));
+                assert_holds(&log, &rows[..=number], &disk);
+            } else if number % 100 == 3 {
+                disk.drain(&mut log);
+            }
+        }
+        assert_holds(&log, &rows, &disk);
+        // A crash: what was appended after the last root is gone and is appended again over its written blocks.
+        disk.drain(&mut log);
+        let mut log = RowLog::open(OPTIONS, root, &disk).unwrap();
+        for (at, value) in &rows[2800..] {
+            log.append(&row(*at, value));
+        }
+        disk.drain(&mut log);
+        assert_holds(&log, &rows, &disk);
+        assert_holds(&RowLog::open(OPTIONS, root, &disk).unwrap(), &rows[..2800], &disk);
+    }
+
+    #[test]
+    fn damage_is_found_once_and_again_after_a_release() {
+        let (mut disk, mut log, rows) = (Disk::default(), RowLog::new(OPTIONS), rows(1000));
+        rows.iter().for_each(|(at, value)| log.append(&row(*at, value)));
+        let root = log.handle_checkpoint().root;
+        disk.drain(&mut log);
+        let mut log = RowLog::open(OPTIONS, root, &disk).unwrap();
+        assert_holds(&log, &rows, &disk);
+        for offset in (0..OPTIONS.segment_bytes).step_by(4096) {
+            let mut damaged = disk.clone();
+            let file = row_file(0);
+            let length = damaged.files[&file].len() as u64;
+            let Some(byte) = damaged.files.get_mut(&file).unwrap().get_mut(offset as usize + 77) else { continue };
+            *byte ^= 0x10;
+            let broken = |log: &RowLog| rows.iter().filter(|(at, _)| log.row(*at, &damaged).is_err()).count();
+            assert_eq!(broken(&log), 0, "verified blocks are not verified again");
+            log.handle_released(Block { file, offset: 0, len: length as u32 });
+            match RowLog::open(OPTIONS, root, &damaged) {
+                Ok(reopened) => {
+                    let lost = broken(&log);
+                    assert_eq!(lost, broken(&reopened));
+                    assert!(lost > 0, "damage at {offset} hits a block of rows");
+                }
+                Err(error) => assert!(matches!(error, Unavailable::Corrupt(_)), "{error:?}"),
+            }
+            assert_holds(&log, &rows, &disk);
+        }
+        disk.cold = true;
+        assert!(matches!(RowLog::open(OPTIONS, root, &disk), Err(Unavailable::Missing(_))));
+        log.handle_released(Block { file: row_file(0), offset: 0, len: u32::MAX });
+        assert!(matches!(log.row(rows[0].0, &disk), Err(Unavailable::Missing(_))));
+    }
+
+    #[test]
+    fn malformed_blocks_under_a_right_checksum_do_not_panic() {
+        let mut block = OpenBlock::new();
+        let rows = rows(40);
+        rows.iter().filter(|(_, value)| value.len() < 600).for_each(|(at, value)| block.append(&row(*at, value)));
+        let sealed = block.seal();
+        for position in (8..sealed.len()).filter(|at| at % 7 == 0 || *at < 200 || *at > sealed.len() - 200) {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut bytes = sealed.clone();
+                bytes[position] = value;
+                row_block::finish(&mut bytes);
+                let Some(found) = BlockRows::of_sealed(&bytes) else { continue };
+                for (at, _) in &rows {
+                    let _: Result<_, row_block::Malformed> = found.find(*at).map(|row| row.map(|row| row.key.len()));
+                }
+            }
+        }
+        let verified = row_block::verify(&sealed, BlockKind::Rows, row_block::checksum(&sealed));
+        assert_eq!(verified, Some(()));
+        assert_eq!(row_block::verify(&sealed, BlockKind::Table, row_block::checksum(&sealed)), None);
+        assert_eq!(row_block::verify(&sealed[..sealed.len() - 1], BlockKind::Rows, row_block::checksum(&sealed)), None);
     }
 }
