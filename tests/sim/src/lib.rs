@@ -1,1 +1,21 @@
-//! (under construction)
+//! The deterministic simulator of Trilith: one node's real shell on a simulated port, disk, clock and network.
+//!
+//! Owns: everything around the server. Does not know: how the server keeps its promises.
+//!
+//! A run is decided by its seed: [`weather::Swarm`] draws latencies, stalls, fault kinds, limits and the workload;
+//! [`simulation::run`] lets a process live, crash and recover several times; [`checker::Checker`] judges every answer.
+
+#![forbid(unsafe_code)]
+
+pub mod checker;
+pub mod client;
+pub mod disk;
+pub mod h2_client;
+pub mod history;
+pub mod model;
+pub mod port;
+pub mod rng;
+pub mod simulation;
+pub mod subject;
+pub mod trace;
+pub mod weather;

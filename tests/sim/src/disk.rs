@@ -1,0 +1,523 @@
+//! The simulated disk: what a running process sees, what survives a power loss, and everything between.
+//!
+//! Owns: files, names, unsettled writes, and the rules by which a crash settles them. Does not know: time (landing times
+//! are given), descriptors, tokens.
+//!
+//! Invariants
+//! - I1: a write is settled per 512-byte sector: at a power loss any subset of the sectors of a write that is not yet
+//!   durable survives, whatever was written before or after it.
+//! - I2: a write in `Log` mode is durable once completed; a write in `Store` mode once a sync that began after its
+//!   completion has ended.
+//! - I3: a kill keeps what the process saw; its writes in flight land later, and until then a successor waits for them.
+//! - I4: a name that was created or removed, but whose directory was not synced since, may come back or vanish.
+//! - I5: files never shrink, and bytes that nobody overwrote stay: a recycled segment shows its old contents.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use crate::rng::Rng;
+
+/// The unit in which a write survives a power loss.
+pub const SECTOR_BYTES: usize = 512;
+
+/// Identifies a file whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InodeId(pub u64);
+
+/// Identifies an unsettled write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WriteId(pub u64);
+
+/// When a completed write is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// At its completion (`O_DSYNC`).
+    AtCompletion,
+    /// At the end of a later sync.
+    AtSync,
+}
+
+/// Which unsettled writes a power loss keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survival {
+    /// Any subset of sectors, drawn for each write.
+    Drawn,
+    /// Nothing that is not durable.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WriteState {
+    InFlight,
+    /// In flight when its process was killed; reaches the file at this time.
+    LandsAt(u64),
+    Completed,
+    /// Reported as failed: its sectors are unspecified for good.
+    Failed,
+}
+
+#[derive(Clone, Debug)]
+struct Write {
+    id: WriteId,
+    offset: usize,
+    bytes: Rc<Vec<u8>>,
+    barrier: Barrier,
+    state: WriteState,
+}
+
+impl Write {
+    fn overlaps(&self, offset: usize, len: usize) -> bool {
+        self.offset < offset + len && offset < self.offset + self.bytes.len()
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Inode {
+    /// What reads and mappings see.
+    visible: Rc<Vec<u8>>,
+    /// What is certain to survive.
+    durable: Rc<Vec<u8>>,
+    /// Writes not yet in `durable`, in submission order.
+    unsettled: Vec<Write>,
+}
+
+impl Inode {
+    fn settle(target: &mut Rc<Vec<u8>>, write: &Write, length: usize, keep: impl Fn(usize) -> bool) {
+        let bytes = Rc::make_mut(target);
+        if bytes.len() < length {
+            bytes.resize(length, 0);
+        }
+        for (sector, chunk) in write.bytes.chunks(SECTOR_BYTES).enumerate() {
+            if keep(sector) {
+                let start = write.offset + sector * SECTOR_BYTES;
+                bytes[start..start + chunk.len()].copy_from_slice(chunk);
+            }
+        }
+    }
+
+    fn land(&mut self, id: WriteId) {
+        let position = self.position(id);
+        let length = self.visible.len();
+        let write = &mut self.unsettled[position];
+        write.state = WriteState::Completed;
+        Self::settle(&mut self.visible, write, length, |_| true);
+        if write.barrier == Barrier::AtCompletion {
+            Self::settle(&mut self.durable, write, length, |_| true);
+            self.unsettled.remove(position);
+        }
+    }
+
+    fn position(&self, id: WriteId) -> usize {
+        self.unsettled.iter().position(|write| write.id == id).expect("an unsettled write stays listed until it lands")
+    }
+}
+
+/// Draws which sectors of a write survive: none, all, a prefix, a suffix, or each for itself.
+fn draw_survivors(rng: &mut Rng, sectors: usize) -> Vec<bool> {
+    match rng.below(5) {
+        0 => vec![false; sectors],
+        1 => vec![true; sectors],
+        2 => {
+            let cut = rng.index(sectors + 1);
+            (0..sectors).map(|sector| sector < cut).collect()
+        }
+        3 => {
+            let cut = rng.index(sectors + 1);
+            (0..sectors).map(|sector| sector >= cut).collect()
+        }
+        _ => {
+            let per_mille = rng.below(1_001);
+            (0..sectors).map(|_| rng.chance(per_mille)).collect()
+        }
+    }
+}
+
+/// A change of a name that is under way.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the text of each variant names its fields")]
+pub enum NameChange {
+    /// A file of so many bytes is being made.
+    Create { name: String, bytes: usize },
+    /// A name is being removed.
+    Unlink { name: String },
+}
+
+/// One disk. Cloning is cheap until either side writes.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    inodes: BTreeMap<InodeId, Inode>,
+    names: BTreeMap<String, InodeId>,
+    durable_names: BTreeMap<String, InodeId>,
+    directories: BTreeSet<String>,
+    changes: BTreeMap<u64, NameChange>,
+    next_id: u64,
+}
+
+fn directory_of(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(directory, _)| directory)
+}
+
+impl Disk {
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn inode(&self, id: InodeId) -> &Inode {
+        self.inodes.get(&id).expect("an open file's inode is kept")
+    }
+
+    fn inode_mut(&mut self, id: InodeId) -> &mut Inode {
+        self.inodes.get_mut(&id).expect("an open file's inode is kept")
+    }
+
+    /// Names of the files in `directory`, without it, sorted.
+    #[must_use]
+    pub fn list(&self, directory: &str) -> Vec<String> {
+        let in_directory = self.names.keys().filter(|name| directory_of(name) == directory);
+        in_directory.map(|name| name.rsplit('/').next().unwrap_or(name).to_owned()).collect()
+    }
+
+    /// Adds a directory, durably.
+    pub fn create_directory(&mut self, directory: &str) {
+        self.directories.insert(directory.to_owned());
+    }
+
+    /// Whether a directory is there.
+    #[must_use]
+    pub fn has_directory(&self, directory: &str) -> bool {
+        directory.is_empty() || self.directories.contains(directory)
+    }
+
+    /// The file of that name.
+    #[must_use]
+    pub fn lookup(&self, name: &str) -> Option<InodeId> {
+        self.names.get(name).copied()
+    }
+
+    /// Makes an empty file whose name is not synced.
+    pub fn create_unsynced(&mut self, name: &str, bytes: usize) -> InodeId {
+        let id = InodeId(self.fresh_id());
+        self.inodes.insert(id, Inode { visible: Rc::new(vec![0; bytes]), ..Inode::default() });
+        self.names.insert(name.to_owned(), id);
+        id
+    }
+
+    /// Makes a file of zeros, with its name and contents durable.
+    pub fn create(&mut self, name: &str, bytes: usize) -> InodeId {
+        let id = self.create_unsynced(name, bytes);
+        let inode = self.inode_mut(id);
+        inode.durable = Rc::clone(&inode.visible);
+        self.sync_directory(directory_of(name));
+        id
+    }
+
+    /// Removes a name, durably. The file stays for those who have it open.
+    pub fn unlink(&mut self, name: &str) {
+        self.names.remove(name);
+        self.sync_directory(directory_of(name));
+    }
+
+    /// Makes the names of a directory durable as they are.
+    pub fn sync_directory(&mut self, directory: &str) {
+        self.durable_names.retain(|name, _| directory_of(name) != directory);
+        let names = self.names.iter().filter(|(name, _)| directory_of(name) == directory);
+        self.durable_names.extend(names.map(|(name, id)| (name.clone(), *id)));
+    }
+
+    /// Begins a change of a name that a crash may interrupt.
+    pub fn begin_change(&mut self, change: NameChange) -> u64 {
+        let id = self.fresh_id();
+        self.changes.insert(id, change);
+        id
+    }
+
+    /// Ends a change; returns the file that was made.
+    pub fn complete_change(&mut self, id: u64) -> Option<InodeId> {
+        match self.changes.remove(&id).expect("a change ends once") {
+            NameChange::Create { name, bytes } => Some(self.create(&name, bytes)),
+            NameChange::Unlink { name } => {
+                self.unlink(&name);
+                None
+            }
+        }
+    }
+
+    /// Gives up a change, as a failed call does.
+    pub fn abandon_change(&mut self, id: u64) {
+        self.changes.remove(&id);
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self, file: InodeId) -> usize {
+        self.inode(file).visible.len()
+    }
+
+    /// Whether there is no file at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// What a reader sees; `None` beyond the end.
+    #[must_use]
+    pub fn visible(&self, file: InodeId, offset: u64, len: usize) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.inode(file).visible.get(start..start.checked_add(len)?)
+    }
+
+    /// Begins a write. A reader may see any of its sectors at once.
+    ///
+    /// # Errors
+    /// The range is beyond the file or overlaps a write in flight: both are mistakes of the caller.
+    pub fn begin_write(
+        &mut self,
+        file: InodeId,
+        offset: u64,
+        bytes: Vec<u8>,
+        barrier: Barrier,
+        rng: &mut Rng,
+    ) -> Result<WriteId, &'static str> {
+        let id = WriteId(self.fresh_id());
+        let inode = self.inode_mut(file);
+        let offset = usize::try_from(offset).map_err(|_| "write beyond any file")?;
+        if offset + bytes.len() > inode.visible.len() {
+            return Err("write beyond the end of its file");
+        }
+        let in_flight = |write: &Write| matches!(write.state, WriteState::InFlight | WriteState::LandsAt(_));
+        if inode.unsettled.iter().any(|write| in_flight(write) && write.overlaps(offset, bytes.len())) {
+            return Err("write overlaps another one in flight");
+        }
+        let write = Write { id, offset, bytes: Rc::new(bytes), barrier, state: WriteState::InFlight };
+        if barrier == Barrier::AtSync {
+            let early = draw_survivors(rng, write.bytes.len().div_ceil(SECTOR_BYTES));
+            let length = inode.visible.len();
+            Inode::settle(&mut inode.visible, &write, length, |sector| early[sector]);
+        }
+        inode.unsettled.push(write);
+        Ok(id)
+    }
+
+    /// Ends a write: readers see it, and it is durable if its barrier says so.
+    pub fn complete_write(&mut self, file: InodeId, id: WriteId) {
+        self.inode_mut(file).land(id);
+    }
+
+    /// Ends a write with an error: its sectors stay unspecified until the next power loss.
+    pub fn fail_write(&mut self, file: InodeId, id: WriteId) {
+        let inode = self.inode_mut(file);
+        let position = inode.position(id);
+        inode.unsettled[position].state = WriteState::Failed;
+    }
+
+    /// The writes that a sync which begins now will make durable.
+    #[must_use]
+    pub fn begin_sync(&self, file: InodeId) -> Vec<WriteId> {
+        let completed = self.inode(file).unsettled.iter().filter(|write| write.state == WriteState::Completed);
+        completed.map(|write| write.id).collect()
+    }
+
+    /// Ends a sync.
+    pub fn complete_sync(&mut self, file: InodeId, covered: &[WriteId]) {
+        let inode = self.inode_mut(file);
+        let length = inode.visible.len();
+        let (settled, unsettled): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut inode.unsettled).into_iter().partition(|write| covered.contains(&write.id));
+        for write in &settled {
+            Inode::settle(&mut inode.durable, write, length, |_| true);
+        }
+        inode.unsettled = unsettled;
+    }
+
+    /// When the last write of a killed process reaches `file`; 0 if there is none.
+    #[must_use]
+    pub fn quiet_at(&self, file: InodeId) -> u64 {
+        let landings = self.inode(file).unsettled.iter().map(|write| match write.state {
+            WriteState::LandsAt(time) => time,
+            _ => 0,
+        });
+        landings.max().unwrap_or(0)
+    }
+
+    /// Lands the writes of killed processes that are due.
+    pub fn advance(&mut self, now: u64) {
+        for inode in self.inodes.values_mut() {
+            let due =
+                inode.unsettled.iter().filter(|write| matches!(write.state, WriteState::LandsAt(at) if at <= now));
+            for id in due.map(|write| write.id).collect::<Vec<_>>() {
+                inode.land(id);
+            }
+        }
+    }
+
+    /// The process was killed: writes in flight land within `landing_max` nanoseconds or never began.
+    pub fn kill(&mut self, now: u64, landing_max: u64, rng: &mut Rng) {
+        for inode in self.inodes.values_mut() {
+            inode.unsettled.retain_mut(|write| {
+                if write.state != WriteState::InFlight {
+                    return true;
+                }
+                write.state = WriteState::LandsAt(now + 1 + rng.below(landing_max));
+                rng.chance(800)
+            });
+        }
+        for change in std::mem::take(&mut self.changes).into_values() {
+            match (change, rng.below(3)) {
+                (_, 0) => {}
+                (NameChange::Create { name, bytes }, 1) => {
+                    let length = if rng.chance(500) { bytes } else { rng.index(bytes / 4096 + 1) * 4096 };
+                    self.create_unsynced(&name, length);
+                }
+                (NameChange::Unlink { name }, 1) => {
+                    self.names.remove(&name);
+                }
+                (NameChange::Create { name, bytes }, _) => {
+                    self.create(&name, bytes);
+                }
+                (NameChange::Unlink { name }, _) => self.unlink(&name),
+            }
+        }
+    }
+
+    /// The power failed: only what is durable is certain; of the rest, what `survival` keeps.
+    pub fn power_loss(&mut self, survival: Survival, rng: &mut Rng) {
+        if survival == Survival::Drawn {
+            // A change under way may have got as far as any point of its sequence.
+            self.kill(u64::MAX / 2, 1, rng);
+        }
+        self.changes.clear();
+        for inode in self.inodes.values_mut() {
+            let length = inode.visible.len();
+            for write in std::mem::take(&mut inode.unsettled) {
+                if survival == Survival::Drawn {
+                    let kept = draw_survivors(rng, write.bytes.len().div_ceil(SECTOR_BYTES));
+                    if kept.contains(&true) {
+                        Inode::settle(&mut inode.durable, &write, length, |sector| kept[sector]);
+                    }
+                }
+            }
+            inode.visible = Rc::clone(&inode.durable);
+        }
+        self.settle_names(survival, rng);
+        let named: BTreeSet<InodeId> = self.names.values().copied().collect();
+        self.inodes.retain(|id, _| named.contains(id));
+    }
+
+    fn settle_names(&mut self, survival: Survival, rng: &mut Rng) {
+        let all: BTreeSet<String> = self.names.keys().chain(self.durable_names.keys()).cloned().collect();
+        for name in all {
+            let (seen, kept) = (self.names.get(&name).copied(), self.durable_names.get(&name).copied());
+            let outcome = if survival == Survival::Drawn && rng.chance(500) { seen } else { kept };
+            match outcome {
+                Some(id) => self.names.insert(name.clone(), id),
+                None => self.names.remove(&name),
+            };
+        }
+        self.durable_names.clone_from(&self.names);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk_with_file() -> (Disk, InodeId) {
+        let mut disk = Disk::default();
+        let file = disk.create("wal/seg", 8192);
+        (disk, file)
+    }
+
+    fn write(disk: &mut Disk, file: InodeId, barrier: Barrier, byte: u8) -> WriteId {
+        disk.begin_write(file, 0, vec![byte; 4096], barrier, &mut Rng::new(1)).expect("in range, no overlap")
+    }
+
+    #[test]
+    fn completed_log_write_survives_and_pending_one_may_not() {
+        let (mut disk, file) = disk_with_file();
+        let first = write(&mut disk, file, Barrier::AtCompletion, 1);
+        disk.complete_write(file, first);
+        write(&mut disk, file, Barrier::AtCompletion, 2);
+        disk.power_loss(Survival::Nothing, &mut Rng::new(1));
+        assert!(disk.visible(file, 0, 4096).unwrap().iter().all(|&byte| byte == 1));
+    }
+
+    #[test]
+    fn store_write_needs_a_sync_that_began_after_it() {
+        let (mut disk, file) = disk_with_file();
+        let id = write(&mut disk, file, Barrier::AtSync, 1);
+        let too_early = disk.begin_sync(file);
+        disk.complete_write(file, id);
+        disk.complete_sync(file, &too_early);
+        let mut lost = disk.clone();
+        lost.power_loss(Survival::Nothing, &mut Rng::new(1));
+        assert_eq!(lost.visible(file, 0, 1).unwrap(), [0]);
+        let covered = disk.begin_sync(file);
+        disk.complete_sync(file, &covered);
+        disk.power_loss(Survival::Nothing, &mut Rng::new(1));
+        assert_eq!(disk.visible(file, 0, 1).unwrap(), [1]);
+    }
+
+    #[test]
+    fn power_loss_tears_at_sectors() {
+        let mut patterns = BTreeSet::new();
+        for seed in 0..200 {
+            let (mut disk, file) = disk_with_file();
+            write(&mut disk, file, Barrier::AtCompletion, 7);
+            disk.power_loss(Survival::Drawn, &mut Rng::new(seed));
+            let image = disk.visible(file, 0, 8192).unwrap();
+            for sector in image.chunks(SECTOR_BYTES) {
+                assert!(sector.iter().all(|&byte| byte == sector[0]), "a sector is never split");
+            }
+            patterns.insert(image.chunks(SECTOR_BYTES).map(|sector| sector[0]).collect::<Vec<_>>());
+        }
+        assert!(patterns.len() > 20, "only {} patterns", patterns.len());
+    }
+
+    #[test]
+    fn killed_write_lands_later() {
+        let (mut landed, mut dropped) = (0, 0);
+        for seed in 0..50 {
+            let (mut disk, file) = disk_with_file();
+            write(&mut disk, file, Barrier::AtCompletion, 7);
+            disk.kill(1_000, 500, &mut Rng::new(seed));
+            assert_eq!(disk.visible(file, 0, 1).unwrap(), [0]);
+            let quiet_at = disk.quiet_at(file);
+            disk.advance(quiet_at);
+            if quiet_at == 0 {
+                dropped += 1;
+            } else {
+                assert!((1_001..=1_500).contains(&quiet_at));
+                assert_eq!(disk.visible(file, 4095, 1).unwrap(), [7]);
+                landed += 1;
+            }
+        }
+        assert!(landed > 20 && dropped > 0, "{landed} landed, {dropped} dropped");
+    }
+
+    #[test]
+    fn interrupted_create_may_leave_anything() {
+        let mut lengths = BTreeSet::new();
+        for seed in 0..100 {
+            let (mut disk, _) = disk_with_file();
+            disk.begin_change(NameChange::Create { name: "wal/new".to_owned(), bytes: 16_384 });
+            disk.kill(0, 1, &mut Rng::new(seed));
+            let killed = disk.lookup("wal/new").map(|file| disk.len(file));
+            disk.power_loss(Survival::Drawn, &mut Rng::new(seed + 1));
+            lengths.insert((killed, disk.lookup("wal/new").map(|file| disk.len(file))));
+        }
+        assert!(lengths.contains(&(None, None)) && lengths.contains(&(Some(16_384), Some(16_384))));
+        assert!(lengths.contains(&(Some(16_384), None)), "an unsynced name vanishes");
+        assert!(lengths.contains(&(Some(4_096), Some(0))) || lengths.contains(&(Some(8_192), Some(0))));
+    }
+
+    #[test]
+    fn overlapping_writes_are_refused() {
+        let (mut disk, file) = disk_with_file();
+        write(&mut disk, file, Barrier::AtCompletion, 1);
+        let mut rng = Rng::new(1);
+        assert!(disk.begin_write(file, 0, vec![0; 8192], Barrier::AtCompletion, &mut rng).is_err());
+        assert!(disk.begin_write(file, 4096, vec![0; 4096], Barrier::AtCompletion, &mut rng).is_ok());
+        assert!(disk.begin_write(file, 8192, vec![0; 4096], Barrier::AtCompletion, &mut rng).is_err());
+    }
+}

@@ -1,0 +1,908 @@
+//! The simulated port: every submission of the shell becomes a completion at a drawn time.
+//!
+//! Owns: virtual time, the queue of what is due, open files, connections (both ends), injected errors and the point at
+//! which the process dies. Does not know: what the bytes mean, or what a client or server does with them.
+//!
+//! Invariants
+//! - I1: nothing happens but from [`SimPort::advance`] and the boot calls; equal seeds give equal traces.
+//! - I2: events are ordered as the port promises: files first (in any order), sockets (each connection in order), timer.
+//! - I3: a dead process has no effect: its submissions are swallowed, its completions never delivered.
+//! - I4: the shell's breaches of the port's contract are collected as violations, not tolerated.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+
+use trilith_reactor::{
+    BootFiles, CloseReason, ConnectionId, Event, FileId, FileMode, ListenerId, Port, Preparation, Token,
+};
+
+use crate::disk::{Barrier, Disk, InodeId, NameChange, Survival, WriteId};
+use crate::rng::Rng;
+use crate::trace::Trace;
+use crate::weather::{CrashKind, Fate, Latency, MILLISECOND, Phase, SECOND, Weather};
+
+/// Wall-clock time at virtual time zero.
+const WALL_EPOCH: u64 = 1_700_000_000 * SECOND;
+/// A killed process's writes land within this time.
+const LANDING_MAX: u64 = 60 * MILLISECOND;
+/// Linux's EIO.
+const EIO: i32 = 5;
+
+/// What reaches a client.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the text of each variant names its fields")]
+pub enum Delivery {
+    /// Bytes of the server, with the disk as it was when they were sent if the sample chose them (last piece).
+    Bytes { connection: ConnectionId, bytes: Vec<u8>, sent_at: u64, media: Option<Box<Disk>> },
+    /// The connection is gone.
+    Closed { connection: ConnectionId },
+    /// The time has come that [`SimPort::wake_client`] was asked for.
+    Wake { client: usize },
+}
+
+#[derive(Debug)]
+enum Pending {
+    Write {
+        token: Token,
+        inode: InodeId,
+        id: WriteId,
+    },
+    /// The durability that an early acknowledgement left out.
+    Settle {
+        inode: InodeId,
+        id: WriteId,
+    },
+    EarlyWritten {
+        token: Token,
+    },
+    Sync {
+        token: Token,
+        inode: InodeId,
+        covered: Vec<WriteId>,
+    },
+    Read {
+        token: Token,
+        inode: InodeId,
+        offset: u64,
+        len: usize,
+    },
+    Create {
+        token: Token,
+        name: String,
+        change: u64,
+        mode: FileMode,
+    },
+    Unlink {
+        token: Token,
+        change: u64,
+    },
+    Populate {
+        token: Token,
+    },
+    Accept {
+        connection: ConnectionId,
+    },
+    ToServer {
+        connection: ConnectionId,
+        bytes: Vec<u8>,
+    },
+    ServerClosed {
+        connection: ConnectionId,
+        reason: CloseReason,
+    },
+    Sent {
+        connection: ConnectionId,
+        buffer: Vec<u8>,
+    },
+    ToClient(Delivery),
+}
+
+#[derive(Debug)]
+struct Due {
+    what: Pending,
+    /// Reports EIO.
+    fails: bool,
+    /// The process dies before the event is delivered.
+    fatal: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Handle {
+    inode: InodeId,
+    mode: FileMode,
+}
+
+#[derive(Debug)]
+struct Connection {
+    /// The shell knows of it and has not closed it.
+    open: bool,
+    sending: bool,
+    receiving: bool,
+    /// Bytes that arrived while not receiving.
+    held: Vec<u8>,
+    to_server_at: u64,
+    to_client_at: u64,
+}
+
+/// The simulator's port. Lives through crashes: [`SimPort::crash`] ends a process, [`SimPort::begin_life`] starts one.
+#[derive(Debug)]
+pub struct SimPort {
+    disk: Disk,
+    now: u64,
+    rng: Rng,
+    weather: Weather,
+    queue: BTreeMap<(u64, u64), Due>,
+    sequence: u64,
+    handles: Vec<Option<Handle>>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    next_connection: u64,
+    listening: bool,
+    deadline: Option<u64>,
+    fate: Fate,
+    life_began: u64,
+    submissions: u64,
+    dead: bool,
+    error_delivered_at: Option<u64>,
+    stop_requested: bool,
+    violations: Vec<String>,
+    /// The trace of everything that crossed the port.
+    pub trace: Trace,
+}
+
+impl SimPort {
+    /// A port over `disk` at virtual time `now`.
+    #[must_use]
+    pub fn new(disk: Disk, weather: Weather, rng: Rng, now: u64, trace: Trace) -> Self {
+        Self {
+            disk,
+            now,
+            rng,
+            weather,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            handles: Vec::new(),
+            connections: BTreeMap::new(),
+            next_connection: 1,
+            listening: false,
+            deadline: None,
+            fate: Fate::Survive,
+            life_began: now,
+            submissions: 0,
+            dead: false,
+            error_delivered_at: None,
+            stop_requested: false,
+            violations: Vec::new(),
+            trace,
+        }
+    }
+
+    /// Starts a process's life.
+    pub fn begin_life(&mut self, fate: Fate) {
+        self.fate = fate;
+        self.life_began = self.now;
+        self.submissions = 0;
+        self.dead = false;
+        self.error_delivered_at = None;
+        self.stop_requested = false;
+        self.listening = true;
+        self.trace.event(self.now, format_args!("life {fate:?}"));
+    }
+
+    /// Whether the process died in the last call or turn.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    /// When an injected error was delivered in this life.
+    #[must_use]
+    pub fn error_delivered_at(&self) -> Option<u64> {
+        self.error_delivered_at
+    }
+
+    /// Whether SIGTERM was delivered in this life.
+    #[must_use]
+    pub fn is_stop_requested(&self) -> bool {
+        self.stop_requested
+    }
+
+    /// How this life ends.
+    #[must_use]
+    pub fn fate(&self) -> Fate {
+        self.fate
+    }
+
+    /// The next contract breach, if any.
+    pub fn take_violation(&mut self) -> Option<String> {
+        self.violations.pop()
+    }
+
+    /// The disk as it is.
+    #[must_use]
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Lets virtual time pass without a turn, as while the process is down.
+    pub fn sleep(&mut self, nanoseconds: u64) {
+        self.now += nanoseconds;
+    }
+
+    /// Ends the process: settles the disk, resets the connections. Returns what still reaches the clients.
+    pub fn crash(&mut self, kind: CrashKind) -> Vec<Delivery> {
+        self.trace.event(self.now, format_args!("crash {kind:?} after {} submissions", self.submissions));
+        self.disk.advance(self.now);
+        match kind {
+            CrashKind::Kill => self.disk.kill(self.now, LANDING_MAX, &mut self.rng),
+            CrashKind::PowerLoss => self.disk.power_loss(Survival::Drawn, &mut self.rng),
+        }
+        self.end_life(if kind == CrashKind::Kill { 900 } else { 400 })
+    }
+
+    /// Ends a process that stopped by itself.
+    pub fn exit(&mut self) -> Vec<Delivery> {
+        self.trace.event(self.now, format_args!("exit after {} submissions", self.submissions));
+        self.disk.kill(self.now, LANDING_MAX, &mut self.rng);
+        self.end_life(1_000)
+    }
+
+    /// The power fails while no process runs.
+    pub fn lose_power(&mut self) {
+        self.trace.event(self.now, format_args!("power loss"));
+        self.disk.power_loss(Survival::Drawn, &mut self.rng);
+    }
+
+    /// `delivered_per_mille`: how often a connection's bytes under way still arrive.
+    fn end_life(&mut self, delivered_per_mille: u64) -> Vec<Delivery> {
+        let connections = std::mem::take(&mut self.connections);
+        let delivered: BTreeSet<ConnectionId> =
+            connections.keys().copied().filter(|_| self.rng.chance(delivered_per_mille)).collect();
+        let mut deliveries = Vec::new();
+        for due in std::mem::take(&mut self.queue).into_values() {
+            match due.what {
+                Pending::ToClient(Delivery::Bytes { connection, .. }) if !delivered.contains(&connection) => {}
+                Pending::ToClient(Delivery::Wake { .. } | Delivery::Closed { .. }) => {}
+                Pending::ToClient(delivery) => deliveries.push(delivery),
+                _ => {}
+            }
+        }
+        deliveries.extend(connections.into_keys().map(|connection| Delivery::Closed { connection }));
+        self.handles.clear();
+        self.deadline = None;
+        self.listening = false;
+        self.dead = true;
+        deliveries
+    }
+
+    /// Delivers [`Delivery::Wake`] after `delay`; forgotten when the process's life ends.
+    pub fn wake_client(&mut self, client: usize, delay: u64) {
+        self.schedule(self.now + delay, Pending::ToClient(Delivery::Wake { client }));
+    }
+
+    fn schedule(&mut self, at: u64, what: Pending) {
+        self.schedule_submission(at, what, false, false);
+    }
+
+    fn schedule_submission(&mut self, at: u64, what: Pending, fails: bool, fatal: bool) {
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), Due { what, fails, fatal });
+    }
+
+    /// Counts a submission. `None`: the process is dead and it has no effect. Otherwise whether it is fatal later.
+    fn submit(&mut self, is_file_operation: bool) -> Option<(bool, bool)> {
+        if self.dead {
+            return None;
+        }
+        self.submissions += 1;
+        match self.fate {
+            Fate::CrashAt { number, phase, .. } if number == self.submissions => match phase {
+                Phase::BeforeSubmit => {
+                    self.dead = true;
+                    None
+                }
+                Phase::AfterSubmit => {
+                    self.dead = true;
+                    Some((false, false))
+                }
+                Phase::AfterCompletion => Some((false, true)),
+            },
+            Fate::ErrorAt { number } if self.submissions >= number && is_file_operation => {
+                self.fate = Fate::Survive;
+                Some((true, false))
+            }
+            _ => Some((false, false)),
+        }
+    }
+
+    /// The latency class of a file operation, drawn.
+    fn due_after(&mut self, latency: Latency) -> u64 {
+        self.now + latency.draw(&mut self.rng)
+    }
+
+    fn handle(&mut self, file: FileId) -> Option<Handle> {
+        let handle = self.handles.get(file.0 as usize).copied().flatten();
+        if handle.is_none() && !self.dead {
+            self.violations.push(format!("{file:?} is not open"));
+        }
+        handle
+    }
+
+    fn open_handle(&mut self, inode: InodeId, mode: FileMode) -> FileId {
+        self.handles.push(Some(Handle { inode, mode }));
+        FileId(self.handles.len() as u32 - 1)
+    }
+
+    /// Moves time to the next thing due and delivers all that is due then. False if nothing ever will be.
+    pub fn advance(&mut self, events: &mut Vec<Event>, deliveries: &mut Vec<Delivery>) -> bool {
+        let crash_at = match self.fate {
+            Fate::CrashAfter { delay, .. } => Some(self.life_began + delay),
+            Fate::StopAfter { delay } if !self.stop_requested => Some(self.life_began + delay),
+            _ => None,
+        };
+        let queued = self.queue.keys().next().map(|(at, _)| *at);
+        let Some(next) = [queued, self.deadline, crash_at].into_iter().flatten().min() else { return false };
+        self.now = self.now.max(next);
+        self.disk.advance(self.now);
+        if crash_at.is_some_and(|at| at <= self.now) {
+            if matches!(self.fate, Fate::CrashAfter { .. }) {
+                self.dead = true;
+                return true;
+            }
+            self.stop_requested = true;
+            events.push(Event::StopRequested { signal: 15 });
+        }
+        self.deliver_due(events, deliveries);
+        if self.deadline.is_some_and(|at| at <= self.now) && !self.dead {
+            self.deadline = None;
+            events.push(Event::Timer);
+        }
+        for event in events.iter() {
+            self.trace.event(self.now, format_args!("<- {}", describe(event)));
+            if let Event::Received { bytes, .. } | Event::Read { result: Ok(bytes), .. } = event {
+                self.trace.bytes(bytes);
+            }
+        }
+        true
+    }
+
+    fn deliver_due(&mut self, events: &mut Vec<Event>, deliveries: &mut Vec<Delivery>) {
+        let mut files = Vec::new();
+        let mut sockets: BTreeMap<ConnectionId, VecDeque<Event>> = BTreeMap::new();
+        while let Some(entry) = self.queue.first_entry() {
+            if entry.key().0 > self.now || self.dead {
+                break;
+            }
+            let due = entry.remove();
+            match due.what {
+                Pending::ToClient(delivery) => deliveries.push(delivery),
+                Pending::Accept { connection } => {
+                    let event = Event::Accepted { listener: ListenerId(0), connection, peer: "10.0.0.1:9".to_owned() };
+                    sockets.entry(connection).or_default().push_back(event);
+                }
+                what @ (Pending::ToServer { .. } | Pending::ServerClosed { .. } | Pending::Sent { .. }) => {
+                    self.dead |= due.fatal;
+                    if let Some((connection, event)) = self.socket_event(what) {
+                        sockets.entry(connection).or_default().push_back(event);
+                    }
+                }
+                what => {
+                    let event = self.complete_file(what, due.fails);
+                    self.dead |= due.fatal;
+                    files.extend(event);
+                }
+            }
+        }
+        if self.dead {
+            return;
+        }
+        self.rng.shuffle(&mut files);
+        events.extend(files);
+        let mut order: Vec<ConnectionId> = sockets.keys().copied().collect();
+        self.rng.shuffle(&mut order);
+        for connection in order {
+            events.extend(sockets.remove(&connection).expect("listed above"));
+        }
+    }
+
+    fn complete_file(&mut self, what: Pending, fails: bool) -> Option<Event> {
+        if fails {
+            self.error_delivered_at = Some(self.now);
+        }
+        let outcome = |fails: bool| if fails { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) };
+        let event = match what {
+            Pending::Write { token, inode, id } => {
+                if fails {
+                    self.disk.fail_write(inode, id);
+                } else {
+                    self.disk.complete_write(inode, id);
+                }
+                Event::Written { token, result: outcome(fails) }
+            }
+            Pending::Settle { inode, id } => {
+                self.disk.complete_write(inode, id);
+                return None;
+            }
+            Pending::EarlyWritten { token } => Event::Written { token, result: Ok(()) },
+            Pending::Sync { token, inode, covered } => {
+                if !fails {
+                    self.disk.complete_sync(inode, &covered);
+                }
+                Event::Synced { token, result: outcome(fails) }
+            }
+            Pending::Read { token, inode, offset, len } => {
+                let bytes = self.disk.visible(inode, offset, len).map(<[u8]>::to_vec);
+                let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof));
+                Event::Read { token, result: outcome(fails).and(bytes) }
+            }
+            Pending::Create { token, name, change, mode } => {
+                if !fails && self.disk.lookup(&name).is_some() {
+                    self.disk.abandon_change(change);
+                    return Some(Event::Created { token, result: Err(io::ErrorKind::AlreadyExists.into()) });
+                }
+                if fails {
+                    self.disk.abandon_change(change);
+                    return Some(Event::Created { token, result: Err(io::Error::from_raw_os_error(EIO)) });
+                }
+                let inode = self.disk.complete_change(change).expect("a create makes a file");
+                Event::Created { token, result: Ok(self.open_handle(inode, mode)) }
+            }
+            Pending::Unlink { token, change } => {
+                if fails {
+                    self.disk.abandon_change(change);
+                } else {
+                    self.disk.complete_change(change);
+                }
+                Event::Renamed { token, result: outcome(fails) }
+            }
+            Pending::Populate { token } => Event::Populated { token, result: outcome(fails) },
+            other => unreachable!("{other:?} is not a file operation"),
+        };
+        Some(event)
+    }
+
+    fn socket_event(&mut self, what: Pending) -> Option<(ConnectionId, Event)> {
+        match what {
+            Pending::ToServer { connection, bytes } => {
+                let state = self.connections.get_mut(&connection).filter(|state| state.open)?;
+                if !state.receiving {
+                    state.held.extend_from_slice(&bytes);
+                    return None;
+                }
+                Some((connection, Event::Received { connection, bytes }))
+            }
+            Pending::Sent { connection, mut buffer } => {
+                let state = self.connections.get_mut(&connection).filter(|state| state.open)?;
+                state.sending = false;
+                buffer.clear();
+                Some((connection, Event::Sent { connection, buffer }))
+            }
+            Pending::ServerClosed { connection, reason } => {
+                self.connections.remove(&connection)?;
+                Some((connection, Event::Closed { connection, reason }))
+            }
+            other => unreachable!("{other:?} is no socket event"),
+        }
+    }
+
+    /// Lets the turn's CPU time pass; may be a long pause.
+    pub fn spend_turn(&mut self) {
+        self.now += self.weather.turn.draw(&mut self.rng);
+    }
+
+    /// A client connects. The server may be down: then the connection closes at once.
+    pub fn client_connect(&mut self) -> ConnectionId {
+        let connection = ConnectionId(self.next_connection);
+        self.next_connection += 1;
+        let at = self.due_after(self.weather.network);
+        if !self.listening {
+            self.schedule(at, Pending::ToClient(Delivery::Closed { connection }));
+            return connection;
+        }
+        let state = Connection {
+            open: true,
+            sending: false,
+            receiving: true,
+            held: Vec::new(),
+            to_server_at: at,
+            to_client_at: at,
+        };
+        self.connections.insert(connection, state);
+        self.schedule(at, Pending::Accept { connection });
+        connection
+    }
+
+    /// A client sends bytes; they arrive in order, in pieces.
+    pub fn client_send(&mut self, connection: ConnectionId, bytes: &[u8]) {
+        let Some(mut at) = self.connections.get(&connection).map(|state| state.to_server_at) else { return };
+        at = at.max(self.due_after(self.weather.network));
+        for piece in bytes.chunks(self.weather.segment_bytes_max) {
+            self.schedule(at, Pending::ToServer { connection, bytes: piece.to_vec() });
+            if self.rng.chance(200) {
+                at += self.weather.send.draw(&mut self.rng);
+            }
+        }
+        if let Some(state) = self.connections.get_mut(&connection) {
+            state.to_server_at = at;
+        }
+    }
+
+    /// A client hangs up, in order or abruptly. It hears nothing more.
+    pub fn client_close(&mut self, connection: ConnectionId, reason: CloseReason) {
+        let Some(state) = self.connections.get(&connection) else { return };
+        let at = state.to_server_at.max(self.due_after(self.weather.network));
+        self.schedule(at, Pending::ServerClosed { connection, reason });
+        self.queue.retain(|_, due| match &due.what {
+            Pending::ToClient(Delivery::Bytes { connection: other, .. } | Delivery::Closed { connection: other }) => {
+                *other != connection
+            }
+            _ => true,
+        });
+    }
+
+    fn check_aligned(&mut self, what: &str, offset: u64, len: usize) -> io::Result<()> {
+        if offset.is_multiple_of(4096) && len.is_multiple_of(4096) && len > 0 {
+            return Ok(());
+        }
+        self.violations.push(format!("{what} of {len} bytes at {offset} is not aligned to 4096"));
+        Err(io::ErrorKind::InvalidInput.into())
+    }
+
+    fn boot_submit(&mut self, latency: Latency) -> io::Result<bool> {
+        let was_dead = self.dead;
+        let submitted = self.submit(true);
+        self.now += latency.draw(&mut self.rng);
+        self.disk.advance(self.now);
+        match submitted {
+            None => Err(crash_error()),
+            Some((true, _)) => {
+                self.error_delivered_at = Some(self.now);
+                Err(io::Error::from_raw_os_error(EIO))
+            }
+            Some((false, fatal)) => {
+                // A blocking call that ends is followed at once by the death that was to come after its completion.
+                if fatal && !was_dead {
+                    self.dead = true;
+                }
+                Ok(fatal)
+            }
+        }
+    }
+
+    fn alive(&self) -> io::Result<()> {
+        if self.dead { Err(crash_error()) } else { Ok(()) }
+    }
+}
+
+fn crash_error() -> io::Error {
+    io::Error::new(io::ErrorKind::Interrupted, "simulated crash")
+}
+
+/// An event without its bytes.
+fn describe(event: &Event) -> String {
+    match event {
+        Event::Read { token, result } => {
+            format!("Read {{ token: {token:?}, result: {:?} }}", result.as_ref().map(Vec::len))
+        }
+        Event::Received { connection, bytes } => format!("Received {{ {connection:?}, {} bytes }}", bytes.len()),
+        Event::Sent { connection, .. } => format!("Sent {{ {connection:?} }}"),
+        other => format!("{other:?}"),
+    }
+}
+
+impl Port for SimPort {
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn wall_now(&self) -> u64 {
+        WALL_EPOCH + self.now
+    }
+
+    fn entropy(&mut self) -> u64 {
+        self.rng.bits()
+    }
+
+    fn write(&mut self, token: Token, file: FileId, offset: u64, bytes: Vec<u8>) {
+        self.trace.event(self.now, format_args!("-> write {} {file:?} {offset}+{}", token.0, bytes.len()));
+        self.trace.bytes(&bytes);
+        let Some((fails, fatal)) = self.submit(true) else { return };
+        let Some(handle) = self.handle(file) else { return };
+        let _ = self.check_aligned("a write", offset, bytes.len());
+        let (barrier, latency) = match handle.mode {
+            FileMode::Log => (Barrier::AtCompletion, self.weather.log_write),
+            FileMode::Store => (Barrier::AtSync, self.weather.store_write),
+        };
+        let id = match self.disk.begin_write(handle.inode, offset, bytes, barrier, &mut self.rng) {
+            Ok(id) => id,
+            Err(breach) => {
+                self.violations.push(format!("{breach}: {file:?} at {offset}"));
+                return;
+            }
+        };
+        let at = self.due_after(latency);
+        if self.weather.early_acknowledgement && handle.mode == FileMode::Log && !fails {
+            self.schedule_submission(at, Pending::EarlyWritten { token }, false, fatal);
+            let settled_at = at + latency.draw(&mut self.rng).max(5 * MILLISECOND);
+            self.schedule(settled_at, Pending::Settle { inode: handle.inode, id });
+        } else {
+            self.schedule_submission(at, Pending::Write { token, inode: handle.inode, id }, fails, fatal);
+        }
+    }
+
+    fn sync(&mut self, token: Token, file: FileId) {
+        self.trace.event(self.now, format_args!("-> sync {} {file:?}", token.0));
+        let Some((fails, fatal)) = self.submit(true) else { return };
+        let Some(handle) = self.handle(file) else { return };
+        let covered = self.disk.begin_sync(handle.inode);
+        let at = self.due_after(self.weather.sync);
+        self.schedule_submission(at, Pending::Sync { token, inode: handle.inode, covered }, fails, fatal);
+    }
+
+    fn read(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
+        self.trace.event(self.now, format_args!("-> read {} {file:?} {offset}+{len}", token.0));
+        let Some((fails, fatal)) = self.submit(true) else { return };
+        let Some(handle) = self.handle(file) else { return };
+        let _ = self.check_aligned("a read", offset, len);
+        let at = self.due_after(self.weather.read);
+        self.schedule_submission(at, Pending::Read { token, inode: handle.inode, offset, len }, fails, fatal);
+    }
+
+    fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, _preparation: Preparation) {
+        self.trace.event(self.now, format_args!("-> create {} {name} {bytes}", token.0));
+        let Some((fails, fatal)) = self.submit(true) else { return };
+        let change = self.disk.begin_change(NameChange::Create { name: name.to_owned(), bytes: bytes as usize });
+        let at = self.due_after(self.weather.sync);
+        let what = Pending::Create { token, name: name.to_owned(), change, mode };
+        self.schedule_submission(at, what, fails, fatal);
+    }
+
+    fn unlink(&mut self, token: Token, file: FileId, name: &str) {
+        self.trace.event(self.now, format_args!("-> unlink {} {file:?} {name}", token.0));
+        let Some((fails, fatal)) = self.submit(true) else { return };
+        if let Some(handle) = self.handle(file)
+            && self.disk.lookup(name) != Some(handle.inode)
+        {
+            self.violations.push(format!("{file:?} is not {name}"));
+        }
+        if let Some(slot) = self.handles.get_mut(file.0 as usize) {
+            *slot = None;
+        }
+        let change = self.disk.begin_change(NameChange::Unlink { name: name.to_owned() });
+        let at = self.due_after(self.weather.sync);
+        self.schedule_submission(at, Pending::Unlink { token, change }, fails, fatal);
+    }
+
+    fn populate(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
+        self.trace.event(self.now, format_args!("-> populate {} {file:?} {offset}+{len}", token.0));
+        let Some((fails, fatal)) = self.submit(true) else { return };
+        let Some(handle) = self.handle(file) else { return };
+        if handle.mode != FileMode::Store {
+            self.violations.push(format!("{file:?} is not mapped"));
+        }
+        let at = self.due_after(self.weather.read);
+        self.schedule_submission(at, Pending::Populate { token }, fails, fatal);
+    }
+
+    fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
+        let handle = self.handles.get(file.0 as usize).copied().flatten()?;
+        if handle.mode != FileMode::Store {
+            return None;
+        }
+        self.disk.visible(handle.inode, offset, len)
+    }
+
+    fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>) {
+        self.trace.event(self.now, format_args!("-> send {connection:?} {} bytes", bytes.len()));
+        self.trace.bytes(&bytes);
+        let Some((_, fatal)) = self.submit(false) else { return };
+        let network = self.due_after(self.weather.network);
+        let sent_at = self.due_after(self.weather.send);
+        let now = self.now;
+        let Some(state) = self.connections.get_mut(&connection) else { return };
+        if !state.open || state.sending || bytes.is_empty() {
+            let breach = format!("a send on {connection:?} which is closed or has one outstanding, or an empty send");
+            self.violations.push(breach);
+            return;
+        }
+        state.sending = true;
+        let mut at = state.to_client_at.max(network);
+        let sampled = self.rng.chance(self.weather.witness_per_mille);
+        let mut media = sampled.then(|| Box::new(self.disk.clone()));
+        let piece_bytes = self.weather.segment_bytes_max.max(256);
+        let pieces = bytes.len().div_ceil(piece_bytes);
+        for (position, piece) in bytes.chunks(piece_bytes).enumerate() {
+            let media = if position + 1 == pieces { media.take() } else { None };
+            let delivery = Delivery::Bytes { connection, bytes: piece.to_vec(), sent_at: now, media };
+            self.schedule(at, Pending::ToClient(delivery));
+            if self.rng.chance(100) {
+                at += self.weather.send.draw(&mut self.rng);
+            }
+        }
+        if let Some(state) = self.connections.get_mut(&connection) {
+            state.to_client_at = at;
+        }
+        self.schedule_submission(sent_at, Pending::Sent { connection, buffer: bytes }, false, fatal);
+    }
+
+    fn set_receiving(&mut self, connection: ConnectionId, receiving: bool) {
+        let at = self.now + 1;
+        let Some(state) = self.connections.get_mut(&connection).filter(|_| !self.dead) else { return };
+        state.receiving = receiving;
+        if receiving && !state.held.is_empty() {
+            // Ahead of what is still on its way: sequence zero sorts first among the entries of that time.
+            let bytes = std::mem::take(&mut state.held);
+            let first_later = self.queue.iter().find_map(|(key, due)| match &due.what {
+                Pending::ToServer { connection: other, .. } if *other == connection => Some(*key),
+                _ => None,
+            });
+            let key = first_later.filter(|key| key.0 <= at);
+            match key {
+                Some(key) => {
+                    let Some(Due { what: Pending::ToServer { bytes: later, .. }, .. }) = self.queue.get_mut(&key)
+                    else {
+                        unreachable!("found above")
+                    };
+                    let mut joined = bytes;
+                    joined.append(later);
+                    *later = joined;
+                }
+                None => self.schedule(at, Pending::ToServer { connection, bytes }),
+            }
+        }
+    }
+
+    fn close(&mut self, connection: ConnectionId) {
+        self.trace.event(self.now, format_args!("-> close {connection:?}"));
+        let at = self.due_after(self.weather.network);
+        let Some(state) = self.connections.get_mut(&connection).filter(|state| state.open && !self.dead) else {
+            return;
+        };
+        state.open = false;
+        let client_at = state.to_client_at.max(at);
+        self.schedule(at, Pending::ServerClosed { connection, reason: CloseReason::Requested });
+        self.schedule(client_at, Pending::ToClient(Delivery::Closed { connection }));
+    }
+
+    fn close_listeners(&mut self) {
+        self.trace.event(self.now, format_args!("-> close listeners"));
+        if !self.dead {
+            self.listening = false;
+        }
+    }
+
+    fn set_deadline(&mut self, deadline: Option<u64>) {
+        let late = self.weather.timer_late.draw(&mut self.rng);
+        if !self.dead {
+            self.deadline = deadline.map(|at| at.saturating_add(late));
+        }
+    }
+
+    fn log(&mut self, record: &[u8]) {
+        self.trace.event(self.now, format_args!("-> log {}", String::from_utf8_lossy(record)));
+    }
+}
+
+impl BootFiles for SimPort {
+    fn list(&mut self, directory: &str) -> io::Result<Vec<String>> {
+        self.alive()?;
+        Ok(self.disk.list(directory))
+    }
+
+    fn create_directory(&mut self, directory: &str) -> io::Result<()> {
+        self.boot_submit(self.weather.sync)?;
+        self.disk.create_directory(directory);
+        self.alive()
+    }
+
+    fn lock_owner(&mut self, name: &str) -> io::Result<bool> {
+        self.alive()?;
+        if self.disk.lookup(name).is_none() {
+            self.disk.create_unsynced(name, 0);
+        }
+        Ok(true)
+    }
+
+    fn open(&mut self, name: &str, mode: FileMode, wait_max: u64) -> io::Result<FileId> {
+        self.alive()?;
+        let inode = self.disk.lookup(name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        if self.handles.iter().flatten().any(|handle| handle.inode == inode) {
+            self.violations.push(format!("{name} is opened twice"));
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let wait = self.disk.quiet_at(inode).saturating_sub(self.now);
+        if wait > wait_max {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.now += wait;
+        self.disk.advance(self.now);
+        self.trace.event(self.now, format_args!("-> open {name} after {wait}"));
+        Ok(self.open_handle(inode, mode))
+    }
+
+    fn create(&mut self, name: &str, bytes: u64, mode: FileMode, _preparation: Preparation) -> io::Result<FileId> {
+        self.trace.event(self.now, format_args!("-> boot create {name} {bytes}"));
+        self.boot_submit(self.weather.sync)?;
+        if self.disk.lookup(name).is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let change = self.disk.begin_change(NameChange::Create { name: name.to_owned(), bytes: bytes as usize });
+        if self.dead && self.rng.chance(500) {
+            return Err(crash_error());
+        }
+        let inode = self.disk.complete_change(change).expect("a create makes a file");
+        self.alive()?;
+        Ok(self.open_handle(inode, mode))
+    }
+
+    fn len(&mut self, file: FileId) -> io::Result<u64> {
+        self.alive()?;
+        let handle = self.handle(file).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(self.disk.len(handle.inode) as u64)
+    }
+
+    fn read(&mut self, file: FileId, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        self.alive()?;
+        self.check_aligned("a boot read", offset, len)?;
+        let handle = self.handle(file).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let bytes = self.disk.visible(handle.inode, offset, len).map(<[u8]>::to_vec);
+        bytes.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn write(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.trace.event(self.now, format_args!("-> boot write {file:?} {offset}+{}", bytes.len()));
+        self.trace.bytes(bytes);
+        let fatal = self.boot_submit(self.weather.log_write)?;
+        self.check_aligned("a boot write", offset, bytes.len())?;
+        let handle = self.handle_while_dying(file)?;
+        let barrier = match handle.mode {
+            FileMode::Log => Barrier::AtCompletion,
+            FileMode::Store => Barrier::AtSync,
+        };
+        let begun = self.disk.begin_write(handle.inode, offset, bytes.to_vec(), barrier, &mut self.rng);
+        let id = begun.map_err(|breach| {
+            self.violations.push(format!("{breach}: {file:?} at {offset}"));
+            io::Error::from(io::ErrorKind::InvalidInput)
+        })?;
+        if !self.dead || fatal {
+            self.disk.complete_write(handle.inode, id);
+        }
+        self.alive()
+    }
+
+    fn sync(&mut self, file: FileId) -> io::Result<()> {
+        self.trace.event(self.now, format_args!("-> boot sync {file:?}"));
+        let fatal = self.boot_submit(self.weather.sync)?;
+        let handle = self.handle_while_dying(file)?;
+        if !self.dead || fatal {
+            let covered = self.disk.begin_sync(handle.inode);
+            self.disk.complete_sync(handle.inode, &covered);
+        }
+        self.alive()
+    }
+
+    fn unlink(&mut self, file: FileId, name: &str) -> io::Result<()> {
+        self.trace.event(self.now, format_args!("-> boot unlink {name}"));
+        let fatal = self.boot_submit(self.weather.sync)?;
+        let handle = self.handle_while_dying(file)?;
+        if self.disk.lookup(name) != Some(handle.inode) {
+            self.violations.push(format!("{file:?} is not {name}"));
+        }
+        self.handles[file.0 as usize] = None;
+        let change = self.disk.begin_change(NameChange::Unlink { name: name.to_owned() });
+        if !self.dead || fatal {
+            self.disk.complete_change(change);
+        }
+        self.alive()
+    }
+}
+
+impl SimPort {
+    /// The handle of a boot call, also of the one in which the process dies.
+    fn handle_while_dying(&mut self, file: FileId) -> io::Result<Handle> {
+        let handle = self.handles.get(file.0 as usize).copied().flatten();
+        if handle.is_none() {
+            self.violations.push(format!("{file:?} is not open"));
+        }
+        handle.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}

@@ -1,0 +1,260 @@
+//! What a seed switches on: latencies, stalls, fault kinds, workload shape and the limits given to the server.
+//!
+//! Owns: the draw of every parameter ("swarm" testing: each seed has its own subset of troubles). Does not know: how
+//! they are carried out.
+//!
+//! Units: nanoseconds for times, per mille for probabilities.
+
+use crate::rng::Rng;
+
+/// One virtual microsecond, in nanoseconds.
+pub const MICROSECOND: u64 = 1_000;
+/// One virtual millisecond, in nanoseconds.
+pub const MILLISECOND: u64 = 1_000_000;
+/// One virtual second, in nanoseconds.
+pub const SECOND: u64 = 1_000_000_000;
+
+/// A latency: mostly near the low end, rarely a stall.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// The least.
+    pub min: u64,
+    /// The most, without a stall.
+    pub max: u64,
+    /// How often a stall comes instead, per mille.
+    pub stall_per_mille: u64,
+    /// The longest stall.
+    pub stall_max: u64,
+}
+
+impl Latency {
+    /// One draw.
+    pub fn draw(&self, rng: &mut Rng) -> u64 {
+        if self.stall_per_mille > 0 && rng.chance(self.stall_per_mille) {
+            return rng.log_between(self.max, self.stall_max.max(self.max));
+        }
+        rng.log_between(self.min, self.max)
+    }
+
+    fn steady(min: u64, max: u64) -> Self {
+        Self { min, max, stall_per_mille: 0, stall_max: 0 }
+    }
+}
+
+/// The disk and network of a run.
+#[derive(Clone, Debug)]
+pub struct Weather {
+    /// Durable writes of the log.
+    pub log_write: Latency,
+    /// Writes of store files.
+    pub store_write: Latency,
+    /// Syncs, creates, unlinks.
+    pub sync: Latency,
+    /// Reads and populates.
+    pub read: Latency,
+    /// One way through the network.
+    pub network: Latency,
+    /// From handing bytes to the kernel to its taking them.
+    pub send: Latency,
+    /// The CPU time of a turn.
+    pub turn: Latency,
+    /// How late timers fire.
+    pub timer_late: Latency,
+    /// Received bytes come in pieces of at most this many bytes.
+    pub segment_bytes_max: usize,
+    /// How often a sent batch has its media checked at once, per mille.
+    pub witness_per_mille: u64,
+    /// How often a client hangs up instead of sending its next request, per mille.
+    pub hang_up_per_mille: u64,
+    /// Log writes are reported complete before they are durable: the fault that the checker must find.
+    pub early_acknowledgement: bool,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashKind {
+    /// kill -9: writes in flight land later.
+    Kill,
+    /// The power fails.
+    PowerLoss,
+}
+
+/// Where within a submission's life a crash strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The submission is lost.
+    BeforeSubmit,
+    /// It is under way; nothing after it happens.
+    AfterSubmit,
+    /// It ended; its event is never delivered.
+    AfterCompletion,
+}
+
+/// What ends one life of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the text of each variant names its fields")]
+pub enum Fate {
+    /// Nothing does.
+    Survive,
+    /// A crash at the submission of this number (from 1, boot included).
+    CrashAt { number: u64, phase: Phase, kind: CrashKind },
+    /// A crash between turns, so many nanoseconds after the start.
+    CrashAfter { delay: u64, kind: CrashKind },
+    /// A file operation at or after this submission fails with EIO: the server has to stop.
+    ErrorAt { number: u64 },
+    /// SIGTERM, so many nanoseconds after the start.
+    StopAfter { delay: u64 },
+}
+
+/// Limits handed to the server, small enough that rare paths are common.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Size of a WAL segment.
+    pub wal_segment_bytes: u64,
+    /// Size of an index segment.
+    pub index_segment_bytes: u64,
+    /// Size of a row segment.
+    pub rows_segment_bytes: u64,
+    /// Overlay changes that start a checkpoint.
+    pub checkpoint_changes: u64,
+    /// Log bytes that start a checkpoint.
+    pub checkpoint_log_bytes: u64,
+    /// WAL writes in flight.
+    pub appends_in_flight_max: u32,
+}
+
+/// What the clients do.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// Connections kept open.
+    pub clients: usize,
+    /// Requests that a connection has under way at most.
+    pub outstanding_max: usize,
+    /// Distinct keys.
+    pub keys: u64,
+    /// Most bytes of a value.
+    pub value_bytes_max: u64,
+    /// Weights of put, range, delete-range and a mistaken request.
+    pub weights: [u64; 4],
+    /// Mean pause between two requests of a connection.
+    pub think: Latency,
+    /// Requests in the whole run.
+    pub operations: u64,
+}
+
+/// Everything that a seed decides.
+#[derive(Clone, Debug)]
+pub struct Swarm {
+    /// Disk and network.
+    pub weather: Weather,
+    /// The server's limits.
+    pub limits: Limits,
+    /// The clients.
+    pub workload: Workload,
+    /// Lives of the process that end in a fault; the last one survives.
+    pub lives: usize,
+    /// Weights of kill, power loss, EIO and graceful stop.
+    pub fate_weights: [u64; 4],
+    /// Crash points are drawn up to this submission number.
+    pub crash_number_max: u64,
+}
+
+impl Swarm {
+    /// Draws a run's parameters.
+    #[must_use]
+    pub fn draw(rng: &mut Rng) -> Self {
+        Self {
+            weather: draw_weather(rng),
+            limits: draw_limits(rng),
+            workload: draw_workload(rng),
+            lives: rng.between(3, 8) as usize,
+            fate_weights: [draw_weight(rng), draw_weight(rng) + 1, draw_weight(rng) / 2, draw_weight(rng) / 2],
+            crash_number_max: rng.log_between(40, 1_500),
+        }
+    }
+
+    /// Draws how the next life of the process ends.
+    pub fn draw_fate(&self, rng: &mut Rng) -> Fate {
+        let number = rng.log_between(1, self.crash_number_max);
+        let delay = rng.log_between(MILLISECOND, 3 * SECOND);
+        match draw_weighted(rng, &self.fate_weights) {
+            2 => Fate::ErrorAt { number },
+            3 => Fate::StopAfter { delay },
+            choice => {
+                let kind = if choice == 0 { CrashKind::Kill } else { CrashKind::PowerLoss };
+                let phases = [Phase::BeforeSubmit, Phase::AfterSubmit, Phase::AfterCompletion];
+                match rng.below(5) {
+                    4 => Fate::CrashAfter { delay, kind },
+                    draw => Fate::CrashAt { number, phase: phases[(draw % 3) as usize], kind },
+                }
+            }
+        }
+    }
+}
+
+fn draw_weight(rng: &mut Rng) -> u64 {
+    if rng.chance(300) { 0 } else { rng.between(1, 10) }
+}
+
+/// The position of one of `weights`, drawn in proportion.
+pub fn draw_weighted(rng: &mut Rng, weights: &[u64]) -> usize {
+    let total: u64 = weights.iter().sum();
+    let mut draw = rng.below(total);
+    for (position, &weight) in weights.iter().enumerate() {
+        if draw < weight {
+            return position;
+        }
+        draw -= weight;
+    }
+    unreachable!("the draw is below the sum of the weights")
+}
+
+fn draw_latency(rng: &mut Rng, min: u64, max: u64, stall_max: u64) -> Latency {
+    let max = rng.log_between(min, max);
+    let stall_per_mille = if rng.chance(600) { 0 } else { rng.between(1, 30) };
+    Latency { min, max, stall_per_mille, stall_max: rng.log_between(max, stall_max.max(max)) }
+}
+
+fn draw_weather(rng: &mut Rng) -> Weather {
+    Weather {
+        log_write: draw_latency(rng, 20 * MICROSECOND, 20 * MILLISECOND, SECOND),
+        store_write: draw_latency(rng, 20 * MICROSECOND, 50 * MILLISECOND, SECOND),
+        sync: draw_latency(rng, 50 * MICROSECOND, 50 * MILLISECOND, SECOND),
+        read: draw_latency(rng, 10 * MICROSECOND, 5 * MILLISECOND, 500 * MILLISECOND),
+        network: draw_latency(rng, 10 * MICROSECOND, 10 * MILLISECOND, 500 * MILLISECOND),
+        send: draw_latency(rng, MICROSECOND, MILLISECOND, 300 * MILLISECOND),
+        turn: if rng.chance(300) {
+            Latency { min: MICROSECOND, max: MILLISECOND, stall_per_mille: 3, stall_max: 5 * SECOND }
+        } else {
+            Latency::steady(MICROSECOND, 200 * MICROSECOND)
+        },
+        timer_late: draw_latency(rng, MICROSECOND, MILLISECOND, 2 * SECOND),
+        segment_bytes_max: rng.log_between(1, 64 * 1024) as usize + 15,
+        witness_per_mille: if rng.chance(500) { 10 } else { 0 },
+        hang_up_per_mille: if rng.chance(300) { rng.between(1, 20) } else { 0 },
+        early_acknowledgement: false,
+    }
+}
+
+fn draw_limits(rng: &mut Rng) -> Limits {
+    Limits {
+        wal_segment_bytes: 4096 * rng.log_between(16, 256),
+        index_segment_bytes: 4096 * rng.log_between(16, 256),
+        rows_segment_bytes: 4096 * rng.log_between(16, 256),
+        checkpoint_changes: rng.log_between(5, 500),
+        checkpoint_log_bytes: 4096 * rng.log_between(8, 256),
+        appends_in_flight_max: rng.between(1, 4) as u32,
+    }
+}
+
+fn draw_workload(rng: &mut Rng) -> Workload {
+    Workload {
+        clients: rng.between(1, 5) as usize,
+        outstanding_max: rng.log_between(1, 32) as usize,
+        keys: rng.log_between(1, 60),
+        value_bytes_max: rng.log_between(24, 8_000),
+        weights: [rng.between(1, 10), rng.between(0, 10), rng.between(0, 3), rng.between(0, 1)],
+        think: draw_latency(rng, MICROSECOND, 20 * MILLISECOND, SECOND),
+        operations: rng.log_between(100, 800),
+    }
+}
