@@ -52,7 +52,7 @@ enum WriteState {
     /// In flight when its process was killed; reaches the file at this time.
     LandsAt(u64),
     Completed,
-    /// Reported as failed: its sectors are unspecified for good.
+    /// Reported as failed: reads show some of its sectors, and which survive is open until a later barrier.
     Failed,
 }
 
@@ -63,9 +63,19 @@ struct Write {
     bytes: Rc<Vec<u8>>,
     barrier: Barrier,
     state: WriteState,
+    /// Per sector, whether nothing newer is durable there.
+    live: Vec<bool>,
 }
 
 impl Write {
+    /// Another write of this range has become durable: what this one left there can no longer come back.
+    fn supersede(&mut self, offset: usize, len: usize) {
+        for (sector, live) in self.live.iter_mut().enumerate() {
+            let start = self.offset + sector * SECTOR_BYTES;
+            *live &= start + SECTOR_BYTES <= offset || offset + len <= start;
+        }
+    }
+
     fn overlaps(&self, offset: usize, len: usize) -> bool {
         self.offset < offset + len && offset < self.offset + self.bytes.len()
     }
@@ -88,7 +98,7 @@ impl Inode {
             bytes.resize(length, 0);
         }
         for (sector, chunk) in write.bytes.chunks(SECTOR_BYTES).enumerate() {
-            if keep(sector) {
+            if write.live[sector] && keep(sector) {
                 let start = write.offset + sector * SECTOR_BYTES;
                 bytes[start..start + chunk.len()].copy_from_slice(chunk);
             }
@@ -103,7 +113,10 @@ impl Inode {
         Self::settle(&mut self.visible, write, length, |_| true);
         if write.barrier == Barrier::AtCompletion {
             Self::settle(&mut self.durable, write, length, |_| true);
-            self.unsettled.remove(position);
+            let write = self.unsettled.remove(position);
+            for older in &mut self.unsettled[..position] {
+                older.supersede(write.offset, write.bytes.len());
+            }
         }
     }
 
@@ -289,7 +302,8 @@ impl Disk {
         if inode.unsettled.iter().any(|write| in_flight(write) && write.overlaps(offset, bytes.len())) {
             return Err("write overlaps another one in flight");
         }
-        let write = Write { id, offset, bytes: Rc::new(bytes), barrier, state: WriteState::InFlight };
+        let live = vec![true; bytes.len().div_ceil(SECTOR_BYTES)];
+        let write = Write { id, offset, bytes: Rc::new(bytes), barrier, state: WriteState::InFlight, live };
         if barrier == Barrier::AtSync {
             let early = draw_survivors(rng, write.bytes.len().div_ceil(SECTOR_BYTES));
             let length = inode.visible.len();
@@ -304,18 +318,22 @@ impl Disk {
         self.inode_mut(file).land(id);
     }
 
-    /// Ends a write with an error: its sectors stay unspecified until the next power loss.
-    pub fn fail_write(&mut self, file: InodeId, id: WriteId) {
+    /// Ends a write with an error: a reader sees some of its sectors, and not even those are durable.
+    pub fn fail_write(&mut self, file: InodeId, id: WriteId, rng: &mut Rng) {
         let inode = self.inode_mut(file);
         let position = inode.position(id);
-        inode.unsettled[position].state = WriteState::Failed;
+        let write = &mut inode.unsettled[position];
+        write.state = WriteState::Failed;
+        let reached = draw_survivors(rng, write.live.len());
+        let length = inode.visible.len();
+        Inode::settle(&mut inode.visible, write, length, |sector| reached[sector]);
     }
 
-    /// The writes that a sync which begins now will make durable.
+    /// The writes that a sync which begins now will make durable: all that have ended.
     #[must_use]
     pub fn begin_sync(&self, file: InodeId) -> Vec<WriteId> {
-        let completed = self.inode(file).unsettled.iter().filter(|write| write.state == WriteState::Completed);
-        completed.map(|write| write.id).collect()
+        let ended = |write: &&Write| matches!(write.state, WriteState::Completed | WriteState::Failed);
+        self.inode(file).unsettled.iter().filter(ended).map(|write| write.id).collect()
     }
 
     /// Ends a sync.
@@ -324,10 +342,17 @@ impl Disk {
         let length = inode.visible.len();
         let (settled, unsettled): (Vec<_>, Vec<_>) =
             std::mem::take(&mut inode.unsettled).into_iter().partition(|write| covered.contains(&write.id));
-        for write in &settled {
-            Inode::settle(&mut inode.durable, write, length, |_| true);
-        }
         inode.unsettled = unsettled;
+        for mut write in settled {
+            if write.state == WriteState::Failed {
+                // Of a failed write, what reads show is what a barrier makes durable.
+                write.bytes = Rc::new(inode.visible[write.offset..write.offset + write.bytes.len()].to_vec());
+            }
+            Inode::settle(&mut inode.durable, &write, length, |_| true);
+            for older in inode.unsettled.iter_mut().filter(|older| older.id < write.id) {
+                older.supersede(write.offset, write.bytes.len());
+            }
+        }
     }
 
     /// When the last write of a killed process reaches `file`; 0 if there is none.
@@ -456,6 +481,20 @@ mod tests {
         disk.complete_sync(file, &covered);
         disk.power_loss(Survival::Nothing, &mut Rng::new(1));
         assert_eq!(disk.visible(file, 0, 1).unwrap(), [1]);
+    }
+
+    #[test]
+    fn failed_write_never_replaces_a_newer_durable_one() {
+        for seed in 0..50 {
+            let (mut disk, file) = disk_with_file();
+            let mut rng = Rng::new(seed);
+            let failed = disk.begin_write(file, 0, vec![1; 8192], Barrier::AtCompletion, &mut rng).unwrap();
+            disk.fail_write(file, failed, &mut rng);
+            let newer = write(&mut disk, file, Barrier::AtCompletion, 2);
+            disk.complete_write(file, newer);
+            disk.power_loss(Survival::Drawn, &mut rng);
+            assert!(disk.visible(file, 0, 4096).unwrap().iter().all(|&byte| byte == 2));
+        }
     }
 
     #[test]

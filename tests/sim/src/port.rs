@@ -412,7 +412,7 @@ impl SimPort {
         let event = match what {
             Pending::Write { token, inode, id } => {
                 if fails {
-                    self.disk.fail_write(inode, id);
+                    self.disk.fail_write(inode, id, &mut self.rng);
                 } else {
                     self.disk.complete_write(inode, id);
                 }

@@ -231,6 +231,8 @@ impl Simulation {
     }
 
     fn end_connections(&mut self, deliveries: Vec<Delivery>) -> Result<(), Failure> {
+        // Nobody reconnects before the next life has been audited.
+        self.budget = 0;
         for delivery in deliveries {
             self.deliver(delivery)?;
         }
