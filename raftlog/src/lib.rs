@@ -25,6 +25,8 @@
 //! Any of those writes that fails or is short: `handle_write_failed()`. The machine is then poisoned: it yields no effect,
 //! acknowledges nothing, refuses everything; the process must stop. Nothing is retried.
 //!
+//! No effect is to be carried out before its turn: within one file, and between files, the shell may reorder freely.
+//! What *it* saw complete starts as `Durability { lsn: recovered.last_lsn, generation: Generation::ZERO }`.
 //! An effect is yielded only when its `after` is already met by the completions handed in. The shell asserts it
 //! (`after.is_met_by(..)` over what *it* saw complete), and the simulator does; that is how an acknowledgement
 //! ahead of durability is caught by somebody else than its author.

@@ -60,7 +60,7 @@ impl Options {
     /// # Errors
     /// The violated relation, in words for the operator.
     pub fn check(&self) -> Result<(), &'static str> {
-        if self.segment_bytes % frame::BLOCK_BYTES != 0 {
+        if !self.segment_bytes.is_multiple_of(frame::BLOCK_BYTES) {
             return Err("segment_bytes is not a multiple of 4096");
         }
         if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) {

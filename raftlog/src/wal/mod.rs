@@ -11,7 +11,7 @@ pub mod segment;
 pub use batch::AppendWrite;
 pub use hard_state::HardState;
 pub use recover::{DroppedTail, LogMedia, MediaError, RecoverError, RecoverOptions, Recovered, SegmentFile, recover};
-pub use segment::PrepareSegment;
+pub use segment::{FreeSlot, LiveSegment, PrepareSegment, SegmentLayout, Tail};
 
 /// Name of a segment's file below the data directory.
 #[must_use]
