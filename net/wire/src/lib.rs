@@ -7,5 +7,8 @@
 
 pub mod api;
 pub mod connection;
+pub mod grpc;
+pub mod h2;
 pub mod hpack;
+pub mod http1;
 pub mod proto;

@@ -56,7 +56,65 @@ pub struct RequestHead {
     timeout: Option<u64>,
 }
 
+/// The fixed place of a regular field, by its lower-case name.
+fn known_field(name: &[u8]) -> Option<Known> {
+    Some(match name {
+        b"host" => Known::Authority,
+        b"content-type" => Known::ContentType,
+        b"content-length" => Known::ContentLength,
+        b"grpc-timeout" => Known::GrpcTimeout,
+        b"grpc-encoding" => Known::GrpcEncoding,
+        b"token" => Known::Token,
+        b"authorization" => Known::Authorization,
+        b"hasleader" => Known::HasLeader,
+        b"client-api-version" => Known::ClientApiVersion,
+        b"grpcgateway-accept" => Known::GatewayAccept,
+        _ => return None,
+    })
+}
+
 impl RequestHead {
+    /// Empties the head, keeping its memory.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.fields.clear();
+        self.known = [None; KNOWN_COUNT];
+        self.timeout = None;
+    }
+
+    /// Records a pseudo header field (or a part of an HTTP/1.1 request line); false if it was there already.
+    pub(crate) fn push_pseudo(&mut self, field: Known, value: &[u8]) -> bool {
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(value);
+        self.known[field as usize].replace((start, value.len() as u32)).is_none()
+    }
+
+    /// Records a regular field; the name is in lower case.
+    pub(crate) fn push_field(&mut self, name: &[u8], value: &[u8]) {
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(name);
+        self.bytes.extend_from_slice(value);
+        self.fields.push(Field { start, name_len: name.len() as u32, value_len: value.len() as u32 });
+        if let Some(field) = known_field(name) {
+            let place = &mut self.known[field as usize];
+            place.get_or_insert((start + name.len() as u32, value.len() as u32));
+        }
+    }
+
+    pub(crate) fn set_timeout(&mut self, timeout: u64) {
+        self.timeout = Some(timeout);
+    }
+
+    /// Number of regular fields.
+    pub(crate) fn field_count(&self) -> usize {
+        self.fields.len()
+    }
+
+    /// Memory in use, bytes.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.bytes.len() + self.fields.len() * size_of::<Field>()
+    }
+
     /// The request method, e.g. `POST`.
     #[must_use]
     pub fn method(&self) -> &[u8] {

@@ -6,7 +6,7 @@
 //! A turn of the owner:
 //! 1. [`Connection::handle_bytes`] for what arrived, [`Connection::handle_sent`] when the kernel took the last output,
 //!    [`Connection::handle_timer`] at [`Connection::deadline`];
-//! 2. [`Connection::poll_event`] until `None`, answering at once or in a later turn;
+//! 2. after any of these, [`Connection::poll_event`] until `None`, answering at once or in a later turn;
 //! 3. once a turn, if no earlier output is still on its way to the kernel: [`Connection::take_output`], one write;
 //! 4. if [`Connection::is_finished`]: close after that write.
 //!
@@ -26,140 +26,246 @@ pub use event::{ConnectionEvent, RequestShape, Route, StreamId};
 pub use head::{Known, RequestHead};
 pub use limits::ConnectionLimits;
 
+use crate::h2::frame::PREFACE;
+use crate::h2::{self, Event, Place};
+use crate::http1;
+
+/// What the first bytes have decided.
+#[derive(Debug)]
+enum Protocol {
+    /// Nothing yet.
+    Undecided(ConnectionLimits),
+    Http2(Box<h2::Server>),
+    Http1(Box<http1::Server>),
+}
+
 /// An accepted connection. Plain data: may move between cores when no event is borrowed.
 #[derive(Debug)]
 pub struct Connection {
-    output: Vec<u8>,
+    protocol: Protocol,
+    accepted_at: u64,
+    /// Received bytes; those before `at` are consumed, though the last event may still borrow from them.
+    input: Vec<u8>,
+    at: usize,
+}
+
+/// Calls one method on whichever protocol is spoken; `$undecided` before that is known.
+macro_rules! dispatch {
+    ($self:ident, $server:ident => $call:expr, $undecided:expr) => {
+        match &$self.protocol {
+            Protocol::Http2($server) => $call,
+            Protocol::Http1($server) => $call,
+            Protocol::Undecided(_) => $undecided,
+        }
+    };
+    (mut $self:ident, $server:ident => $call:expr, $undecided:expr) => {
+        match &mut $self.protocol {
+            Protocol::Http2($server) => $call,
+            Protocol::Http1($server) => $call,
+            Protocol::Undecided(_) => $undecided,
+        }
+    };
 }
 
 impl Connection {
     /// A connection accepted at `now`.
     #[must_use]
     pub fn new(limits: &ConnectionLimits, now: u64) -> Self {
-        let _ = (limits, now);
-        Self { output: Vec::new() }
+        Self { protocol: Protocol::Undecided(limits.clone()), accepted_at: now, input: Vec::new(), at: 0 }
     }
 
     /// Takes bytes in order of arrival.
     pub fn handle_bytes(&mut self, bytes: Vec<u8>, now: u64) {
-        let _ = (bytes, now);
-        self.output.clear();
+        if self.at == self.input.len() {
+            self.input = bytes;
+        } else {
+            self.input.drain(..self.at);
+            self.input.extend_from_slice(&bytes);
+        }
+        self.at = 0;
+        if let Protocol::Undecided(_) = self.protocol {
+            self.decide(now);
+        }
+        if let Protocol::Http2(server) = &mut self.protocol {
+            server.note_received(now);
+        }
+    }
+
+    /// Chooses the protocol as soon as the bytes allow it.
+    fn decide(&mut self, now: u64) {
+        let Protocol::Undecided(limits) = &self.protocol else { return };
+        let known = self.input.len().min(PREFACE.len());
+        if self.input[..known] != PREFACE[..known] {
+            self.protocol = Protocol::Http1(Box::new(http1::Server::new(limits.clone(), self.accepted_at)));
+        } else if known == PREFACE.len() {
+            self.at = PREFACE.len();
+            self.protocol = Protocol::Http2(Box::new(h2::Server::new(limits.clone(), self.accepted_at, now)));
+        }
     }
 
     /// The next event, or `None` until there is more input, output room or budget.
+    #[inline]
     pub fn poll_event(&mut self, budget: &mut AssemblyBudget, now: u64) -> Option<ConnectionEvent<'_>> {
-        let _ = (budget, now);
-        self.output.clear();
-        None
+        let event = dispatch!(mut self, server => server.poll(&self.input, &mut self.at, budget, now)?, return None);
+        Some(self.resolve(event))
+    }
+
+    /// Lends the event the bytes it points to.
+    #[inline]
+    fn resolve(&self, event: Event) -> ConnectionEvent<'_> {
+        let bytes = |place| match (place, &self.protocol) {
+            (Place::Empty, _) | (_, Protocol::Undecided(_)) => &[][..],
+            (Place::Input(start, end), _) => &self.input[start..end],
+            (Place::Delivered(start), Protocol::Http2(server)) => &server.delivered()[start..],
+            (Place::Delivered(start), Protocol::Http1(server)) => &server.body()[start..],
+        };
+        let head = || match &self.protocol {
+            Protocol::Http2(server) => server.delivered_head(),
+            Protocol::Http1(server) => server.head(),
+            Protocol::Undecided(_) => unreachable!("an undecided connection has no events"),
+        };
+        match event {
+            Event::GrpcRequest { stream, route, message } => {
+                ConnectionEvent::GrpcRequest { stream, route, head: head(), message: bytes(message) }
+            }
+            Event::GrpcMessage { stream, message } => ConnectionEvent::GrpcMessage { stream, message: bytes(message) },
+            Event::GrpcHalfClose { stream } => ConnectionEvent::GrpcHalfClose { stream },
+            Event::HttpRequest { stream, body } => {
+                ConnectionEvent::HttpRequest { stream, head: head(), body: bytes(body) }
+            }
+            Event::StreamReset { stream } => ConnectionEvent::StreamReset { stream },
+            Event::StreamWritable { stream } => ConnectionEvent::StreamWritable { stream },
+        }
     }
 
     /// Answers a call with its only message and status OK. `encode` appends exactly `len` bytes.
+    #[inline]
     pub fn send_unary(&mut self, stream: StreamId, len: usize, encode: impl FnOnce(&mut Vec<u8>)) {
-        let _ = (stream, len);
-        encode(&mut self.output);
+        if let Protocol::Http2(server) = &mut self.protocol {
+            server.send_unary(stream, len, encode);
+        }
     }
 
     /// Sends one message of a response stream. `encode` appends exactly `len` bytes.
     pub fn send_message(&mut self, stream: StreamId, len: usize, encode: impl FnOnce(&mut Vec<u8>)) {
-        let _ = (stream, len);
-        encode(&mut self.output);
+        if let Protocol::Http2(server) = &mut self.protocol {
+            server.send_message(stream, len, encode);
+        }
     }
 
     /// Ends a gRPC call with a status code (0 = OK) and message, after the messages sent before.
     pub fn finish(&mut self, stream: StreamId, code: u32, message: &str) {
-        let _ = (stream, code, message);
-        self.output.clear();
+        if let Protocol::Http2(server) = &mut self.protocol {
+            server.finish(stream, code, message);
+        }
     }
 
     /// Gives a stream up: RST_STREAM CANCEL on HTTP/2, close on HTTP/1.1.
     pub fn reset(&mut self, stream: StreamId) {
-        let _ = stream;
-        self.output.clear();
+        dispatch!(mut self, server => server.reset(stream), ());
     }
 
     /// Answers an HTTP request. `content-length` is added; names in lower case.
     pub fn send_http(&mut self, stream: StreamId, status: u16, headers: &[(&str, &str)], body: &[u8]) {
-        let _ = (stream, status, headers, body);
-        self.output.clear();
+        dispatch!(mut self, server => server.send_http(stream, status, headers, body), ());
     }
 
     /// Begins an HTTP response of unknown length (chunked on HTTP/1.1).
     pub fn start_http(&mut self, stream: StreamId, status: u16, headers: &[(&str, &str)]) {
-        let _ = (stream, status, headers);
-        self.output.clear();
+        dispatch!(mut self, server => server.start_http(stream, status, headers), ());
     }
 
     /// The next piece of a response begun with [`Connection::start_http`].
     pub fn send_http_body(&mut self, stream: StreamId, body: &[u8]) {
-        let _ = (stream, body);
-        self.output.clear();
+        dispatch!(mut self, server => server.send_http_body(stream, body), ());
     }
 
     /// Ends a response begun with [`Connection::start_http`].
     pub fn finish_http(&mut self, stream: StreamId) {
-        let _ = stream;
-        self.output.clear();
+        dispatch!(mut self, server => server.finish_http(stream), ());
     }
 
     /// Response bytes of a stream that wait for windows or the kernel. Zero for a stream that ended.
     #[must_use]
     pub fn backlog_bytes(&self, stream: StreamId) -> usize {
-        let _ = stream;
-        0
+        dispatch!(self, server => server.backlog_bytes(stream), 0)
     }
 
     /// Moves everything sendable now to the end of `out`, bulk data up to [`limits::OUTPUT_AHEAD_BYTES_MAX`]. Call when
     /// the kernel has taken the previous output; if `out` is not empty afterwards, report back by `handle_sent`.
     pub fn take_output(&mut self, out: &mut Vec<u8>, now: u64) {
-        let _ = now;
-        out.append(&mut self.output);
+        dispatch!(mut self, server => server.take_output(out, now), ());
     }
 
     /// The kernel has taken all bytes of the last `take_output`.
     pub fn handle_sent(&mut self, now: u64) {
-        let _ = now;
-        self.output.clear();
+        dispatch!(mut self, server => server.note_sent(now), ());
     }
 
     /// When `handle_timer` is due, if ever.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        None
+        let undecided = match &self.protocol {
+            Protocol::Undecided(limits) => Some(self.accepted_at.saturating_add(limits.preface_timeout)),
+            _ => None,
+        };
+        dispatch!(self, server => server.deadline(), undecided)
     }
 
     /// Acts on deadlines that have passed; then poll and take output as after input.
     pub fn handle_timer(&mut self, now: u64) {
-        let _ = now;
-        self.output.clear();
+        if let Protocol::Undecided(limits) = &self.protocol
+            && self.accepted_at.saturating_add(limits.preface_timeout) <= now
+        {
+            self.close_silently();
+        }
+        dispatch!(mut self, server => server.handle_timer(now), ());
     }
 
     /// Graceful stop: no new requests; finished when the open ones are answered.
     pub fn start_drain(&mut self, now: u64) {
-        let _ = now;
-        self.output.clear();
+        match &mut self.protocol {
+            Protocol::Undecided(_) => self.close_silently(),
+            Protocol::Http2(server) => server.start_drain(now),
+            Protocol::Http1(server) => server.start_drain(),
+        }
+    }
+
+    /// Nothing was said: an HTTP/1.1 connection that closes between requests says nothing either.
+    fn close_silently(&mut self) {
+        if let Protocol::Undecided(limits) = &self.protocol {
+            let mut server = http1::Server::new(limits.clone(), self.accepted_at);
+            server.start_drain();
+            self.protocol = Protocol::Http1(Box::new(server));
+        }
     }
 
     /// Whether the owner should go on delivering bytes; false is backpressure or the end of a protocol.
     #[must_use]
     pub fn wants_bytes(&self) -> bool {
-        true
+        let pending_bytes = self.input.len() - self.at;
+        !self.is_finished()
+            && match &self.protocol {
+                Protocol::Undecided(_) => true,
+                Protocol::Http2(server) => !server.is_backlogged() && pending_bytes < limits::INPUT_BYTES_MAX,
+                Protocol::Http1(server) => !server.is_answering() || pending_bytes < limits::INPUT_BYTES_MAX,
+            }
     }
 
     /// Whether a message waits for the budget: poll again after other connections released some.
     #[must_use]
     pub fn waits_for_budget(&self) -> bool {
-        false
+        matches!(&self.protocol, Protocol::Http2(server) if server.waits_for_budget())
     }
 
     /// Whether nothing remains but to write the output and close.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        false
+        dispatch!(self, server => server.is_finished(), false)
     }
 
     /// Returns what the connection holds of the budget. Call before dropping it.
     pub fn release(&mut self, budget: &mut AssemblyBudget) {
-        let _ = budget;
-        self.output.clear();
+        dispatch!(mut self, server => server.release(budget), ());
     }
 }

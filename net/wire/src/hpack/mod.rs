@@ -14,4 +14,5 @@ mod table;
 
 pub use decoder::{Decoder, FieldSink, HpackError};
 pub use encoder::ResponseEncoder;
+pub(crate) use encoder::decimal;
 pub use huffman::decode as decode_huffman;
