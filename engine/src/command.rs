@@ -147,6 +147,31 @@ pub struct Txn<'a> {
     pub failure: Vec<Op<'a>>,
 }
 
+impl Txn<'_> {
+    /// Whether it holds nothing but ranges: then it needs no log. A nested transaction counts as a write, as in etcd.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.success.iter().chain(&self.failure).all(|op| matches!(op, Op::Range(_)))
+    }
+
+    /// Whether every range in it is serializable: then a read-only one needs no quorum (nor does one without ops).
+    #[must_use]
+    pub fn is_serializable(&self) -> bool {
+        let serializable = |op: &Op<'_>| matches!(op, Op::Range(query) if query.serializable);
+        self.success.iter().chain(&self.failure).all(serializable)
+    }
+
+    /// Whether a put stands in either branch, at any depth.
+    #[must_use]
+    pub fn has_put(&self) -> bool {
+        self.success.iter().chain(&self.failure).any(|op| match op {
+            Op::Put(_) => true,
+            Op::Txn(nested) => nested.has_put(),
+            Op::Range(_) | Op::DeleteRange(_) | Op::Unset => false,
+        })
+    }
+}
+
 /// One operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
@@ -458,12 +483,13 @@ fn unchecked(what: &str) -> u8 {
 pub struct Entry<'a> {
     /// Its header.
     pub header: EntryHeader,
-    left: u32,
+    payload: &'a [u8],
     input: Input<'a>,
 }
 
 impl<'a> Entry<'a> {
-    /// Reads a payload's header; the commands are read by iteration.
+    /// Reads a payload's header; the commands are read by iteration, which does not look at their count
+    /// ([`Self::check`] does, once).
     ///
     /// # Errors
     /// The payload is not one of ours.
@@ -475,21 +501,43 @@ impl<'a> Entry<'a> {
         }
         let (member, boot) = (input.u64()?, input.u64()?);
         let header = EntryHeader { member, boot, first_sequence: input.u64()?, count: input.u32()? };
-        Ok(Self { header, left: header.count, input })
+        Ok(Self { header, payload, input })
     }
 
-    /// The next command in order; `None` after the last. An error ends the iteration.
-    pub fn next_command(&mut self) -> Option<Result<Command<'a>, CommandError>> {
-        if self.left == 0 {
-            let trailing = !std::mem::replace(&mut self.input, Input(&[])).0.is_empty();
-            return trailing.then_some(Err(CommandError::TrailingBytes));
+    /// Decodes everything: what passes here can be applied.
+    ///
+    /// # Errors
+    /// The first fault.
+    pub fn check(&self) -> Result<(), CommandError> {
+        let mut entry = Self { input: Input(&self.payload[ENTRY_HEADER_BYTES..]), ..self.clone() };
+        for _ in 0..self.header.count {
+            entry.next_command().unwrap_or(Err(CommandError::Truncated))?;
         }
-        self.left -= 1;
+        if entry.input.0.is_empty() { Ok(()) } else { Err(CommandError::TrailingBytes) }
+    }
+
+    /// The next command in order; `None` at the end of the payload. An error ends the iteration.
+    pub fn next_command(&mut self) -> Option<Result<Command<'a>, CommandError>> {
+        if self.input.0.is_empty() {
+            return None;
+        }
         let command = self.input.bytes().and_then(decode_command);
         if command.is_err() {
-            (self.left, self.input) = (0, Input(&[]));
+            self.input = Input(&[]);
         }
         Some(command)
+    }
+
+    /// Where in the payload the next command stands.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.payload.len() - self.input.0.len()
+    }
+
+    /// Continues at a position an iteration of the same payload had reached.
+    pub fn skip_to(&mut self, position: usize) {
+        assert!((ENTRY_HEADER_BYTES..=self.payload.len()).contains(&position), "a position inside the payload");
+        self.input = Input(&self.payload[position..]);
     }
 }
 
@@ -779,6 +827,7 @@ mod tests {
 
     fn read_all(payload: &[u8]) -> Result<Vec<Command<'_>>, CommandError> {
         let mut entry = Entry::decode(payload)?;
+        entry.check()?;
         std::iter::from_fn(|| entry.next_command()).collect()
     }
 

@@ -1,12 +1,23 @@
 //! The keyspace: layers, apply, publication.
+//!
+//! Owns: the layers and the scalars of the state, and the only code that changes them. Does not know: how a request is
+//! evaluated (`view`, `range`, `txn`), how a checkpoint merges.
+//!
+//! Invariants: those of the module above.
+
+use std::borrow::Cow;
+
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::command::{DeleteRange, Put, RangeQuery, Txn};
+use crate::mvcc::changes::{Change, next_at};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::outcome::{CompactOutcome, DeleteOutcome, MvccError, PutOutcome, RangeOutcome, RowView, TxnOutcome};
+use crate::mvcc::view::{MISSING_ROW, View, row_view};
 use crate::page_source::{PageSource, Unavailable};
-use crate::store::key_entry::Revision;
+use crate::store::key_entry::{KeyEntry, Revision};
 use crate::store::overlay::Overlay;
-use crate::store::row_log::RowLog;
+use crate::store::row_log::{Row, RowLog};
 
 /// What apply and range return: the outer error suspends (nothing has changed, retry after the pages are loaded), the
 /// inner one is the client's answer.
@@ -21,6 +32,11 @@ pub struct KeyspaceState {
     pub compacted: i64,
     /// The sum of hashes of all changes ever applied.
     pub digest: u128,
+}
+
+impl KeyspaceState {
+    /// A store that nothing was ever written to.
+    pub const FRESH: Self = Self { revision: 1, compacted: -1, digest: 0 };
 }
 
 /// What readers may see.
@@ -47,7 +63,10 @@ impl<T: KeyTree> Keyspace<T> {
     /// The state a checkpoint describes; `applied` is its index.
     #[must_use]
     pub fn new(tree: T, rows: RowLog, state: KeyspaceState, applied: u64) -> Self {
-        todo!()
+        assert!(rows.newest().main <= state.revision, "no row is newer than the state");
+        assert!(state.compacted <= state.revision, "the future is not compacted");
+        let published = Published { revision: state.revision, applied };
+        Self { tree, frozen: None, overlay: Overlay::new(), rows, state, published }
     }
 
     /// Applies a put.
@@ -55,7 +74,15 @@ impl<T: KeyTree> Keyspace<T> {
     /// # Errors
     /// See [`Evaluated`].
     pub fn apply_put(&mut self, put: &Put<'_>, pages: &dyn PageSource) -> Evaluated<PutOutcome> {
-        todo!()
+        let main = self.state.revision + 1;
+        let view = View { space: self, changes: None, pages };
+        match self.evaluate_put(put, &view, next_at(main, 0))? {
+            Ok((change, prev)) => {
+                self.install(&[change]);
+                Ok(Ok(PutOutcome { revision: main, prev }))
+            }
+            Err(error) => Ok(Err(error)),
+        }
     }
 
     /// Applies a delete.
@@ -63,7 +90,10 @@ impl<T: KeyTree> Keyspace<T> {
     /// # Errors
     /// See [`Evaluated`].
     pub fn apply_delete_range(&mut self, del: &DeleteRange<'_>, pages: &dyn PageSource) -> Evaluated<DeleteOutcome> {
-        todo!()
+        let view = View { space: self, changes: None, pages };
+        let (changes, prev) = self.evaluate_delete(del, &view, next_at(self.state.revision + 1, 0))?;
+        self.install(&changes);
+        Ok(Ok(DeleteOutcome { revision: self.state.revision, deleted: changes.len() as i64, prev }))
     }
 
     /// Applies a transaction.
@@ -71,23 +101,42 @@ impl<T: KeyTree> Keyspace<T> {
     /// # Errors
     /// See [`Evaluated`].
     pub fn apply_txn(&mut self, txn: &Txn<'_>, pages: &dyn PageSource) -> Evaluated<TxnOutcome> {
-        todo!()
+        match self.evaluate_txn(txn, pages)? {
+            Ok((outcome, changes)) => {
+                self.install(&changes);
+                assert_eq!(outcome.revision, self.state.revision, "I2: a transaction that changes takes one revision");
+                Ok(Ok(outcome))
+            }
+            Err(error) => Ok(Err(error)),
+        }
     }
 
-    /// Sets the compacted revision.
+    /// Sets the compacted revision; visible at once.
     ///
     /// # Errors
     /// Already compacted, or in the future.
     pub fn apply_compact(&mut self, revision: i64) -> Result<CompactOutcome, MvccError> {
-        todo!()
+        if revision <= self.state.compacted {
+            return Err(MvccError::Compacted);
+        }
+        if revision > self.state.revision {
+            return Err(MvccError::FutureRevision);
+        }
+        self.state.compacted = revision;
+        Ok(CompactOutcome { revision: self.state.revision })
     }
 
-    /// Evaluates a transaction that holds only ranges (any depth), without the log.
+    /// Evaluates a transaction that holds only ranges, without the log.
     ///
     /// # Errors
     /// See [`Evaluated`].
     pub fn read_txn(&self, txn: &Txn<'_>, pages: &dyn PageSource) -> Evaluated<TxnOutcome> {
-        todo!()
+        self.assert_published();
+        let evaluated = self.evaluate_txn(txn, pages)?;
+        Ok(evaluated.map(|(outcome, changes)| {
+            assert!(changes.is_empty(), "a transaction that writes goes through the log");
+            outcome
+        }))
     }
 
     /// Reads the published state.
@@ -95,7 +144,14 @@ impl<T: KeyTree> Keyspace<T> {
     /// # Errors
     /// See [`Evaluated`].
     pub fn range<'a>(&'a self, query: &RangeQuery<'_>, pages: &'a dyn PageSource) -> Evaluated<RangeOutcome<'a>> {
-        todo!()
+        self.assert_published();
+        let view = View { space: self, changes: None, pages };
+        let ranged = view.range(query, self.state.revision)?;
+        Ok(ranged.map(|ranged| RangeOutcome {
+            rows: ranged.rows.into_iter().map(|found| found.view).collect(),
+            count: ranged.count,
+            more: ranged.more,
+        }))
     }
 
     /// The row at an address an outcome named.
@@ -103,12 +159,15 @@ impl<T: KeyTree> Keyspace<T> {
     /// # Errors
     /// Its block is not usable now.
     pub fn row<'a>(&'a self, at: Revision, pages: &'a dyn PageSource) -> Result<RowView<'a>, Unavailable> {
-        todo!()
+        let row = self.rows.row(at, pages)?.ok_or(MISSING_ROW)?;
+        Ok(row_view(&row))
     }
 
     /// Makes everything applied visible, as of raft index `applied`.
     pub fn publish(&mut self, applied: u64) {
-        todo!()
+        assert!(applied >= self.published.applied, "I3: the applied index never goes back");
+        assert!(self.state.revision >= self.published.revision, "I3: the published revision never goes back");
+        self.published = Published { revision: self.state.revision, applied };
     }
 
     /// What readers see.
@@ -126,7 +185,9 @@ impl<T: KeyTree> Keyspace<T> {
     /// Starts a checkpoint: the overlay becomes the frozen one in O(1). The row log's part is
     /// `rows_mut().handle_checkpoint()`, in the same step.
     pub fn freeze(&mut self) {
-        todo!()
+        assert!(self.frozen.is_none(), "one checkpoint at a time");
+        self.assert_published();
+        self.frozen = Some(std::mem::take(&mut self.overlay));
     }
 
     /// The changes the running checkpoint merges.
@@ -138,7 +199,8 @@ impl<T: KeyTree> Keyspace<T> {
     /// Ends a checkpoint: `tree` holds the old one and the frozen changes. Returns the frozen overlay, so that its
     /// memory may be freed in slices.
     pub fn install_tree(&mut self, tree: T) -> Option<Overlay> {
-        todo!()
+        self.tree = tree;
+        self.frozen.take()
     }
 
     /// The tree below the overlays.
@@ -163,4 +225,66 @@ impl<T: KeyTree> Keyspace<T> {
     pub fn rows_mut(&mut self) -> &mut RowLog {
         &mut self.rows
     }
+
+    /// Whether a lease exists. LeaseGrant is not served yet, so none does.
+    pub(super) fn lease_exists(&self, _lease: i64) -> bool {
+        false
+    }
+
+    /// The newest entry of a key, tombstones included.
+    pub(super) fn entry<'a>(
+        &'a self,
+        key: &[u8],
+        pages: &dyn PageSource,
+    ) -> Result<Option<Cow<'a, KeyEntry>>, Unavailable> {
+        let above = self.overlay.get(key).or_else(|| self.frozen.as_ref()?.get(key));
+        match above {
+            Some(entry) => Ok(Some(Cow::Borrowed(entry))),
+            None => Ok(self.tree.get(key, pages)?.map(Cow::Owned)),
+        }
+    }
+
+    /// Installs a complete change list as the next revision; an empty one takes none.
+    fn install(&mut self, changes: &[Change<'_>]) {
+        if changes.is_empty() {
+            return;
+        }
+        self.state.revision += 1;
+        for (index, change) in changes.iter().enumerate() {
+            let entry = &change.entry;
+            assert_eq!(entry.row, next_at(self.state.revision, index), "I2: one revision, subs in order");
+            let row = Row {
+                at: entry.row,
+                key: &change.key,
+                value: &change.value,
+                create: entry.create,
+                version: entry.version,
+                lease: entry.lease,
+                prev: change.prev,
+                jump: change.jump,
+            };
+            let stored = self.rows.append(&row);
+            self.state.digest = self.state.digest.wrapping_add(change_digest(&row, stored));
+            self.overlay.put(&change.key, entry.clone(), change.was_live);
+        }
+    }
+
+    /// Reads between apply and publication would see a half-installed batch.
+    fn assert_published(&self) {
+        assert_eq!(self.published.revision, self.state.revision, "I3: what is applied is published before it is read");
+    }
+}
+
+/// The hash of one change; `stored` is its key and value back to back. Pointers of the chain are left out: they depend
+/// on when compactions were applied between changes, not on what the change is.
+fn change_digest(row: &Row<'_>, stored: &[u8]) -> u128 {
+    let mut bytes = [0; 56];
+    bytes[..8].copy_from_slice(&row.at.main.to_le_bytes());
+    bytes[8..12].copy_from_slice(&row.at.sub.to_le_bytes());
+    bytes[12..16].copy_from_slice(&(row.key.len() as u32).to_le_bytes());
+    bytes[16..24].copy_from_slice(&row.create.to_le_bytes());
+    bytes[24..32].copy_from_slice(&row.version.to_le_bytes());
+    bytes[32..40].copy_from_slice(&row.lease.to_le_bytes());
+    bytes[40..56].copy_from_slice(&xxh3_128(stored).to_le_bytes());
+    xxh3_128(&bytes)
 }

@@ -11,11 +11,15 @@
 //!   the rows that happen to remain.
 //! - I4: apply depends on replicated state alone.
 
+mod changes;
 pub mod check;
 pub mod key_range;
 pub mod key_tree;
 pub mod keyspace;
 pub mod outcome;
+mod range;
+mod txn;
+mod view;
 
 pub use key_range::KeyRange;
 pub use key_tree::{KeyScan, KeyTree};

@@ -124,6 +124,11 @@ impl OpenBlock {
         self.bytes.extend_from_slice(row.value);
     }
 
+    /// The last bytes appended.
+    pub(crate) fn tail(&self, len: usize) -> &[u8] {
+        &self.bytes[self.bytes.len() - len..]
+    }
+
     pub(crate) fn rows(&self) -> BlockRows<'_> {
         BlockRows { bytes: &self.bytes, table: &self.table }
     }

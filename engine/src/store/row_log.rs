@@ -206,8 +206,8 @@ impl RowLog {
         self.options.segment_bytes / 2
     }
 
-    /// Appends a row above all others.
-    pub fn append(&mut self, row: &Row<'_>) {
+    /// Appends a row above all others. Returns its key and value as stored, back to back.
+    pub fn append(&mut self, row: &Row<'_>) -> &[u8] {
         assert!(row.at > self.newest, "I1: rows ascend");
         assert!((row.key.len() + row.value.len()) as u64 <= self.row_bytes_max(), "admission bounds a row");
         if !self.open.is_empty() && self.open.len_with(row) > self.options.block_bytes as usize {
@@ -217,6 +217,7 @@ impl RowLog {
         self.open.append(row);
         self.unwritten_bytes += (self.open.len() - before) as u64;
         self.newest = row.at;
+        self.open.tail(row.key.len() + row.value.len())
     }
 
     /// The row at an address; `None` if no such row remains.
@@ -560,7 +561,9 @@ mod tests {
     #[test]
     fn damage_is_found_once_and_again_after_a_release() {
         let (mut disk, mut log, rows) = (Disk::default(), RowLog::new(OPTIONS), rows(1000));
-        rows.iter().for_each(|(at, value)| log.append(&row(*at, value)));
+        for (at, value) in &rows {
+            log.append(&row(*at, value));
+        }
         let root = log.handle_checkpoint().root;
         disk.drain(&mut log);
         let mut log = RowLog::open(OPTIONS, root, &disk).unwrap();

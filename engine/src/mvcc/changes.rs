@@ -1,0 +1,138 @@
+//! The private change list of a command under evaluation.
+//!
+//! Owns: what the command has changed so far, readable by its later operations. Does not know: where it is installed.
+//!
+//! Invariants
+//! - I1: change i becomes row (main, i); a key changed twice links its second row to its first.
+//! - I2: nothing here borrows the keyspace, so a complete list can be installed into it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use crate::mvcc::KeyRange;
+use crate::store::key_entry::{Chain, KeyEntry, Revision};
+
+/// One change, ready to be installed.
+#[derive(Debug)]
+pub(super) struct Change<'c> {
+    pub(super) key: Cow<'c, [u8]>,
+    pub(super) value: Cow<'c, [u8]>,
+    pub(super) entry: KeyEntry,
+    pub(super) prev: Revision,
+    pub(super) jump: Revision,
+    /// Whether the key was alive before this change.
+    pub(super) was_live: bool,
+}
+
+impl<'c> Change<'c> {
+    /// A put: the next version of the generation, or the first of a new one.
+    pub(super) fn put(
+        key: &'c [u8],
+        value: Cow<'c, [u8]>,
+        lease: i64,
+        at: Revision,
+        before: Option<&KeyEntry>,
+        compacted: i64,
+    ) -> Self {
+        let link = Chain::link(before, compacted);
+        let live = before.filter(|entry| !entry.is_tombstone());
+        let (create, version) = live.map_or((at.main, 1), |entry| (entry.create, entry.version + 1));
+        let entry = KeyEntry { row: at, create, version, lease, chain: link.chain };
+        let was_live = live.is_some();
+        Self { key: Cow::Borrowed(key), value, entry, prev: link.prev, jump: link.jump, was_live }
+    }
+
+    /// A tombstone over a live key.
+    pub(super) fn delete(key: Cow<'c, [u8]>, at: Revision, before: &KeyEntry, compacted: i64) -> Self {
+        assert!(!before.is_tombstone(), "only a live key is deleted");
+        let link = Chain::link(Some(before), compacted);
+        let entry = KeyEntry { row: at, create: 0, version: 0, lease: 0, chain: link.chain };
+        Self { key, value: Cow::Borrowed(&[]), entry, prev: link.prev, jump: link.jump, was_live: true }
+    }
+}
+
+/// The changes of a transaction so far.
+#[derive(Debug)]
+pub(super) struct Changes<'c> {
+    main: i64,
+    list: Vec<Change<'c>>,
+    by_key: BTreeMap<Vec<u8>, Span>,
+}
+
+/// The first and the last change of a key, as indices.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    first: usize,
+    last: usize,
+}
+
+impl<'c> Changes<'c> {
+    /// An empty list whose changes will be of revision `main`.
+    pub(super) fn new(main: i64) -> Self {
+        Self { main, list: Vec::new(), by_key: BTreeMap::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The revision a reader of this transaction stands at.
+    pub(super) fn revision(&self) -> i64 {
+        self.main - i64::from(self.list.is_empty())
+    }
+
+    /// Where the next change goes.
+    pub(super) fn next_at(&self) -> Revision {
+        next_at(self.main, self.list.len())
+    }
+
+    pub(super) fn push(&mut self, change: Change<'c>) {
+        assert_eq!(change.entry.row, self.next_at(), "I1: changes stand in order");
+        let last = self.list.len();
+        if let Some(span) = self.by_key.get_mut(&*change.key) {
+            span.last = last;
+        } else {
+            self.by_key.insert(change.key.to_vec(), Span { first: last, last });
+        }
+        self.list.push(change);
+    }
+
+    /// The newest entry of a key this transaction changed.
+    pub(super) fn get(&self, key: &[u8]) -> Option<&KeyEntry> {
+        self.by_key.get(key).map(|span| &self.list[span.last].entry)
+    }
+
+    /// A change by its future address.
+    pub(super) fn at(&self, at: Revision) -> Option<&Change<'c>> {
+        if at.main == self.main { self.list.get(at.sub as usize) } else { None }
+    }
+
+    /// Changed keys at or above `from`, in order.
+    pub(super) fn scan<'s>(&'s self, from: &[u8]) -> ChangeScan<'s> {
+        let range = (Bound::Included(from), Bound::Unbounded);
+        Box::new(self.by_key.range::<[u8], _>(range).map(|(key, span)| (key.as_slice(), &self.list[span.last].entry)))
+    }
+
+    /// Keys of the range that came alive less those that went.
+    pub(super) fn live_delta(&self, range: KeyRange<'_>) -> i64 {
+        let from = (Bound::Included(range.start()), Bound::Unbounded);
+        let inside = self.by_key.range::<[u8], _>(from).take_while(|(key, _)| !range.is_past(key));
+        let delta = |span: &Span| {
+            i64::from(!self.list[span.last].entry.is_tombstone()) - i64::from(self.list[span.first].was_live)
+        };
+        inside.map(|(_, span)| delta(span)).sum()
+    }
+
+    pub(super) fn into_list(self) -> Vec<Change<'c>> {
+        self.list
+    }
+}
+
+/// A walk over changed keys.
+pub(super) type ChangeScan<'s> = Box<dyn Iterator<Item = (&'s [u8], &'s KeyEntry)> + 's>;
+
+/// The address of change `index` of revision `main`.
+pub(super) fn next_at(main: i64, index: usize) -> Revision {
+    Revision { main, sub: u32::try_from(index).expect("a command changes fewer than 2^32 keys") }
+}

@@ -1,0 +1,182 @@
+//! The state as one reader sees it: the layers, merged.
+//!
+//! Owns: lookup, ordered scan, key-at-revision and counts over (own changes, overlay, frozen overlay, key tree, rows).
+//! Does not know: requests, limits, sorting.
+//!
+//! Invariants
+//! - I1: the upper layer wins; a tombstone in it hides the key below.
+//! - I2: a read at R never shows a row above R, and walks a chain in O(log versions) rows.
+
+use std::borrow::Cow;
+
+use crate::mvcc::KeyRange;
+use crate::mvcc::changes::{ChangeScan, Changes};
+use crate::mvcc::key_tree::{KeyScan, KeyTree};
+use crate::mvcc::keyspace::Keyspace;
+use crate::mvcc::outcome::RowView;
+use crate::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
+use crate::store::key_entry::{KeyEntry, Revision};
+use crate::store::overlay::{Overlay, OverlayCursor};
+use crate::store::row_log::Row;
+
+/// A reader's view.
+pub(super) struct View<'v, T> {
+    pub(super) space: &'v Keyspace<T>,
+    /// The changes of the transaction that reads.
+    pub(super) changes: Option<&'v Changes<'v>>,
+    pub(super) pages: &'v dyn PageSource,
+}
+
+impl<'v, T: KeyTree> View<'v, T> {
+    /// The newest entry of a key, tombstones included.
+    pub(super) fn entry(&self, key: &[u8]) -> Result<Option<Cow<'v, KeyEntry>>, Unavailable> {
+        if let Some(entry) = self.changes.and_then(|changes| changes.get(key)) {
+            return Ok(Some(Cow::Borrowed(entry)));
+        }
+        self.space.entry(key, self.pages)
+    }
+
+    /// The number of live keys in a range, now: O(log n) and the transaction's own changes.
+    pub(super) fn count(&self, range: KeyRange<'_>) -> Result<i64, Unavailable> {
+        let below = i64::try_from(self.space.tree().count_live(range, self.pages)?).expect("keys are fewer than 2^63");
+        let delta = self.space.overlay().live_delta(range)
+            + self.space.frozen().map_or(0, |frozen| frozen.live_delta(range))
+            + self.changes.map_or(0, |changes| changes.live_delta(range));
+        assert!(below + delta >= 0, "layers cannot remove more keys than there are");
+        Ok(below + delta)
+    }
+
+    /// Starts a walk over all entries at or above `from`, tombstones included.
+    pub(super) fn scan(&self, from: &[u8]) -> Result<Scan<'v, T>, Unavailable> {
+        let mut tree = self.space.tree().scan(from, self.pages)?;
+        let tree_head = tree.next()?;
+        let mut changes = self.changes.map(|changes| changes.scan(from));
+        let changes_head = changes.as_mut().and_then(Iterator::next);
+        Ok(Scan {
+            changes,
+            changes_head,
+            fresh: Walk::new(self.space.overlay(), from),
+            frozen: self.space.frozen().map(|frozen| Walk::new(frozen, from)),
+            tree,
+            tree_head,
+        })
+    }
+
+    /// The row of a key that a reader at `at` sees, if it is a live one: the newest at or below.
+    pub(super) fn row_at(&self, entry: &KeyEntry, at: i64) -> Result<Option<Row<'v>>, Unavailable> {
+        if entry.row.main <= at {
+            return if entry.is_tombstone() { Ok(None) } else { self.present(entry.row).map(Some) };
+        }
+        // The oldest root above `at` heads the tree that holds the answer or is followed by it.
+        let older = entry.chain.older();
+        let above = older.partition_point(|root| root.main > at);
+        let mut row = self.present(if above > 0 { older[above - 1] } else { entry.row })?;
+        loop {
+            if row.jump.main > at {
+                row = self.present(row.jump)?;
+            } else if row.prev.main > at {
+                row = self.present(row.prev)?;
+            } else if row.prev.is_none() {
+                return Ok(None);
+            } else {
+                // At or below the compacted revision a missing row means absent.
+                let row = self.space.rows().row(row.prev, self.pages)?;
+                return Ok(row.filter(|row| !row.is_tombstone()));
+            }
+        }
+    }
+
+    /// The value of a row this view showed.
+    pub(super) fn value(&self, at: Revision) -> Result<&'v [u8], Unavailable> {
+        match self.changes.and_then(|changes| changes.at(at)) {
+            Some(change) => Ok(&change.value),
+            None => Ok(self.present(at)?.value),
+        }
+    }
+
+    /// A row that must exist.
+    pub(super) fn present(&self, at: Revision) -> Result<Row<'v>, Unavailable> {
+        self.space.rows().row(at, self.pages)?.ok_or(MISSING_ROW)
+    }
+}
+
+/// A row that the index or a chain names is not in the log: no block can be blamed.
+pub(super) const MISSING_ROW: Unavailable =
+    Unavailable::Corrupt(Block { file: StoreFile { kind: FileKind::Rows, number: u32::MAX }, offset: 0, len: 0 });
+
+/// What an entry says to a client, without the value.
+pub(super) fn entry_view<'v>(key: &'v [u8], entry: &KeyEntry) -> RowView<'v> {
+    let (create, modified) = (entry.create, entry.row.main);
+    RowView { key, value: &[], create, modified, version: entry.version, lease: entry.lease }
+}
+
+/// What a row says to a client.
+pub(super) fn row_view<'v>(row: &Row<'v>) -> RowView<'v> {
+    let (create, modified) = (row.create, row.at.main);
+    RowView { key: row.key, value: row.value, create, modified, version: row.version, lease: row.lease }
+}
+
+/// A merged ascending walk over all layers.
+pub(super) struct Scan<'v, T: KeyTree + 'v> {
+    changes: Option<ChangeScan<'v>>,
+    changes_head: Option<(&'v [u8], &'v KeyEntry)>,
+    fresh: Walk<'v>,
+    frozen: Option<Walk<'v>>,
+    tree: T::Scan<'v>,
+    tree_head: Option<(&'v [u8], KeyEntry)>,
+}
+
+impl<'v, T: KeyTree> Scan<'v, T> {
+    /// The next key and its newest entry.
+    pub(super) fn next(&mut self) -> Result<Option<(&'v [u8], Cow<'v, KeyEntry>)>, Unavailable> {
+        let heads = [
+            self.changes_head.map(|(key, _)| key),
+            self.fresh.key(),
+            self.frozen.as_ref().and_then(Walk::key),
+            self.tree_head.as_ref().map(|(key, _)| *key),
+        ];
+        let Some(key) = heads.into_iter().flatten().min() else { return Ok(None) };
+        let [changed, fresh, frozen, tree] = heads.map(|head| head == Some(key));
+        let mut entry = None;
+        if changed {
+            entry = self.changes_head.map(|(_, entry)| Cow::Borrowed(entry));
+            self.changes_head = self.changes.as_mut().and_then(Iterator::next);
+        }
+        if fresh {
+            let below = self.fresh.advance().map(Cow::Borrowed);
+            entry = entry.or(below);
+        }
+        if frozen {
+            let below = self.frozen.as_mut().and_then(Walk::advance).map(Cow::Borrowed);
+            entry = entry.or(below);
+        }
+        if tree {
+            let below = self.tree_head.take().map(|(_, entry)| Cow::Owned(entry));
+            entry = entry.or(below);
+            self.tree_head = self.tree.next()?;
+        }
+        Ok(entry.map(|entry| (key, entry)))
+    }
+}
+
+/// A walk over one overlay with its head read.
+struct Walk<'v> {
+    overlay: &'v Overlay,
+    head: Option<(&'v [u8], &'v KeyEntry, OverlayCursor)>,
+}
+
+impl<'v> Walk<'v> {
+    fn new(overlay: &'v Overlay, from: &[u8]) -> Self {
+        Self { overlay, head: overlay.next(overlay.seek(from)) }
+    }
+
+    fn key(&self) -> Option<&'v [u8]> {
+        self.head.map(|(key, ..)| key)
+    }
+
+    fn advance(&mut self) -> Option<&'v KeyEntry> {
+        let (_, entry, after) = self.head?;
+        self.head = self.overlay.next(after);
+        Some(entry)
+    }
+}
