@@ -650,6 +650,9 @@ impl Port for SimPort {
     fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, _preparation: Preparation) {
         self.trace.event(self.now, format_args!("-> create {} {name} {bytes}", token.0));
         let Some((fails, fatal)) = self.submit(true) else { return };
+        if bytes == 0 || !bytes.is_multiple_of(4096) {
+            self.violations.push(format!("{name} of {bytes} bytes is not made of whole blocks"));
+        }
         let change = self.disk.begin_change(NameChange::Create { name: name.to_owned(), bytes: bytes as usize });
         let at = self.due_after(self.weather.sync);
         let what = Pending::Create { token, name: name.to_owned(), change, mode };
@@ -773,7 +776,8 @@ impl Port for SimPort {
     fn set_deadline(&mut self, deadline: Option<u64>) {
         let late = self.weather.timer_late.draw(&mut self.rng);
         if !self.dead {
-            self.deadline = deadline.map(|at| at.saturating_add(late));
+            // A deadline that has passed asks for another turn at once: nothing sleeps, so nothing is late.
+            self.deadline = deadline.map(|at| if at <= self.now { at } else { at.saturating_add(late) });
         }
     }
 

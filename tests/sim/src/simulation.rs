@@ -79,8 +79,6 @@ pub struct Report {
     pub trace_hash: u64,
     /// Why it failed, if it did.
     pub failure: Option<Failure>,
-    /// The last events.
-    pub tail: Vec<String>,
 }
 
 /// How a life ended.
@@ -96,7 +94,7 @@ pub fn run<S: Subject>(options: Options) -> Report {
     let mut swarm = Swarm::draw(&mut rng.fork(1));
     swarm.weather.early_acknowledgement = options.early_acknowledgement;
     let port_rng = rng.fork(2);
-    let port = SimPort::new(Disk::default(), swarm.weather.clone(), port_rng, 0, Trace::new(options.verbose));
+    let port = SimPort::new(Disk::default(), swarm.weather.clone(), port_rng, 0, Trace::begin(options.verbose));
     let mut simulation = Simulation::new(port, swarm, rng.fork(3));
     let failure = simulation.run_lives::<S>().err();
     let Simulation { port, checker, crashes, turns, witnesses, .. } = simulation;
@@ -108,7 +106,6 @@ pub fn run<S: Subject>(options: Options) -> Report {
         virtual_time: trilith_reactor::Port::now(&port),
         trace_hash: port.trace.hash(),
         failure,
-        tail: port.trace.tail(),
     }
 }
 
@@ -448,7 +445,8 @@ impl Simulation {
             disk.power_loss(survival, &mut rng);
             let mut swarm = self.swarm.clone();
             calm(&mut swarm);
-            let port = SimPort::new(disk, swarm.weather.clone(), rng.fork(5), self.now(), Trace::default());
+            let port =
+                SimPort::new(disk, swarm.weather.clone(), rng.fork(5), self.now(), self.port.trace.inside("copy "));
             let mut copy = Self::new(port, swarm, rng);
             let requests = answered.iter().map(|(id, response)| (self.checker.request(*id), response));
             let checked = copy.check_copy::<S>(&requests.collect::<Vec<_>>());

@@ -1,44 +1,57 @@
 //! The event trace: a running hash that proves determinism, and the last events for a report.
 //!
-//! Owns: both. Does not know: what the events mean.
+//! Owns: both; the last events are kept per thread, so that a panic hook can print them. Does not know: what the events
+//! mean.
 //!
 //! Invariants
 //! - I1: everything that crosses the port is hashed, bytes included: equal hashes mean equal runs.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 
 /// How many events a report shows.
 const TAIL_EVENTS: usize = 200;
 
-/// Hash and tail of a run's events.
+thread_local! {
+    static TAIL: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// Hash of a run's events.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     hash: u64,
-    events: u64,
-    tail: VecDeque<String>,
+    prefix: &'static str,
     verbose: bool,
 }
 
 impl Trace {
-    /// An empty trace; `verbose` prints each event to stderr as it happens.
+    /// The trace of a run that begins on this thread; `verbose` prints each event to stderr as it happens.
     #[must_use]
-    pub fn new(verbose: bool) -> Self {
-        Self { verbose, ..Self::default() }
+    pub fn begin(verbose: bool) -> Self {
+        TAIL.with_borrow_mut(VecDeque::clear);
+        Self { hash: 0, prefix: "", verbose }
     }
 
-    /// Adds an event; `text` is part of the hash.
+    /// The trace of something inside that run, marked by `prefix`.
+    #[must_use]
+    pub fn inside(&self, prefix: &'static str) -> Self {
+        Self { hash: 0, prefix, verbose: self.verbose }
+    }
+
+    /// Adds an event at `now`; its text is part of the hash.
     pub fn event(&mut self, now: u64, text: fmt::Arguments<'_>) {
-        let line = format!("{:>14.6} {text}", now as f64 / 1e6);
+        let line = format!("{}{:>14.6} {text}", self.prefix, now as f64 / 1e6);
         self.hash = xxhash_rust::xxh3::xxh3_64_with_seed(line.as_bytes(), self.hash);
-        self.events += 1;
         if self.verbose {
             eprintln!("{line}");
         }
-        if self.tail.len() == TAIL_EVENTS {
-            self.tail.pop_front();
-        }
-        self.tail.push_back(line);
+        TAIL.with_borrow_mut(|tail| {
+            if tail.len() == TAIL_EVENTS {
+                tail.pop_front();
+            }
+            tail.push_back(line);
+        });
     }
 
     /// Adds bytes to the hash only.
@@ -51,16 +64,10 @@ impl Trace {
     pub fn hash(&self) -> u64 {
         self.hash
     }
+}
 
-    /// How many events there were.
-    #[must_use]
-    pub fn events(&self) -> u64 {
-        self.events
-    }
-
-    /// The last events, oldest first.
-    #[must_use]
-    pub fn tail(&self) -> Vec<String> {
-        self.tail.iter().cloned().collect()
-    }
+/// The last events of this thread's run, oldest first, one a line.
+#[must_use]
+pub fn tail() -> String {
+    TAIL.with_borrow(|tail| tail.iter().map(|line| format!("{line}\n")).collect())
 }

@@ -14,6 +14,11 @@ pub const MILLISECOND: u64 = 1_000_000;
 /// One virtual second, in nanoseconds.
 pub const SECOND: u64 = 1_000_000_000;
 
+/// Longest payload of a log entry.
+pub const ENTRY_BYTES_MAX: usize = 32 << 10;
+/// Largest request.
+pub const REQUEST_BYTES_MAX: usize = 16 << 10;
+
 /// A latency: mostly near the low end, rarely a stall.
 #[derive(Clone, Copy, Debug)]
 pub struct Latency {
@@ -111,16 +116,32 @@ pub enum Fate {
 pub struct Limits {
     /// Size of a WAL segment.
     pub wal_segment_bytes: u64,
-    /// Size of an index segment.
-    pub index_segment_bytes: u64,
+    /// Size of a WAL batch, in payload bytes.
+    pub batch_bytes_max: usize,
+    /// WAL writes in flight.
+    pub appends_in_flight_max: usize,
+    /// Quiet time before a watermark record.
+    pub quiet_delay: u64,
+    /// Least election timeout.
+    pub election_timeout: u64,
+    /// Size of an index file.
+    pub index_file_bytes: u64,
     /// Size of a row segment.
-    pub rows_segment_bytes: u64,
+    pub row_segment_bytes: u64,
+    /// Logical size of a row block.
+    pub row_block_bytes: u32,
+    /// Row blocks kept in memory.
+    pub rows_resident_bytes_max: u64,
+    /// Longest write of the store.
+    pub store_write_bytes_max: u32,
+    /// Writes of a checkpoint in flight.
+    pub store_writes_in_flight_max: u32,
     /// Overlay changes that start a checkpoint.
-    pub checkpoint_changes: u64,
+    pub checkpoint_changes: usize,
+    /// Overlay bytes that start a checkpoint.
+    pub checkpoint_overlay_bytes: u64,
     /// Log bytes that start a checkpoint.
     pub checkpoint_log_bytes: u64,
-    /// WAL writes in flight.
-    pub appends_in_flight_max: u32,
 }
 
 /// What the clients do.
@@ -239,11 +260,19 @@ fn draw_weather(rng: &mut Rng) -> Weather {
 fn draw_limits(rng: &mut Rng) -> Limits {
     Limits {
         wal_segment_bytes: 4096 * rng.log_between(16, 256),
-        index_segment_bytes: 4096 * rng.log_between(16, 256),
-        rows_segment_bytes: 4096 * rng.log_between(16, 256),
-        checkpoint_changes: rng.log_between(5, 500),
+        batch_bytes_max: rng.log_between(64, ENTRY_BYTES_MAX as u64) as usize,
+        appends_in_flight_max: rng.between(1, 4) as usize,
+        quiet_delay: rng.log_between(MILLISECOND, 50 * MILLISECOND),
+        election_timeout: rng.log_between(100 * MILLISECOND, SECOND),
+        index_file_bytes: 4096 * rng.log_between(16, 256),
+        row_segment_bytes: 4096 * rng.log_between(16, 256),
+        row_block_bytes: 4096 * rng.log_between(1, 8) as u32,
+        rows_resident_bytes_max: rng.log_between(1, 1 << 20),
+        store_write_bytes_max: 4096 * rng.log_between(1, 16) as u32,
+        store_writes_in_flight_max: rng.between(1, 4) as u32,
+        checkpoint_changes: rng.log_between(5, 1_000) as usize,
+        checkpoint_overlay_bytes: rng.log_between(1 << 10, 1 << 20),
         checkpoint_log_bytes: 4096 * rng.log_between(8, 256),
-        appends_in_flight_max: rng.between(1, 4) as u32,
     }
 }
 

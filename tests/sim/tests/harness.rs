@@ -548,7 +548,7 @@ fn correct_server_passes() {
     for seed in 0..60 {
         let report = run_seed::<CORRECT>(seed, false);
         if let Some(failure) = &report.failure {
-            panic!("seed {seed}: {failure}\n{}", report.tail.join("\n"));
+            panic!("seed {seed}: {failure}\n{}", trilith_sim::trace::tail());
         }
         acknowledged += report.acknowledged;
     }
