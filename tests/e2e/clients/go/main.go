@@ -1,0 +1,164 @@
+// Puts, gets and deletes with clientv3 and prints every answer, one line a call.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+type session struct {
+	client *clientv3.Client
+	ctx    context.Context
+}
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: go-client HOST:PORT")
+		os.Exit(2)
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:   []string{os.Args[1]},
+		DialTimeout: 5 * time.Second,
+		Logger:      zap.NewNop(),
+	})
+	if err != nil {
+		fmt.Println("cannot connect:", err)
+		os.Exit(1)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	s := session{client, ctx}
+	s.puts()
+	s.gets()
+	s.deletes()
+	s.errors()
+	s.cluster(os.Args[1])
+	fmt.Println("done")
+}
+
+// show prints the answer as JSON or the error with its code.
+func show(name string, answer any, err error) {
+	if err != nil {
+		var typed rpctypes.EtcdError
+		if errors.As(err, &typed) {
+			fmt.Printf("%s: error %v: %v\n", name, typed.Code(), typed)
+		} else {
+			fmt.Printf("%s: error %v\n", name, err)
+		}
+		return
+	}
+	text, err := json.Marshal(answer)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Printf("%s\n%s\n", name, text)
+}
+
+func (s session) put(key, value string, options ...clientv3.OpOption) {
+	answer, err := s.client.Put(s.ctx, key, value, options...)
+	show(fmt.Sprintf("put %q", key), answer, err)
+}
+
+func (s session) get(name, key string, options ...clientv3.OpOption) {
+	answer, err := s.client.Get(s.ctx, key, options...)
+	show(fmt.Sprintf("get %q %s", key, name), answer, err)
+}
+
+func (s session) del(name, key string, options ...clientv3.OpOption) {
+	answer, err := s.client.Delete(s.ctx, key, options...)
+	show(fmt.Sprintf("delete %q %s", key, name), answer, err)
+}
+
+func (s session) puts() {
+	for i := range 10 {
+		s.put(fmt.Sprintf("key/%02d", i), fmt.Sprintf("value %d", 9-i))
+	}
+	s.put("key/03", "again", clientv3.WithPrevKV())
+	s.put("key/03", "third")
+	s.put("key/03", "", clientv3.WithIgnoreValue(), clientv3.WithPrevKV())
+	s.put("key/04", "kept lease", clientv3.WithIgnoreLease())
+	s.put("bytes/\x00\xff", "\x00\x01\xfe\xff")
+	s.put("empty", "")
+	s.put("large", strings.Repeat("x", 1<<20))
+}
+
+func (s session) gets() {
+	s.get("plain", "key/03")
+	s.get("absent", "nothing")
+	s.get("prefix", "key/", clientv3.WithPrefix())
+	s.get("range", "key/02", clientv3.WithRange("key/05"))
+	s.get("empty range", "key/05", clientv3.WithRange("key/02"))
+	s.get("from key", "key/08", clientv3.WithFromKey())
+	s.get("all keys only", "", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	s.get("count", "key/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	s.get("count at revision", "key/", clientv3.WithPrefix(), clientv3.WithCountOnly(), clientv3.WithRev(5))
+	s.get("serializable", "key/03", clientv3.WithSerializable())
+	for _, limit := range []int64{1, 9, 10, 11} {
+		s.get(fmt.Sprintf("limit %d", limit), "key/", clientv3.WithPrefix(), clientv3.WithLimit(limit), clientv3.WithKeysOnly())
+	}
+	for revision := int64(2); revision <= 14; revision += 3 {
+		s.get(fmt.Sprintf("revision %d", revision), "key/", clientv3.WithPrefix(), clientv3.WithRev(revision))
+	}
+	targets := map[string]clientv3.SortTarget{"key": clientv3.SortByKey, "version": clientv3.SortByVersion,
+		"create": clientv3.SortByCreateRevision, "mod": clientv3.SortByModRevision, "value": clientv3.SortByValue}
+	for _, name := range []string{"key", "version", "create", "mod", "value"} {
+		for _, order := range []clientv3.SortOrder{clientv3.SortAscend, clientv3.SortDescend, clientv3.SortNone} {
+			s.get(fmt.Sprintf("sorted by %s %d", name, order), "key/", clientv3.WithPrefix(),
+				clientv3.WithSort(targets[name], order), clientv3.WithLimit(4))
+		}
+	}
+	s.get("min mod revision", "key/", clientv3.WithPrefix(), clientv3.WithMinModRev(8))
+	s.get("max mod revision", "key/", clientv3.WithPrefix(), clientv3.WithMaxModRev(8))
+	s.get("min create revision", "key/", clientv3.WithPrefix(), clientv3.WithMinCreateRev(8), clientv3.WithLimit(2))
+	s.get("max create revision", "key/", clientv3.WithPrefix(), clientv3.WithMaxCreateRev(8), clientv3.WithCountOnly())
+	s.get("first create", "key/", clientv3.WithFirstCreate()...)
+	s.get("last create", "key/", clientv3.WithLastCreate()...)
+	s.get("first revision", "key/", clientv3.WithFirstRev()...)
+	s.get("last revision", "key/", clientv3.WithLastRev()...)
+	s.get("first key", "key/", clientv3.WithFirstKey()...)
+	s.get("last key", "key/", clientv3.WithLastKey()...)
+}
+
+func (s session) deletes() {
+	s.del("absent", "nothing")
+	s.del("plain", "key/00")
+	s.del("previous", "key/01", clientv3.WithPrevKV())
+	s.del("range", "key/02", clientv3.WithRange("key/04"), clientv3.WithPrevKV())
+	s.get("after", "key/", clientv3.WithPrefix())
+	s.get("before", "key/", clientv3.WithPrefix(), clientv3.WithRev(12))
+	s.put("key/01", "reborn", clientv3.WithPrevKV())
+	s.get("reborn", "key/01")
+	s.del("prefix", "key/", clientv3.WithPrefix())
+	s.del("from key", "l", clientv3.WithFromKey())
+	s.get("rest", "", clientv3.WithPrefix())
+}
+
+func (s session) errors() {
+	s.put("", "no key")
+	s.put("lease", "x", clientv3.WithLease(0x1234))
+	s.put("nobody", "", clientv3.WithIgnoreValue())
+	s.put("nobody", "x", clientv3.WithIgnoreValue())
+	s.put("nobody", "x", clientv3.WithIgnoreLease())
+	s.get("future revision", "key/03", clientv3.WithRev(1<<40))
+	s.get("negative revision", "bytes/\x00\xff", clientv3.WithRev(-5))
+	s.put("too large", strings.Repeat("x", 1600<<10))
+}
+
+func (s session) cluster(endpoint string) {
+	members, err := s.client.MemberList(s.ctx)
+	show("members", members, err)
+	status, err := s.client.Status(s.ctx, endpoint)
+	show("status", status, err)
+	alarms, err := s.client.AlarmList(s.ctx)
+	show("alarms", alarms, err)
+}

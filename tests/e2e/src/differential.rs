@@ -1,0 +1,156 @@
+//! Running one script of client calls against etcd and against the subject, and comparing what the clients printed.
+//!
+//! Both servers run one after the other on the same ports with the same flags, so member and cluster ids, terms and
+//! URLs must agree to the last digit; only what the implementations may differ in is masked: sizes, raft indices,
+//! durations, and the log lines of the clients themselves.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::server::{Ports, Server, Subject};
+use crate::setup::{Outcome, Setup};
+
+/// JSON fields whose values are the implementation's own.
+const MASKED_FIELDS: &[&str] =
+    &["raftIndex", "raftAppliedIndex", "dbSize", "dbSizeInUse", "RaftIndex", "RaftAppliedIndex", "took"];
+
+/// Runs `script` on both servers; its output must agree. A missing etcd is a skip.
+pub fn compare(setup: &Setup, script: impl Fn(&Server) -> Result<String>) -> Result<Outcome> {
+    if setup.peer("etcd").is_none() {
+        return Ok(Outcome::Skipped("no etcd to compare with".to_owned()));
+    }
+    let ports = Ports::pick()?;
+    let mut transcripts = Vec::new();
+    for subject in [Subject::Etcd, setup.subject] {
+        let server = setup.launch_of(subject, ports)?.start()?;
+        let transcript = script(&server).with_context(|| format!("on {subject:?}"))?;
+        server.stop(&[])?;
+        transcripts.push(transcript);
+    }
+    match difference(&transcripts[0], &transcripts[1]) {
+        None => Ok(Outcome::Passed),
+        Some(difference) => bail!("differs from etcd (- etcd, + subject):\n{difference}"),
+    }
+}
+
+/// Runs a client program and returns its exit code and masked output as text.
+pub fn transcript(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments).envs(environment.iter().copied());
+    let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
+    let mut text = String::new();
+    for stream in [&output.stdout, &output.stderr] {
+        text.push_str(&masked(&String::from_utf8_lossy(stream)));
+    }
+    text.push_str(&format!("exit {}\n", output.status.code().unwrap_or(-1)));
+    Ok(text)
+}
+
+/// Replaces what may differ by names.
+pub fn masked(text: &str) -> String {
+    let mut lines = String::new();
+    for line in text.lines() {
+        // Client libraries log their retries with time stamps and addresses of goroutines.
+        if line.starts_with("{\"level\"") {
+            continue;
+        }
+        let has_masked = MASKED_FIELDS.iter().any(|name| line.contains(name));
+        let line = match serde_json::from_str::<Value>(line) {
+            // Without a masked field the line stays as it is, so that the order of fields is compared too.
+            Ok(mut value) if has_masked && (value.is_object() || value.is_array()) => {
+                mask_json(&mut value);
+                value.to_string()
+            }
+            _ => mask_plain(line),
+        };
+        lines.push_str(&line);
+        lines.push('\n');
+    }
+    lines
+}
+
+fn mask_json(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (name, field) in map {
+                if MASKED_FIELDS.contains(&name.as_str()) {
+                    *field = Value::from("MASKED");
+                } else {
+                    mask_json(field);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(mask_json),
+        _ => {}
+    }
+}
+
+fn mask_plain(line: &str) -> String {
+    let line = mask_after(line, "took = ", |byte| byte == b' ');
+    // The fields format prints one `"Name" : value` a line.
+    let quoted = line.strip_prefix('"').and_then(|rest| rest.split_once("\" : "));
+    if let Some((name, _)) = quoted
+        && (MASKED_FIELDS.contains(&name) || name.starts_with("DB"))
+    {
+        return format!("\"{name}\" : MASKED");
+    }
+    line
+}
+
+/// Replaces the text between `mark` and the first byte that `ends` accepts.
+fn mask_after(line: &str, mark: &str, ends: fn(u8) -> bool) -> String {
+    let Some((before, rest)) = line.split_once(mark) else { return line.to_owned() };
+    let end = rest.bytes().position(ends).unwrap_or(rest.len());
+    format!("{before}{mark}MASKED{}", &rest[end..])
+}
+
+/// The first lines that differ, with the command they belong to.
+fn difference(expected: &str, found: &str) -> Option<String> {
+    if expected == found {
+        return None;
+    }
+    let (expected, found): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
+    let same = expected.iter().zip(&found).take_while(|(a, b)| a == b).count();
+    let mut text = String::new();
+    if let Some(command) = expected[..same].iter().rev().find(|line| line.starts_with("$ ")) {
+        text.push_str(&format!("  {command}\n"));
+    }
+    for (sign, lines) in [("-", &expected), ("+", &found)] {
+        for line in lines.iter().skip(same).take(6) {
+            text.push_str(&format!("{sign} {line}\n"));
+        }
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_without_masked_fields_keeps_its_order() {
+        assert_eq!(masked("{\"b\":1,\"a\":2}"), "{\"b\":1,\"a\":2}\n");
+    }
+
+    #[test]
+    fn only_the_implementations_own_figures_are_masked() {
+        let text = masked(
+            "{\"level\":\"warn\"}\n{\"raftIndex\":7,\"header\":{\"revision\":3}}\nit took = 12ms ok\n\"DBSize\" : 9\nx\n",
+        );
+        assert_eq!(
+            text,
+            "{\"header\":{\"revision\":3},\"raftIndex\":\"MASKED\"}\nit took = MASKED ok\n\"DBSize\" : MASKED\nx\n"
+        );
+    }
+
+    #[test]
+    fn a_difference_shows_its_command() {
+        assert_eq!(difference("$ a\n1\n", "$ a\n1\n"), None);
+        let text = difference("$ a\n1\n$ b\n2\n", "$ a\n1\n$ b\n3\n").unwrap();
+        assert_eq!(text, "  $ b\n- 2\n+ 3\n");
+        assert!(difference("$ a\n1\n", "$ a\n1\n2\n").is_some());
+    }
+}

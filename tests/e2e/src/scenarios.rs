@@ -1,0 +1,60 @@
+//! The list of scenarios. Each is a function from the setup to an outcome, independent of the others.
+
+mod clients;
+mod durability;
+mod errors;
+mod etcdctl;
+mod http;
+mod kill;
+mod process;
+
+use anyhow::Result;
+
+use crate::setup::{Outcome, Setup};
+
+/// A named check of the server from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Name, unique.
+    pub name: &'static str,
+    /// The check.
+    pub run: fn(&Setup) -> Result<Outcome>,
+}
+
+/// All scenarios, quick ones first.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "etcdctl_current_keys", run: etcdctl::current_keys },
+    Scenario { name: "etcdctl_current_cluster", run: etcdctl::current_cluster },
+    Scenario { name: "etcdctl_3_4_keys", run: etcdctl::old_keys },
+    Scenario { name: "etcdctl_3_4_cluster", run: etcdctl::old_cluster },
+    Scenario { name: "go_clientv3", run: clients::go },
+    Scenario { name: "python_etcd3", run: clients::python },
+    Scenario { name: "http_health_and_version", run: http::health_and_version },
+    Scenario { name: "http_over_http2", run: http::over_http2 },
+    Scenario { name: "unknown_methods", run: errors::unknown_methods },
+    Scenario { name: "malformed_calls", run: errors::malformed_calls },
+    Scenario { name: "calls_to_refuse", run: errors::calls_to_refuse },
+    Scenario { name: "oversized_requests", run: errors::oversized_requests },
+    Scenario { name: "garbage_bytes", run: errors::garbage_bytes },
+    Scenario { name: "graceful_stop", run: process::graceful_stop },
+    Scenario { name: "second_daemon_on_data_dir", run: process::second_daemon_on_data_dir },
+    Scenario { name: "second_daemon_on_port", run: process::second_daemon_on_port },
+    Scenario { name: "foreign_data_dir", run: process::foreign_data_dir },
+    Scenario { name: "bad_command_lines", run: process::bad_command_lines },
+    Scenario { name: "flushes_at_depth_one", run: durability::flushes_at_depth_one },
+    Scenario { name: "held_writes_hold_answers", run: durability::held_writes_hold_answers },
+    Scenario { name: "kill_under_load", run: kill::kill_under_load },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), SCENARIOS.len());
+    }
+}

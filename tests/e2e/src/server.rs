@@ -1,0 +1,324 @@
+//! A server under test: started on loopback, watched through its log, ended by its process id.
+//!
+//! I1  Only processes started here are ended here, and each is ended when its `Server` is dropped.
+//! I2  Every line a server logs is kept; for trilithd a WARN or ERROR line that a test does not expect, and any line
+//!     that is not a log record (a panic, for one), fails the test.
+
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// Longest wait for the ready line: a boot may wait 30 s for the locks of a killed predecessor.
+const START_SECONDS_MAX: u64 = 45;
+/// Longest wait for a stop that was asked for.
+const STOP_SECONDS_MAX: u64 = 20;
+/// Warnings that a plain start is right to print.
+const WARNINGS_EXPECTED: &[&str] = &["serving client traffic insecurely"];
+
+/// Which server a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Ours.
+    Trilithd,
+    /// The one ours is compared with.
+    Etcd,
+}
+
+impl Subject {
+    /// Folder of the WAL below the data directory.
+    pub fn wal_folder(self) -> &'static str {
+        match self {
+            Self::Trilithd => "wal",
+            Self::Etcd => "member/wal",
+        }
+    }
+}
+
+/// The two ports of one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Port of the client URL.
+    pub client: u16,
+    /// Port of the peer URL.
+    pub peer: u16,
+}
+
+impl Ports {
+    /// Two loopback ports that are free now.
+    pub fn pick() -> Result<Self> {
+        let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let (client, peer) = (bind()?, bind()?);
+        Ok(Self { client: client.local_addr()?.port(), peer: peer.local_addr()?.port() })
+    }
+}
+
+/// How to start one member.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Which server it is.
+    pub subject: Subject,
+    /// The program.
+    pub program: PathBuf,
+    /// Its data directory.
+    pub data: PathBuf,
+    /// Its ports.
+    pub ports: Ports,
+}
+
+impl Launch {
+    /// Starts the member and waits until it serves.
+    pub fn start(&self) -> Result<Server> {
+        let mut server = self.spawn()?;
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    /// Starts the member without waiting.
+    pub fn spawn(&self) -> Result<Server> {
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        let pipe = child.stderr.take().expect("standard error is piped above");
+        let log = Arc::new(Log::default());
+        let writer = Arc::clone(&log);
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                writer.push(line);
+            }
+            writer.close();
+        });
+        Ok(Server { launch: self.clone(), child, log, reader: Some(reader), status: None })
+    }
+
+    fn command(&self) -> Command {
+        let client = format!("http://127.0.0.1:{}", self.ports.client);
+        let peer = format!("http://127.0.0.1:{}", self.ports.peer);
+        let mut command = Command::new(&self.program);
+        // Variables of the caller would be read as configuration.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD")) {
+            command.env_remove(name);
+        }
+        command.arg("--data-dir").arg(&self.data).args(["--name", "n1"]);
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &format!("n1={peer}")]);
+        command
+    }
+}
+
+/// A running (or ended) member.
+#[derive(Debug)]
+pub struct Server {
+    launch: Launch,
+    child: Child,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+    status: Option<ExitStatus>,
+}
+
+impl Server {
+    /// Which server it is.
+    pub fn subject(&self) -> Subject {
+        self.launch.subject
+    }
+
+    /// How it was started.
+    pub fn launch(&self) -> &Launch {
+        &self.launch
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.launch.data
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.launch.ports.client))
+    }
+
+    /// `host:port` for client programs.
+    pub fn endpoint(&self) -> String {
+        self.address().to_string()
+    }
+
+    /// Waits for the log line that says the server serves.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let limit = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
+        match self.log.wait_for("ready to serve client requests", limit) {
+            Waited::Seen => Ok(()),
+            Waited::Closed => {
+                let status = self.wait_exit(Duration::from_secs(STOP_SECONDS_MAX))?;
+                bail!("the server ended at start ({status}):\n{}", self.log.tail(12))
+            }
+            Waited::Late => bail!("not ready after {START_SECONDS_MAX} s:\n{}", self.log.tail(12)),
+        }
+    }
+
+    /// Ends the process as a power switch would for it: no handler runs.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.wait_exit(Duration::from_secs(STOP_SECONDS_MAX)).map(drop)
+    }
+
+    /// Asks for a graceful stop and returns how the process ended.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        let signal = format!("kill -TERM {}", self.child.id());
+        let sent = Command::new("sh").args(["-c", &signal]).status()?;
+        if !sent.success() {
+            bail!("the process was gone before it was asked to stop");
+        }
+        self.wait_exit(Duration::from_secs(STOP_SECONDS_MAX))
+    }
+
+    /// Waits for the end of the process.
+    pub fn wait_exit(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                self.status = Some(status);
+                if let Some(reader) = self.reader.take() {
+                    reader.join().ok().context("the log reader panicked")?;
+                }
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("the process did not end in {} s", limit.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Everything logged so far.
+    pub fn log_lines(&self) -> Vec<String> {
+        self.log.lock().lines.clone()
+    }
+
+    /// Fails if the process ended by itself or logged what no test expects (I2).
+    pub fn check(&mut self, expected: &[&str]) -> Result<()> {
+        if self.status.is_none()
+            && let Some(status) = self.child.try_wait()?
+        {
+            bail!("the server ended by itself ({status}):\n{}", self.log.tail(12));
+        }
+        if self.subject() == Subject::Etcd {
+            return Ok(());
+        }
+        let lines = self.log_lines();
+        let surprises: Vec<&String> = lines.iter().filter(|line| is_surprise(line, expected)).collect();
+        if let Some(first) = surprises.first() {
+            bail!("{} unexpected log lines, the first: {first}", surprises.len());
+        }
+        Ok(())
+    }
+
+    /// Graceful stop with the checks that belong to it.
+    pub fn stop(mut self, expected: &[&str]) -> Result<()> {
+        self.check(expected)?;
+        let status = self.terminate()?;
+        if status.signal() != Some(libc::SIGTERM) {
+            bail!("after SIGTERM the process ended with {status}, not by signal 15");
+        }
+        self.check(expected)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn is_surprise(line: &str, expected: &[&str]) -> bool {
+    let Ok(record) = serde_json::from_str::<Value>(line) else { return true };
+    let calm = matches!(record["level"].as_str(), Some("debug" | "info"));
+    let known = WARNINGS_EXPECTED.iter().chain(expected).any(|text| line.contains(text));
+    !calm && !known
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    state: Mutex<LogState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct LogState {
+    lines: Vec<String>,
+    closed: bool,
+}
+
+enum Waited {
+    Seen,
+    Closed,
+    Late,
+}
+
+impl Log {
+    fn lock(&self) -> std::sync::MutexGuard<'_, LogState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: String) {
+        self.lock().lines.push(line);
+        self.changed.notify_all();
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn wait_for(&self, text: &str, deadline: Instant) -> Waited {
+        let mut state = self.lock();
+        loop {
+            if state.lines.iter().any(|line| line.contains(text)) {
+                return Waited::Seen;
+            }
+            if state.closed {
+                return Waited::Closed;
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Waited::Late;
+            }
+            state = self.changed.wait_timeout(state, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn tail(&self, count: usize) -> String {
+        let state = self.lock();
+        state.lines[state.lines.len().saturating_sub(count)..].join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_errors_and_panics_are_surprises() {
+        assert!(!is_surprise(r#"{"level":"info","msg":"x"}"#, &[]));
+        assert!(is_surprise(r#"{"level":"warn","msg":"x"}"#, &[]));
+        assert!(!is_surprise(r#"{"level":"warn","msg":"odd but known"}"#, &["odd but"]));
+        assert!(is_surprise(r#"{"level":"error","msg":"x"}"#, &[]));
+        assert!(is_surprise("thread 'main' panicked at x.rs", &[]));
+    }
+
+    #[test]
+    fn ports_are_two_different_ones() {
+        let ports = Ports::pick().unwrap();
+        assert_ne!(ports.client, ports.peer);
+    }
+}
