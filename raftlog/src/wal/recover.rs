@@ -573,10 +573,18 @@ impl Scan {
             lsn: last.header.lsn.next(),
             index: last.header.last_index().next(),
         };
+        // If the next record known stands in a later segment, a segment between the two must have held this one.
         let next = kept.iter().find(|found| found.header.lsn > last.header.lsn);
-        let elsewhere = next.filter(|next| next.slot != last.slot && next.header.offset > BLOCK_BYTES);
-        if let Some(next) = elsewhere {
-            place.file = segment_file_name(next.slot);
+        let between = |header: &SegmentHeader| {
+            let before = |next: &Found| {
+                header.sequence < next.header.sequence
+                    || (header.sequence == next.header.sequence && next.header.offset > BLOCK_BYTES)
+            };
+            header.sequence > last.header.sequence && next.is_some_and(before)
+        };
+        let headers = self.slots.iter().filter_map(|slot| slot.header);
+        if let Some(header) = headers.filter(between).min_by_key(|header| header.sequence) {
+            place.file = segment_file_name(header.slot);
             place.offset = BLOCK_BYTES;
         }
         place

@@ -238,7 +238,7 @@ fn a_checkpoint_recycles_slots_and_recovery_starts_behind_it() {
     let after = Index(member.raft.commit().0 - 3);
     let recovered = member.image.recover(after).expect("sound");
     assert_eq!(recovered.base, member.committed[after.0 as usize - 1].position());
-    assert_eq!(recovered.entries, member.committed[after.0 as usize..]);
+    assert!(recovered.entries == member.committed[after.0 as usize..]);
     // What a checkpoint never covered, or a checkpoint the log never reached, is refused by name.
     let early = member.image.recover(Index(5));
     assert!(matches!(early, Err(RecoverError::Missing { needed: Index(5), .. })), "{early:?}");
@@ -276,7 +276,7 @@ fn the_operator_may_discard_from_a_named_lsn() {
     again.settle();
     // The order is needed once: the sealing header voids what was given up.
     let recovered = again.image.recover(Index::ZERO).expect("sealed");
-    assert_eq!(recovered.entries, again.committed);
+    assert!(recovered.entries == again.committed);
     assert_eq!(recovered.last().index, Index(6));
 }
 
