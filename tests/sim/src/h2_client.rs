@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use trilith_wire::hpack::{Decoder, FieldSink};
+use trilith_wire::hpack::{Decoder, FieldSink, Mark};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -53,9 +53,10 @@ struct Stream {
 struct Fields(Vec<(String, String)>);
 
 impl FieldSink for Fields {
-    fn field(&mut self, name: &[u8], value: &[u8]) {
+    fn field(&mut self, name: &[u8], value: &[u8], mark: Mark) -> Mark {
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         self.0.push((text(name), text(value)));
+        mark
     }
 }
 

@@ -145,6 +145,7 @@ pub struct SimPort {
     error_delivered_at: Option<u64>,
     stop_requested: bool,
     violations: Vec<String>,
+    coverage: BTreeMap<String, u64>,
     /// The trace of everything that crossed the port.
     pub trace: Trace,
 }
@@ -172,6 +173,7 @@ impl SimPort {
             error_delivered_at: None,
             stop_requested: false,
             violations: Vec::new(),
+            coverage: BTreeMap::new(),
             trace,
         }
     }
@@ -217,6 +219,22 @@ impl SimPort {
         self.violations.pop()
     }
 
+    /// Counts that something of this name happened.
+    pub fn cover(&mut self, what: &str) {
+        match self.coverage.get_mut(what) {
+            Some(count) => *count += 1,
+            None => {
+                self.coverage.insert(what.to_owned(), 1);
+            }
+        }
+    }
+
+    /// What happened how often: faults, and the server's log records by message.
+    #[must_use]
+    pub fn coverage(&self) -> &BTreeMap<String, u64> {
+        &self.coverage
+    }
+
     /// The disk as it is.
     #[must_use]
     pub fn disk(&self) -> &Disk {
@@ -232,6 +250,10 @@ impl SimPort {
     pub fn crash(&mut self, kind: CrashKind) -> Vec<Delivery> {
         self.trace.event(self.now, format_args!("crash {kind:?} after {} submissions", self.submissions));
         self.disk.advance(self.now);
+        self.cover(match kind {
+            CrashKind::Kill => "(kill)",
+            CrashKind::PowerLoss => "(power loss)",
+        });
         match kind {
             CrashKind::Kill => self.disk.kill(self.now, LANDING_MAX, &mut self.rng),
             CrashKind::PowerLoss => self.disk.power_loss(Survival::Drawn, &mut self.rng),
@@ -349,6 +371,7 @@ impl SimPort {
                 return true;
             }
             self.stop_requested = true;
+            self.cover("(graceful stop)");
             events.push(Event::StopRequested { signal: 15 });
         }
         self.deliver_due(events, deliveries);
@@ -407,6 +430,7 @@ impl SimPort {
     fn complete_file(&mut self, what: Pending, fails: bool) -> Option<Event> {
         if fails {
             self.error_delivered_at = Some(self.now);
+            self.cover("(I/O error)");
         }
         let outcome = |fails: bool| if fails { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) };
         let event = match what {
@@ -556,6 +580,7 @@ impl SimPort {
             None => Err(crash_error()),
             Some((true, _)) => {
                 self.error_delivered_at = Some(self.now);
+                self.cover("(I/O error at boot)");
                 Err(io::Error::from_raw_os_error(EIO))
             }
             Some((false, fatal)) => {
@@ -782,7 +807,12 @@ impl Port for SimPort {
     }
 
     fn log(&mut self, record: &[u8]) {
-        self.trace.event(self.now, format_args!("-> log {}", String::from_utf8_lossy(record)));
+        let text = String::from_utf8_lossy(record);
+        self.trace.event(self.now, format_args!("-> log {text}"));
+        if let Some((_, rest)) = text.split_once("\"msg\":\"") {
+            let message = rest.split('"').next().unwrap_or_default().to_owned();
+            self.cover(&message);
+        }
     }
 }
 
@@ -814,6 +844,9 @@ impl BootFiles for SimPort {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let wait = self.disk.quiet_at(inode).saturating_sub(self.now);
+        if wait > 0 {
+            self.cover("(late write awaited)");
+        }
         if wait > wait_max {
             return Err(io::ErrorKind::WouldBlock.into());
         }

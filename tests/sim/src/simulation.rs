@@ -30,6 +30,8 @@ const TURNS_MAX: u64 = 300_000;
 const ERROR_TURNS_MAX: u64 = 3;
 /// Historical revisions that an audit reads besides the unclaimed ones.
 const AUDIT_SAMPLES: u64 = 6;
+/// How often an audit asks again for what timed out.
+const AUDIT_ATTEMPTS_MAX: usize = 20;
 /// Calls that an audit has under way.
 const AUDIT_CALLS_MAX: usize = 64;
 
@@ -77,6 +79,8 @@ pub struct Report {
     pub virtual_time: u64,
     /// Hash of everything that crossed the port.
     pub trace_hash: u64,
+    /// What happened how often.
+    pub coverage: BTreeMap<String, u64>,
     /// Why it failed, if it did.
     pub failure: Option<Failure>,
 }
@@ -105,6 +109,7 @@ pub fn run<S: Subject>(options: Options) -> Report {
         witnesses,
         virtual_time: trilith_reactor::Port::now(&port),
         trace_hash: port.trace.hash(),
+        coverage: port.coverage().clone(),
         failure,
     }
 }
@@ -182,7 +187,10 @@ impl Simulation {
     fn run_life<S: Subject>(&mut self, fate: Fate) -> Result<Ending, Failure> {
         self.port.begin_life(fate);
         let mut node = match S::boot(&self.swarm.limits, &mut self.port) {
-            _ if self.port.is_dead() => return self.end_by_crash(fate),
+            _ if self.port.is_dead() => {
+                self.port.cover("(crash at boot)");
+                return self.end_by_crash(fate);
+            }
             Ok(node) => node,
             Err(_) if self.port.error_delivered_at().is_some() => return self.end_by_exit(),
             Err(why) => return Err(Failure::Liveness(format!("the server refuses to start: {why}"))),
@@ -191,6 +199,7 @@ impl Simulation {
             return Ok(ending);
         }
         if let Some(ending) = self.audit(&mut node)? {
+            self.port.cover("(ended during the audit)");
             return Ok(ending);
         }
         for client in 0..self.clients.len() {
@@ -409,32 +418,45 @@ impl Simulation {
         Ok(None)
     }
 
-    /// The auditor asks and waits. `Err`: the life ended first.
+    /// The auditor asks and waits; what timed out during a stall it asks again. `Err`: the life ended first.
     fn ask<S: Subject>(
         &mut self,
         node: &mut S,
         requests: Vec<Request>,
     ) -> Result<Result<Vec<Response>, Ending>, Failure> {
-        let mut responses = Vec::with_capacity(requests.len());
-        for batch in requests.chunks(AUDIT_CALLS_MAX) {
-            self.auditor.connect(&mut self.port, &mut self.rng);
-            let now = self.now();
-            let calls = batch.iter().map(|request| self.auditor.call(request.clone(), now, &mut self.checker));
-            let calls: Vec<u64> = calls.collect();
-            self.auditor.flush(&mut self.port);
-            while calls.iter().any(|call| !self.audited.contains_key(call)) {
-                let gone = self.auditor.open_calls() == 0;
-                if gone && self.port.error_delivered_at().is_none() && !self.port.is_stop_requested() {
-                    return Err(Failure::Liveness("the server closed the auditor's connection".to_owned()));
+        let mut responses = vec![None; requests.len()];
+        for _ in 0..AUDIT_ATTEMPTS_MAX {
+            let open: Vec<usize> = (0..requests.len()).filter(|at| responses[*at].is_none()).collect();
+            for batch in open.chunks(AUDIT_CALLS_MAX) {
+                self.auditor.connect(&mut self.port, &mut self.rng);
+                let now = self.now();
+                let mut calls = BTreeMap::new();
+                for position in batch {
+                    let call = self.auditor.call(requests[*position].clone(), now, &mut self.checker);
+                    calls.insert(call, *position);
                 }
+                self.auditor.flush(&mut self.port);
+                while self.auditor.open_calls() > 0 {
+                    if let Some(ending) = self.step(node)? {
+                        self.audited.clear();
+                        return Ok(Err(ending));
+                    }
+                }
+                for (call, response) in std::mem::take(&mut self.audited) {
+                    responses[calls[&call]] = Some(response);
+                }
+            }
+            if responses.iter().all(Option::is_some) {
+                return Ok(Ok(responses.into_iter().flatten().collect()));
+            }
+            // Under way to a stop the server may refuse; the end comes by itself.
+            while self.port.error_delivered_at().is_some() || self.port.is_stop_requested() {
                 if let Some(ending) = self.step(node)? {
-                    self.audited.clear();
                     return Ok(Err(ending));
                 }
             }
-            responses.extend(calls.iter().filter_map(|call| self.audited.remove(call)));
         }
-        Ok(Ok(responses))
+        Err(Failure::Liveness("the server does not answer the auditor".to_owned()))
     }
 
     /// Recovers copies of media as they were when acknowledgements left, without any write that was in flight.

@@ -13,7 +13,7 @@ use trilith_sim::port::SimPort;
 use trilith_sim::simulation::{Failure, Options, Report, run};
 use trilith_sim::subject::Subject;
 use trilith_sim::weather::Limits;
-use trilith_wire::hpack::{Decoder, FieldSink};
+use trilith_wire::hpack::{Decoder, FieldSink, Mark};
 use trilith_wire::proto::etcdserverpb::{
     DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
 };
@@ -39,10 +39,11 @@ const TRUSTS_WITHOUT_BARRIER: u8 = 11;
 struct Path(String);
 
 impl FieldSink for Path {
-    fn field(&mut self, name: &[u8], value: &[u8]) {
+    fn field(&mut self, name: &[u8], value: &[u8], mark: Mark) -> Mark {
         if name == b":path" {
             self.0 = String::from_utf8_lossy(value).into_owned();
         }
+        mark
     }
 }
 
