@@ -1,10 +1,362 @@
 //! Which units of the index files are in use.
 //!
-//! Owns: allocation in contiguous extents, what was freed by which checkpoint, pins, the persisted map. Does not know:
-//! what stands in a page.
+//! Owns: allocation in contiguous extents, what was freed by which checkpoint, pins, the persisted map
+//! (docs/format/store.md section 6). Does not know: what stands in a page, who writes it.
+//!
+//! A unit is free, in use, or in quarantine: freed by a checkpoint, but needed by the one before as long as that is the
+//! older retained one, or by a pin. A running checkpoint allocates free units only; what it frees enters quarantine when
+//! it is durable. A crash throws all of this away and starts from the persisted map.
+//!
+//! Invariants
+//! - I1: a unit that the newest or the older durable checkpoint uses is never allocated.
+//! - I2: units freed by checkpoint n become free at the earliest when n + 1 is durable, and never while a pin on a
+//!   checkpoint before n stands.
+//! - I3: no run crosses the end of a file; files are added one by one and never given back.
 
-use crate::store::page::PageRef;
+use std::collections::{BTreeMap, VecDeque};
 
-/// What the superblock names of the map: a run of units like a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MapRoot(pub PageRef);
+use crate::store::page::{HEADER_BYTES, PageHeader, PageId, PageRef, PageType, UNIT_BYTES};
+
+/// Shortest extent that is looked for first: one write of 256 KiB.
+const EXTENT_UNITS: u32 = 64;
+
+/// A run of units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    /// The first.
+    pub page: PageId,
+    /// How many.
+    pub units: u32,
+}
+
+/// The use of the units of all index files.
+#[derive(Debug)]
+pub struct Extents {
+    file_units: u32,
+    files: u32,
+    files_max: u32,
+    /// One bit per unit: not free.
+    taken: Vec<u64>,
+    taken_units: u64,
+    /// Where the next units come from.
+    extent_next: u32,
+    extent_end: u32,
+    /// Where the search for the next extent starts.
+    search_from: u32,
+    /// No long extent is left for this checkpoint.
+    only_short: bool,
+    /// By the running checkpoint.
+    freed: Vec<Run>,
+    /// By the checkpoint of this sequence.
+    quarantine: VecDeque<(u64, Vec<Run>)>,
+    /// Pins by checkpoint sequence.
+    pins: BTreeMap<u64, u32>,
+}
+
+impl Extents {
+    /// No file.
+    #[must_use]
+    pub fn new(file_units: u32, files_max: u32) -> Self {
+        assert!(file_units > 0 && file_units.is_multiple_of(64), "an index file is a multiple of 256 KiB");
+        Self {
+            file_units,
+            files: 0,
+            files_max,
+            taken: Vec::new(),
+            taken_units: 0,
+            extent_next: 0,
+            extent_end: 0,
+            search_from: 0,
+            only_short: false,
+            freed: Vec::new(),
+            quarantine: VecDeque::new(),
+            pins: BTreeMap::new(),
+        }
+    }
+
+    /// Units of a file.
+    #[must_use]
+    pub fn file_units(&self) -> u32 {
+        self.file_units
+    }
+
+    /// Files at most.
+    #[must_use]
+    pub fn files_max(&self) -> u32 {
+        self.files_max
+    }
+
+    /// Files in use.
+    #[must_use]
+    pub fn files(&self) -> u32 {
+        self.files
+    }
+
+    /// Units in use or in quarantine.
+    #[must_use]
+    pub fn taken_units(&self) -> u64 {
+        self.taken_units
+    }
+
+    /// Takes a run, which follows the one taken before where possible. May add a file.
+    pub fn allocate(&mut self, units: u16) -> PageId {
+        let units = u32::from(units);
+        assert!(units > 0 && units <= self.file_units, "admission bounds a page by its file");
+        if self.extent_end - self.extent_next < units {
+            self.find_extent(units);
+        }
+        let page = PageId(self.extent_next);
+        self.extent_next += units;
+        self.set(Run { page, units });
+        assert_eq!(page.0 / self.file_units, (page.0 + units - 1) / self.file_units, "I3: no run crosses a file's end");
+        page
+    }
+
+    /// Gives up a run that the newest durable checkpoint uses.
+    pub fn free(&mut self, run: Run) {
+        assert!(self.is_taken(run.page), "only a used run is freed");
+        match self.freed.last_mut() {
+            Some(last) if last.page.0 + last.units == run.page.0 => last.units += run.units,
+            _ => self.freed.push(run),
+        }
+    }
+
+    /// Keeps the units of checkpoint `sequence`, which is the newest durable one.
+    pub fn pin(&mut self, sequence: u64) {
+        *self.pins.entry(sequence).or_insert(0) += 1;
+    }
+
+    /// Gives up a pin; its units become free with the next checkpoint.
+    pub fn unpin(&mut self, sequence: u64) {
+        let count = self.pins.get_mut(&sequence).expect("a pin is given up once");
+        *count -= 1;
+        if *count == 0 {
+            self.pins.remove(&sequence);
+        }
+    }
+
+    /// Checkpoint `sequence`, which freed what was freed since the last call, is durable and the newest.
+    pub fn publish(&mut self, sequence: u64) {
+        assert!(self.quarantine.back().is_none_or(|(last, _)| *last < sequence), "checkpoints are numbered upwards");
+        self.quarantine.push_back((sequence, std::mem::take(&mut self.freed)));
+        let oldest_pin = self.pins.keys().next().copied().unwrap_or(u64::MAX);
+        while let Some((freed_by, _)) = self.quarantine.front()
+            && *freed_by < sequence
+            && *freed_by <= oldest_pin
+        {
+            let (_, runs) = self.quarantine.pop_front().expect("it was just seen");
+            runs.into_iter().for_each(|run| self.clear(run));
+        }
+        (self.extent_next, self.extent_end, self.only_short) = (0, 0, false);
+    }
+
+    /// Takes the run of the map itself, which may add the file that it stands in.
+    pub fn allocate_map(&mut self) -> (PageId, u16) {
+        loop {
+            let units = self.map_units();
+            let page = self.allocate(units);
+            if self.map_units() == units {
+                return (page, units);
+            }
+            self.clear(Run { page, units: u32::from(units) });
+        }
+    }
+
+    /// Units that the map of all files takes.
+    fn map_units(&self) -> u16 {
+        let bytes = HEADER_BYTES + self.files as usize * 2 * self.file_bitmap_bytes();
+        u16::try_from(bytes.div_ceil(UNIT_BYTES)).expect("the map of the most files allowed fits a page")
+    }
+
+    /// The map as of the running checkpoint: what it uses and what it freed.
+    #[must_use]
+    pub fn encode_map(&self, page: PageId, generation: u64) -> Vec<u8> {
+        let mut used = self.taken.clone();
+        let mut freed = vec![0; self.taken.len()];
+        for run in self.quarantine.iter().flat_map(|(_, runs)| runs) {
+            fill(&mut used, *run, false);
+        }
+        for run in &self.freed {
+            fill(&mut used, *run, false);
+            fill(&mut freed, *run, true);
+        }
+        let file_bytes = 2 * self.file_bitmap_bytes();
+        let bytes_used = HEADER_BYTES + self.files as usize * file_bytes;
+        let (page_type, tree, level) = (PageType::Map, 0, 0);
+        let (count, bytes_used_field) = (self.files, bytes_used as u32);
+        let header = PageHeader { page_type, tree, level, page, generation, count, used: bytes_used_field };
+        let mut out = header.encode().to_vec();
+        let words = (self.file_units / 64) as usize;
+        for file in 0..self.files as usize {
+            for bits in [&used, &freed] {
+                for word in &bits[file * words..(file + 1) * words] {
+                    out.extend_from_slice(&word.to_le_bytes());
+                }
+            }
+        }
+        assert_eq!(out.len(), bytes_used, "the map has the length that was allocated");
+        out.resize(usize::from(self.map_units()) * UNIT_BYTES, 0);
+        out
+    }
+
+    /// The state after checkpoint `sequence`, from its map, whose checksum was verified. `None`: malformed.
+    #[must_use]
+    pub fn decode_map(
+        file_units: u32,
+        files_max: u32,
+        map: PageRef,
+        files: u32,
+        sequence: u64,
+        bytes: &[u8],
+    ) -> Option<Self> {
+        let mut extents = Self::new(file_units, files_max);
+        let header = PageHeader::decode(bytes)?;
+        extents.files = files;
+        let used = HEADER_BYTES.checked_add((files as usize).checked_mul(2 * extents.file_bitmap_bytes())?)?;
+        let found = (header.page_type, header.tree, header.level, header.page, header.count, header.used as usize);
+        if found != (PageType::Map, 0, 0, map.page, files, used) || header.generation != sequence || files > files_max {
+            return None;
+        }
+        if bytes.len() != used.next_multiple_of(UNIT_BYTES) || bytes[used..].iter().any(|&byte| byte != 0) {
+            return None;
+        }
+        let mut freed = Vec::new();
+        for file in bytes[HEADER_BYTES..used].chunks_exact(2 * extents.file_bitmap_bytes()) {
+            let (in_use, freed_by) = file.split_at(extents.file_bitmap_bytes());
+            for (used, freed_word) in words_of(in_use).zip(words_of(freed_by)) {
+                if used & freed_word != 0 {
+                    return None;
+                }
+                extents.taken.push(used | freed_word);
+                freed.push(freed_word);
+            }
+        }
+        extents.taken_units = extents.taken.iter().map(|word| u64::from(word.count_ones())).sum();
+        extents.quarantine.push_back((sequence, runs_of(&freed)));
+        let whole = extents.is_taken(map.page);
+        whole.then_some(extents)
+    }
+
+    /// Whether a run lies inside one file in use, every unit of it taken.
+    #[must_use]
+    pub fn holds(&self, run: Run) -> bool {
+        let end = u64::from(run.page.0) + u64::from(run.units);
+        let total = u64::from(self.files) * u64::from(self.file_units);
+        run.units > 0
+            && end <= total
+            && u64::from(run.page.0 / self.file_units) == (end - 1) / u64::from(self.file_units)
+            && (run.page.0..run.page.0 + run.units).all(|unit| self.is_taken(PageId(unit)))
+    }
+
+    fn file_bitmap_bytes(&self) -> usize {
+        (self.file_units / 8) as usize
+    }
+
+    fn total_units(&self) -> u32 {
+        self.files * self.file_units
+    }
+
+    fn is_taken(&self, page: PageId) -> bool {
+        self.taken.get((page.0 / 64) as usize).is_some_and(|word| word >> (page.0 % 64) & 1 == 1)
+    }
+
+    fn set(&mut self, run: Run) {
+        assert!((run.page.0..run.page.0 + run.units).all(|unit| !self.is_taken(PageId(unit))), "I1");
+        fill(&mut self.taken, run, true);
+        self.taken_units += u64::from(run.units);
+    }
+
+    fn clear(&mut self, run: Run) {
+        fill(&mut self.taken, run, false);
+        self.taken_units -= u64::from(run.units);
+    }
+
+    /// Makes the extent one that holds `units`: a long free one; or, if a quarter of all is free, a short one; or the
+    /// start of a new file.
+    fn find_extent(&mut self, units: u32) {
+        let free = u64::from(self.total_units()) - self.taken_units;
+        if !self.only_short {
+            if self.search(units.max(EXTENT_UNITS)) {
+                return;
+            }
+            self.only_short = true;
+        }
+        if free >= u64::from(self.total_units()) / 4 && self.search(units) {
+            return;
+        }
+        assert!(self.files < self.files_max, "admission bounds the store by the files allowed");
+        let start = self.total_units();
+        self.files += 1;
+        self.taken.resize((self.total_units() / 64) as usize, 0);
+        (self.extent_next, self.extent_end) = (start, start + self.file_units);
+        (self.search_from, self.only_short) = (start, false);
+    }
+
+    /// Looks for a free run of at least `units`, from where the last one was found and around.
+    fn search(&mut self, units: u32) -> bool {
+        let (middle, total) = (self.search_from.min(self.total_units()), self.total_units());
+        let found = self.search_between(middle, total, units);
+        let Some((start, end)) = found.or_else(|| self.search_between(0, middle, units)) else { return false };
+        (self.extent_next, self.extent_end, self.search_from) = (start, end, end);
+        true
+    }
+
+    fn search_between(&self, from: u32, to: u32, units: u32) -> Option<(u32, u32)> {
+        let mut at = from;
+        while at < to {
+            let start = self.next_bit(at, to, false);
+            let file_end = (start / self.file_units).saturating_add(1).saturating_mul(self.file_units);
+            let end = self.next_bit(start, file_end.min(to), true);
+            if start < to && end - start >= units {
+                return Some((start, end));
+            }
+            at = end.max(at + 1);
+        }
+        None
+    }
+
+    /// The first unit in `from..to` that is taken, or free; `to` if there is none.
+    fn next_bit(&self, from: u32, to: u32, taken: bool) -> u32 {
+        let mut at = from;
+        while at < to {
+            let word = self.taken[(at / 64) as usize];
+            let rest = (if taken { word } else { !word }) >> (at % 64);
+            if rest != 0 {
+                return (at + rest.trailing_zeros()).min(to);
+            }
+            at = at / 64 * 64 + 64;
+        }
+        to
+    }
+}
+
+fn fill(bits: &mut [u64], run: Run, value: bool) {
+    for unit in run.page.0..run.page.0 + run.units {
+        let (word, bit) = ((unit / 64) as usize, 1 << (unit % 64));
+        if value {
+            bits[word] |= bit;
+        } else {
+            bits[word] &= !bit;
+        }
+    }
+}
+
+fn words_of(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word))
+}
+
+fn runs_of(bits: &[u64]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (index, &word) in bits.iter().enumerate() {
+        let mut rest = word;
+        while rest != 0 {
+            let unit = index as u32 * 64 + rest.trailing_zeros();
+            rest &= rest - 1;
+            match runs.last_mut() {
+                Some(run) if run.page.0 + run.units == unit => run.units += 1,
+                _ => runs.push(Run { page: PageId(unit), units: 1 }),
+            }
+        }
+    }
+    runs
+}

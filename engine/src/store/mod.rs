@@ -6,18 +6,20 @@ pub mod extents;
 pub mod key_entry;
 pub mod overlay;
 pub mod page;
+pub(crate) mod page_writer;
 pub mod recover;
 mod row_block;
 pub mod row_log;
 pub mod superblock;
 pub mod tree;
+pub mod verified;
 
 pub use checkpoint::{
-    CheckpointRequest, CheckpointStep, PublishedCheckpoint, RowFiles, SUPERBLOCK_BYTES, Store, StoreOptions,
+    CheckpointRequest, CheckpointStep, PublishedCheckpoint, RowFiles, Store, StoreOptions,
 };
 pub use effect::{StoreBytes, StoreEffect, StoreWrite};
 pub use recover::{RecoverError, StoreMedia, recover};
-pub use superblock::Superblock;
+pub use superblock::{SUPERBLOCK_BYTES, Superblock};
 pub use tree::{Tree, TreeId, TreeRoot, TreeScan};
 #[cfg(test)]
 pub(crate) mod test_disk;
