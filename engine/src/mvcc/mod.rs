@@ -28,3 +28,8 @@ pub use outcome::{
     CompactOutcome, DeleteOutcome, MvccError, OpOutcome, PutOutcome, RangeOutcome, RowShape, RowView, TxnOutcome,
     TxnRange,
 };
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod model_test;

@@ -70,20 +70,30 @@ impl<'v, T: KeyTree> View<'v, T> {
         // The oldest root above `at` heads the tree that holds the answer or is followed by it.
         let older = entry.chain.older();
         let above = older.partition_point(|root| root.main > at);
-        let mut row = self.present(if above > 0 { older[above - 1] } else { entry.row })?;
+        let mut place = if above > 0 { older[above - 1] } else { entry.row };
         loop {
-            if row.jump.main > at {
-                row = self.present(row.jump)?;
-            } else if row.prev.main > at {
-                row = self.present(row.prev)?;
-            } else if row.prev.is_none() {
+            let (prev, jump) = self.pointers(place)?;
+            if jump.main > at {
+                place = jump;
+            } else if prev.main > at {
+                place = prev;
+            } else if prev.is_none() {
                 return Ok(None);
             } else {
                 // At or below the compacted revision a missing row means absent.
-                let row = self.space.rows().row(row.prev, self.pages)?;
+                let row = self.space.rows().row(prev, self.pages)?;
                 return Ok(row.filter(|row| !row.is_tombstone()));
             }
         }
+    }
+
+    /// Where a row of a chain points: to the row before, and over several.
+    fn pointers(&self, at: Revision) -> Result<(Revision, Revision), Unavailable> {
+        if let Some(change) = self.changes.and_then(|changes| changes.at(at)) {
+            return Ok((change.prev, change.jump));
+        }
+        let row = self.present(at)?;
+        Ok((row.prev, row.jump))
     }
 
     /// The value of a row this view showed.
