@@ -32,6 +32,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "http_health_and_version", run: http::health_and_version },
     Scenario { name: "http_over_http2", run: http::over_http2 },
     Scenario { name: "unknown_methods", run: errors::unknown_methods },
+    Scenario { name: "absent_methods", run: errors::absent_methods },
     Scenario { name: "malformed_calls", run: errors::malformed_calls },
     Scenario { name: "calls_to_refuse", run: errors::calls_to_refuse },
     Scenario { name: "oversized_requests", run: errors::oversized_requests },

@@ -1,6 +1,6 @@
 //! What a run of the scenarios has at hand, and how a scenario may end.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -84,9 +84,14 @@ impl Setup {
         unreachable!("a run makes fewer than four billion folders")
     }
 
-    /// A program in PATH.
+    /// The first program of that name in PATH.
     pub fn in_path(name: &str) -> Option<PathBuf> {
-        let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file: &PathBuf| Path::is_file(file))
+        Self::all_in_path(name).into_iter().next()
+    }
+
+    /// Every program of that name in PATH.
+    pub fn all_in_path(name: &str) -> Vec<PathBuf> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).map(|folder| folder.join(name)).filter(|file| file.is_file()).collect()
     }
 }

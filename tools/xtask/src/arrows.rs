@@ -32,7 +32,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
 const EXTERNAL: &[(&str, &[&str])] = &[
     ("anyhow", &["trilith-bench", "trilith-sim", "trilith-e2e", "trilith-fuzz", "trilith-xtask"]),
     ("bytes", &["trilith-e2e"]),
-    ("crc32fast", &["trilith-raftlog", "trilith-engine", "trilith-wire"]),
+    ("crc32fast", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-fuzz"]),
     ("criterion", &["trilith-bench"]),
     ("crossbeam", &["trilith-reactor"]),
     ("fuser", &["trilith-e2e"]),
@@ -48,7 +48,7 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("sha1", &["trilith-server"]),
     ("socket2", &["trilith-reactor", "trilith-bench"]),
     ("tokio", &["trilith-e2e"]),
-    ("xxhash-rust", &["trilith-raftlog", "trilith-engine"]),
+    ("xxhash-rust", &["trilith-raftlog", "trilith-engine", "trilith-sim"]),
 ];
 
 /// Checks the whole workspace and prints every violation.

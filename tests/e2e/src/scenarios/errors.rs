@@ -46,6 +46,55 @@ pub(super) fn unknown_methods(setup: &Setup) -> Result<Outcome> {
     compare(setup, |server| ask(server, &calls))
 }
 
+/// RPCs of etcd that the compatibility page lists as absent.
+const ABSENT: &[&str] = &[
+    "/etcdserverpb.KV/Txn",
+    "/etcdserverpb.KV/Compact",
+    "/etcdserverpb.KV/RangeStream",
+    "/etcdserverpb.Watch/Watch",
+    "/etcdserverpb.Lease/LeaseGrant",
+    "/etcdserverpb.Lease/LeaseRevoke",
+    "/etcdserverpb.Lease/LeaseKeepAlive",
+    "/etcdserverpb.Lease/LeaseTimeToLive",
+    "/etcdserverpb.Lease/LeaseLeases",
+    "/etcdserverpb.Cluster/MemberAdd",
+    "/etcdserverpb.Cluster/MemberRemove",
+    "/etcdserverpb.Cluster/MemberUpdate",
+    "/etcdserverpb.Cluster/MemberPromote",
+    "/etcdserverpb.Maintenance/Defragment",
+    "/etcdserverpb.Maintenance/Hash",
+    "/etcdserverpb.Maintenance/HashKV",
+    "/etcdserverpb.Maintenance/Snapshot",
+    "/etcdserverpb.Maintenance/MoveLeader",
+    "/etcdserverpb.Maintenance/Downgrade",
+    "/etcdserverpb.Auth/AuthEnable",
+    "/etcdserverpb.Auth/Authenticate",
+    "/etcdserverpb.Auth/UserAdd",
+    "/etcdserverpb.Auth/RoleAdd",
+    "/v3lockpb.Lock/Lock",
+    "/v3electionpb.Election/Campaign",
+];
+
+/// What is absent says so; nothing answers with a success it did not perform.
+pub(super) fn absent_methods(setup: &Setup) -> Result<Outcome> {
+    if setup.subject == Subject::Etcd {
+        return Ok(Outcome::Inapplicable("etcd has them all".to_owned()));
+    }
+    let server = setup.start()?;
+    runtime()?.block_on(async {
+        let connection = Connection::open(server.address()).await?;
+        for path in ABSENT {
+            let reply = connection.call(path, &[]).await.with_context(|| (*path).to_owned())?;
+            if reply.http_status != 200 || reply.grpc_status != "12" {
+                bail!("{path}: HTTP {} grpc-status '{}'", reply.http_status, reply.grpc_status);
+            }
+        }
+        Ok(())
+    })?;
+    server.stop(&[])?;
+    Ok(Outcome::Passed)
+}
+
 /// Calls whose head or body is wrong.
 pub(super) fn malformed_calls(setup: &Setup) -> Result<Outcome> {
     let bad_fields: [(&'static str, Vec<u8>); 6] = [

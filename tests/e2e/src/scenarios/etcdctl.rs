@@ -114,11 +114,12 @@ pub(super) fn old_cluster(setup: &Setup) -> Result<Outcome> {
     with(setup, find_old(), CLUSTER)
 }
 
-/// The etcdctl in PATH, if it is of release 3.4 (Debian's package etcd-client).
+/// An etcdctl of release 3.4 in PATH (Debian's package etcd-client).
 fn find_old() -> Option<PathBuf> {
-    let program = Setup::in_path("etcdctl")?;
-    let version = Command::new(&program).arg("version").output().ok()?;
-    String::from_utf8_lossy(&version.stdout).contains("etcdctl version: 3.4.").then_some(program)
+    Setup::all_in_path("etcdctl").into_iter().find(|program| {
+        let version = Command::new(program).arg("version").output();
+        version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("etcdctl version: 3.4."))
+    })
 }
 
 fn with(setup: &Setup, etcdctl: Option<PathBuf>, commands: &[&str]) -> Result<Outcome> {
