@@ -74,7 +74,8 @@ fn curl(server: &Server, version: &str, request: &str) -> Result<String> {
     transcript(&program, &arguments, &[])
 }
 
-/// Keeps the status line, the headers a client acts on, and the body; the order of headers is free.
+/// Keeps the status line, the headers a client acts on, and the body; the order of headers and of checks is
+/// free.
 fn essential(response: &str) -> String {
     let (head, body) = response.split_once("\n\n").unwrap_or((response, ""));
     let mut lines = head.lines();
@@ -86,5 +87,11 @@ fn essential(response: &str) -> String {
         .collect();
     headers.sort();
     headers.iter().for_each(|header| text.push_str(header));
-    text + "\n" + body
+    // etcd lists its checks in the order of a Go map.
+    let (mut checks, rest): (Vec<&str>, Vec<&str>) = body.lines().partition(|line| line.starts_with('['));
+    checks.sort_unstable();
+    for line in checks.iter().chain(&rest) {
+        text.push_str(&format!("{line}\n"));
+    }
+    text
 }
