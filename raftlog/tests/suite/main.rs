@@ -4,9 +4,11 @@
 //! moves them.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod corruption;
 mod crash_images;
 mod effects;
 mod fuzz;
+mod random_cluster;
 mod support;
 mod transcripts;
