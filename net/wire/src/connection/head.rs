@@ -38,7 +38,55 @@ pub enum Known {
     GatewayAccept,
 }
 
-const KNOWN_COUNT: usize = Known::GatewayAccept as usize + 1;
+impl Known {
+    /// Every place, in order of its number.
+    pub(crate) const ALL: [Self; 13] = [
+        Self::Method,
+        Self::Scheme,
+        Self::Path,
+        Self::Authority,
+        Self::ContentType,
+        Self::ContentLength,
+        Self::GrpcTimeout,
+        Self::GrpcEncoding,
+        Self::Token,
+        Self::Authorization,
+        Self::HasLeader,
+        Self::ClientApiVersion,
+        Self::GatewayAccept,
+    ];
+
+    /// The place of a pseudo header field of a request, by its name.
+    pub(crate) fn of_pseudo(name: &[u8]) -> Option<Self> {
+        Some(match name {
+            b":method" => Self::Method,
+            b":scheme" => Self::Scheme,
+            b":path" => Self::Path,
+            b":authority" => Self::Authority,
+            _ => return None,
+        })
+    }
+
+    /// The place of a regular field, by its lower-case name.
+    pub(crate) fn of_field(name: &[u8]) -> Option<Self> {
+        Some(match name {
+            b"host" => Self::Authority,
+            b"content-type" => Self::ContentType,
+            b"content-length" => Self::ContentLength,
+            b"grpc-timeout" => Self::GrpcTimeout,
+            b"grpc-encoding" => Self::GrpcEncoding,
+            b"token" => Self::Token,
+            b"authorization" => Self::Authorization,
+            b"hasleader" => Self::HasLeader,
+            b"client-api-version" => Self::ClientApiVersion,
+            b"grpcgateway-accept" => Self::GatewayAccept,
+            _ => return None,
+        })
+    }
+}
+
+const KNOWN_COUNT: usize = Known::ALL.len();
+const _: () = assert!(Known::ALL[KNOWN_COUNT - 1] as usize == KNOWN_COUNT - 1, "ALL is in order");
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Field {
@@ -54,23 +102,6 @@ pub struct RequestHead {
     fields: Vec<Field>,
     known: [Option<(u32, u32)>; KNOWN_COUNT],
     timeout: Option<u64>,
-}
-
-/// The fixed place of a regular field, by its lower-case name.
-fn known_field(name: &[u8]) -> Option<Known> {
-    Some(match name {
-        b"host" => Known::Authority,
-        b"content-type" => Known::ContentType,
-        b"content-length" => Known::ContentLength,
-        b"grpc-timeout" => Known::GrpcTimeout,
-        b"grpc-encoding" => Known::GrpcEncoding,
-        b"token" => Known::Token,
-        b"authorization" => Known::Authorization,
-        b"hasleader" => Known::HasLeader,
-        b"client-api-version" => Known::ClientApiVersion,
-        b"grpcgateway-accept" => Known::GatewayAccept,
-        _ => return None,
-    })
 }
 
 impl RequestHead {
@@ -89,20 +120,21 @@ impl RequestHead {
         self.known[field as usize].replace((start, value.len() as u32)).is_none()
     }
 
-    /// Records a regular field; the name is in lower case.
-    pub(crate) fn push_field(&mut self, name: &[u8], value: &[u8]) {
+    /// Records a regular field by its lower-case name; `known` is its fixed place, if it has one.
+    #[inline]
+    pub(crate) fn push_field(&mut self, name: &[u8], value: &[u8], known: Option<Known>) {
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(name);
         self.bytes.extend_from_slice(value);
         self.fields.push(Field { start, name_len: name.len() as u32, value_len: value.len() as u32 });
-        if let Some(field) = known_field(name) {
+        if let Some(field) = known {
             let place = &mut self.known[field as usize];
             place.get_or_insert((start + name.len() as u32, value.len() as u32));
         }
     }
 
-    pub(crate) fn set_timeout(&mut self, timeout: u64) {
-        self.timeout = Some(timeout);
+    pub(crate) fn set_timeout(&mut self, timeout: Option<u64>) {
+        self.timeout = timeout;
     }
 
     /// Number of regular fields.

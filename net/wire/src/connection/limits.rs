@@ -56,8 +56,8 @@ pub const CLOSED_STREAMS_REMEMBERED: usize = 64;
 pub const HTTP1_HEAD_BYTES_MAX: usize = 64 << 10;
 /// Length of one chunk-size line of a chunked body, extensions included; over it: 400 and close.
 pub const HTTP1_CHUNK_LINE_BYTES_MAX: usize = 4_096;
-/// Stack of a debug text carried in a GOAWAY frame.
-pub const GOAWAY_TEXT_BYTES_MAX: usize = 64;
+/// Largest message or body whatever the options say: a window must be able to hold it.
+pub const GRANTED_BYTES_MAX: usize = 1 << 30;
 
 const _: () = assert!(SEND_QUANTUM_BYTES <= FRAME_BYTES_MAX && OUTPUT_AHEAD_BYTES_MAX < OUTPUT_BACKLOG_BYTES_MAX);
 const _: () = assert!(CONNECTION_CREDIT_BYTES < CONNECTION_WINDOW_BYTES && CONNECTION_WINDOW_BYTES < 1 << 31);

@@ -71,7 +71,10 @@ impl Connection {
     /// A connection accepted at `now`.
     #[must_use]
     pub fn new(limits: &ConnectionLimits, now: u64) -> Self {
-        Self { protocol: Protocol::Undecided(limits.clone()), accepted_at: now, input: Vec::new(), at: 0 }
+        let mut limits = limits.clone();
+        limits.message_bytes_max = limits.message_bytes_max.min(limits::GRANTED_BYTES_MAX);
+        limits.http_body_bytes_max = limits.http_body_bytes_max.min(limits::GRANTED_BYTES_MAX);
+        Self { protocol: Protocol::Undecided(limits), accepted_at: now, input: Vec::new(), at: 0 }
     }
 
     /// Takes bytes in order of arrival.

@@ -11,7 +11,7 @@
 use crate::connection::limits::HEADER_FIELDS_MAX;
 use crate::connection::{Known, RequestHead, Route};
 use crate::grpc;
-use crate::hpack::{Decoder, FieldSink, HpackError};
+use crate::hpack::{Decoder, FieldSink, HpackError, Mark};
 
 /// Blocks remembered for reuse.
 const CACHE_SLOTS: usize = 8;
@@ -154,12 +154,15 @@ pub(super) fn decode_trailers(decoder: &mut Decoder, block: &[u8], list_bytes_ma
 
 /// Why grpc-go refuses a call by its head alone, and with which HTTP status. The order of checks is its own.
 pub(super) fn grpc_refusal(head: &RequestHead) -> Option<(u16, grpc::Refusal)> {
-    let internal = |text: String| grpc::Refusal { code: grpc::INTERNAL, message: text };
     if let Some(Err(text)) = head.known(Known::GrpcTimeout).map(grpc::parse_timeout) {
-        return Some((400, internal(format!("malformed grpc-timeout: {text}"))));
+        return Some((400, grpc::Refusal::new(grpc::INTERNAL, format!("malformed grpc-timeout: {text}"))));
     }
+    grpc_refusal_beyond_timeout(head)
+}
+
+fn grpc_refusal_beyond_timeout(head: &RequestHead) -> Option<(u16, grpc::Refusal)> {
     if head.known(Known::Authority).is_none() {
-        return Some((400, internal("no host or :authority header present".to_owned())));
+        return Some((400, grpc::Refusal::new(grpc::INTERNAL, "no host or :authority header present")));
     }
     if head.method() != b"POST" {
         return Some((405, grpc::Refusal::wrong_method(head.method())));
@@ -182,12 +185,14 @@ fn classify(head: &mut RequestHead, verdict: Verdict, route: fn(&[u8]) -> Option
     if !head.known(Known::ContentType).is_some_and(grpc::is_grpc_content_type) {
         return (HeadKind::Http, content_length);
     }
-    if grpc_refusal(head).is_some() {
+    let timeout = match head.known(Known::GrpcTimeout).map(grpc::parse_timeout).transpose() {
+        Ok(timeout) => timeout,
+        Err(_) => return (HeadKind::RefusedCall, content_length),
+    };
+    if grpc_refusal_beyond_timeout(head).is_some() {
         return (HeadKind::RefusedCall, content_length);
     }
-    if let Some(Ok(timeout)) = head.known(Known::GrpcTimeout).map(grpc::parse_timeout) {
-        head.set_timeout(timeout);
-    }
+    head.set_timeout(timeout);
     (HeadKind::Call(route(head.known(Known::Path).unwrap_or_default())), content_length)
 }
 
@@ -206,66 +211,29 @@ enum Verdict {
     TooLarge,
 }
 
-/// Collects the fields of a block and judges them by RFC 9113 section 8.
-struct HeadBuilder<'a> {
-    head: &'a mut RequestHead,
-    list_bytes: usize,
-    list_bytes_max: usize,
-    malformed: bool,
-    regular_seen: bool,
-}
+/// What one field is, whatever its neighbours: the bits of a [`Mark`].
+const EXAMINED: u8 = 0x80;
+const MALFORMED: u8 = 0x40;
+/// One more than the number of the field's fixed place, or zero.
+const PLACE_BITS: u8 = 0x1f;
 
-impl<'a> HeadBuilder<'a> {
-    fn new(head: &'a mut RequestHead, list_bytes_max: usize) -> Self {
-        Self { head, list_bytes: 0, list_bytes_max, malformed: false, regular_seen: false }
-    }
-
-    fn is_too_large(&self) -> bool {
-        self.list_bytes > self.list_bytes_max || self.head.field_count() >= HEADER_FIELDS_MAX
-    }
-
-    fn verdict(&self) -> Verdict {
-        let present = |field| self.head.known(field).is_some_and(|value| !value.is_empty());
-        if self.is_too_large() {
-            Verdict::TooLarge
-        } else if self.malformed
-            || !present(Known::Method)
-            || !present(Known::Scheme)
-            || !present(Known::Path)
-            || self.head.fields().filter(|(name, _)| *name == b"host").count() > 1
-        {
-            Verdict::Malformed
-        } else {
-            Verdict::Valid
-        }
-    }
-
-    fn pseudo(&mut self, name: &[u8], value: &[u8]) {
-        let field = match name {
-            b":method" => Known::Method,
-            b":scheme" => Known::Scheme,
-            b":path" => Known::Path,
-            b":authority" => Known::Authority,
-            _ => {
-                self.malformed = true;
-                return;
-            }
-        };
-        // Section 8.3: once each, before the regular fields.
-        self.malformed |= self.regular_seen || !self.head.push_pseudo(field, value);
-    }
-
-    fn regular(&mut self, name: &[u8], value: &[u8]) {
-        self.regular_seen = true;
-        // Section 8.2.1 (names) and 8.2.2 (fields of a connection).
-        self.malformed |= name.is_empty() || !name.iter().fold(true, |valid, &byte| valid & is_name_byte(byte));
-        self.malformed |= match name {
+/// Judges a field by RFC 9113 sections 8.2.1 (characters), 8.2.2 (fields of a connection) and 8.3 (pseudo fields).
+fn examine(name: &[u8], value: &[u8]) -> u8 {
+    let mut malformed = value.iter().fold(false, |bad, &byte| bad | matches!(byte, 0 | b'\r' | b'\n'));
+    let known = if name.first() == Some(&b':') {
+        let known = Known::of_pseudo(name);
+        malformed |= known.is_none();
+        known
+    } else {
+        malformed |= name.is_empty() || !name.iter().fold(true, |valid, &byte| valid & is_name_byte(byte));
+        malformed |= match name {
             b"connection" | b"proxy-connection" | b"keep-alive" | b"transfer-encoding" | b"upgrade" => true,
             b"te" => value != b"trailers",
             _ => false,
         };
-        self.head.push_field(name, value);
-    }
+        Known::of_field(name)
+    };
+    EXAMINED | if malformed { MALFORMED } else { 0 } | known.map_or(0, |known| known as u8 + 1)
 }
 
 /// A token character (RFC 9110 section 5.6.2) that is not upper case.
@@ -274,16 +242,65 @@ fn is_name_byte(byte: u8) -> bool {
         | b'*' | b'+' | b'^' | b'`' | b'|' | b'~')
 }
 
-impl FieldSink for HeadBuilder<'_> {
-    fn field(&mut self, name: &[u8], value: &[u8]) {
-        self.list_bytes += name.len() + value.len() + 32;
+/// Collects the fields of a block and judges them by RFC 9113 section 8.
+struct HeadBuilder<'a> {
+    head: &'a mut RequestHead,
+    list_bytes: usize,
+    list_bytes_max: usize,
+    malformed: bool,
+    regular_seen: bool,
+    host_seen: bool,
+}
+
+impl<'a> HeadBuilder<'a> {
+    fn new(head: &'a mut RequestHead, list_bytes_max: usize) -> Self {
+        Self { head, list_bytes: 0, list_bytes_max, malformed: false, regular_seen: false, host_seen: false }
+    }
+
+    fn is_too_large(&self) -> bool {
+        self.list_bytes > self.list_bytes_max || self.head.field_count() >= HEADER_FIELDS_MAX
+    }
+
+    fn verdict(&self) -> Verdict {
+        let absent = |field| self.head.known(field).is_none_or(<[u8]>::is_empty);
         if self.is_too_large() {
-            return;
+            Verdict::TooLarge
+        } else if self.malformed || absent(Known::Method) || absent(Known::Scheme) || absent(Known::Path) {
+            Verdict::Malformed
+        } else {
+            Verdict::Valid
         }
-        self.malformed |= value.iter().fold(false, |bad, &byte| bad | matches!(byte, 0 | b'\r' | b'\n'));
-        if name.first() == Some(&b':') { self.pseudo(name, value) } else { self.regular(name, value) }
     }
 }
+
+impl FieldSink for HeadBuilder<'_> {
+    #[inline]
+    fn field(&mut self, name: &[u8], value: &[u8], mark: Mark) -> Mark {
+        let bits = if mark.0 & EXAMINED != 0 { mark.0 } else { examine(name, value) };
+        self.list_bytes += name.len() + value.len() + 32;
+        self.malformed |= bits & MALFORMED != 0;
+        if self.malformed || self.is_too_large() {
+            return Mark(bits);
+        }
+        let known = usize::from(bits & PLACE_BITS).checked_sub(1).map(|number| Known::ALL[number]);
+        match known {
+            Some(known) if name.first() == Some(&b':') => {
+                // Section 8.3: once each, before the regular fields.
+                self.malformed |= self.regular_seen || !self.head.push_pseudo(known, value);
+            }
+            known => {
+                if known == Some(Known::Authority) {
+                    self.malformed |= std::mem::replace(&mut self.host_seen, true);
+                }
+                self.regular_seen = true;
+                self.head.push_field(name, value, known);
+            }
+        }
+        Mark(bits)
+    }
+}
+
+const _: () = assert!(Known::ALL.len() < PLACE_BITS as usize);
 
 #[cfg(test)]
 mod tests {

@@ -9,10 +9,15 @@
 use crate::hpack::huffman;
 use crate::hpack::table::DynamicTable;
 
+/// What a sink has found out about a field. It is kept with the field's table entry and comes back with it, so that a
+/// field that is sent again by its index need not be examined again. Zero: nothing known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark(pub u8);
+
 /// Receives the fields of a block in order.
 pub trait FieldSink {
-    /// One field. The slices are gone after the call.
-    fn field(&mut self, name: &[u8], value: &[u8]);
+    /// One field; returns its mark. The slices are gone after the call.
+    fn field(&mut self, name: &[u8], value: &[u8], mark: Mark) -> Mark;
 }
 
 /// The block does not follow RFC 7541.
@@ -49,8 +54,8 @@ impl Decoder {
         while let Some(&first) = input.bytes.first() {
             if first & 0x80 != 0 {
                 let index = input.integer(7)?;
-                let (name, value) = self.table.get(index).ok_or(HpackError)?;
-                sink.field(name, value);
+                let (name, value, mark) = self.table.get(index).ok_or(HpackError)?;
+                sink.field(name, value, mark);
             } else if first & 0xe0 == 0x20 {
                 let size = input.integer(5)?;
                 // Section 4.2: only at the beginning of a block and never above what we announced.
@@ -63,9 +68,9 @@ impl Decoder {
             } else {
                 let insert = first & 0x40 != 0;
                 self.literal(&mut input, if insert { 6 } else { 4 })?;
-                sink.field(&self.name, &self.value);
+                let mark = sink.field(&self.name, &self.value, Mark::default());
                 if insert {
-                    self.table.insert(&self.name, &self.value);
+                    self.table.insert(&self.name, &self.value, mark);
                     self.generation += 1;
                 }
             }
@@ -82,7 +87,7 @@ impl Decoder {
         if index == 0 {
             input.string(&mut self.name)?;
         } else {
-            let (name, _) = self.table.get(index).ok_or(HpackError)?;
+            let (name, ..) = self.table.get(index).ok_or(HpackError)?;
             self.name.extend_from_slice(name);
         }
         input.string(&mut self.value)
@@ -141,9 +146,10 @@ mod tests {
     struct Fields(Vec<(String, String)>);
 
     impl FieldSink for Fields {
-        fn field(&mut self, name: &[u8], value: &[u8]) {
+        fn field(&mut self, name: &[u8], value: &[u8], _: Mark) -> Mark {
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("the vectors are ASCII");
             self.0.push((text(name), text(value)));
+            Mark(7)
         }
     }
 

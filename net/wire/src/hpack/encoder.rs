@@ -187,15 +187,16 @@ fn integer(out: &mut Vec<u8>, pattern: u8, prefix_bits: u32, value: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hpack::{Decoder, FieldSink};
+    use crate::hpack::{Decoder, FieldSink, Mark};
 
     #[derive(Default)]
     struct Text(String);
 
     impl FieldSink for Text {
-        fn field(&mut self, name: &[u8], value: &[u8]) {
+        fn field(&mut self, name: &[u8], value: &[u8], _: Mark) -> Mark {
             let line = format!("{}={};", String::from_utf8_lossy(name), String::from_utf8_lossy(value));
             self.0.push_str(&line);
+            Mark::default()
         }
     }
 

@@ -12,7 +12,7 @@ mod encoder;
 mod huffman;
 mod table;
 
-pub use decoder::{Decoder, FieldSink, HpackError};
+pub use decoder::{Decoder, FieldSink, HpackError, Mark};
 pub use encoder::ResponseEncoder;
 pub(crate) use encoder::decimal;
 pub use huffman::decode as decode_huffman;

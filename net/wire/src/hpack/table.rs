@@ -8,6 +8,8 @@
 
 use std::collections::VecDeque;
 
+use crate::hpack::decoder::Mark;
+
 /// The bytes an entry costs beyond its name and value (RFC 7541 section 4.1).
 const ENTRY_OVERHEAD: usize = 32;
 
@@ -81,6 +83,7 @@ struct Entry {
     position: u64,
     name_len: u32,
     value_len: u32,
+    mark: Mark,
 }
 
 /// The dynamic table of a decoder.
@@ -100,14 +103,16 @@ impl DynamicTable {
     }
 
     /// The field at a wire index: static from 1, dynamic from 62 with the newest first.
-    pub(super) fn get(&self, index: usize) -> Option<(&[u8], &[u8])> {
+    pub(super) fn get(&self, index: usize) -> Option<(&[u8], &[u8], Mark)> {
         if index <= STATIC.len() {
-            return STATIC.get(index.checked_sub(1)?).copied();
+            let (name, value) = STATIC.get(index.checked_sub(1)?)?;
+            return Some((name, value, Mark::default()));
         }
         let entry = self.entries.get(index - STATIC.len() - 1)?;
         let start = (entry.position - self.base) as usize;
         let name_end = start + entry.name_len as usize;
-        Some((&self.bytes[start..name_end], &self.bytes[name_end..name_end + entry.value_len as usize]))
+        let value = &self.bytes[name_end..name_end + entry.value_len as usize];
+        Some((&self.bytes[start..name_end], value, entry.mark))
     }
 
     pub(super) fn set_size_max(&mut self, size_max: usize) {
@@ -116,7 +121,7 @@ impl DynamicTable {
     }
 
     /// Adds a field as the newest; one that is larger than the table empties it (section 4.4).
-    pub(super) fn insert(&mut self, name: &[u8], value: &[u8]) {
+    pub(super) fn insert(&mut self, name: &[u8], value: &[u8], mark: Mark) {
         let cost = name.len() + value.len() + ENTRY_OVERHEAD;
         if cost > self.size_max {
             self.evict(0);
@@ -129,7 +134,8 @@ impl DynamicTable {
         let position = self.base + self.bytes.len() as u64;
         self.bytes.extend_from_slice(name);
         self.bytes.extend_from_slice(value);
-        self.entries.push_front(Entry { position, name_len: name.len() as u32, value_len: value.len() as u32 });
+        let (name_len, value_len) = (name.len() as u32, value.len() as u32);
+        self.entries.push_front(Entry { position, name_len, value_len, mark });
         self.size += cost;
         assert!(self.size <= self.size_max, "I1");
     }

@@ -96,7 +96,7 @@ fn parse_field(line: &[u8], name: &mut Vec<u8>, head: &mut RequestHead) -> Resul
     }
     name.clear();
     name.extend(line[..colon].iter().map(u8::to_ascii_lowercase));
-    head.push_field(name, value);
+    head.push_field(name, value, Known::of_field(name));
     Ok(())
 }
 

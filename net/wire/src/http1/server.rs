@@ -5,6 +5,8 @@
 //! Invariants
 //! - I1: no byte of a request is parsed before the previous one is answered, so pipelined answers keep their order.
 //! - I2: after a request whose end is uncertain the connection closes; what follows is not interpreted.
+//! - I3: a peer whose first line is no HTTP request line gets no answer in a protocol it does not speak (etcd's
+//!   multiplexer hangs up as well).
 
 use crate::connection::limits::{HTTP1_HEAD_BYTES_MAX, STREAM_BACKLOG_LOW_BYTES};
 use crate::connection::{AssemblyBudget, ConnectionLimits, RequestHead, StreamId};
@@ -145,6 +147,11 @@ impl Server {
             }
         }
         let rest = &input[*at..];
+        if self.ordinal == 0 && !may_be_http(rest) {
+            // I3
+            self.phase = Phase::Closed;
+            return Some(());
+        }
         let Some(length) = find_head_end(rest, searched) else {
             if rest.len() > HTTP1_HEAD_BYTES_MAX {
                 self.refuse(RequestError { status: 431, text: "" });
@@ -372,6 +379,13 @@ impl Server {
         budget.release(std::mem::take(&mut self.held_bytes));
         self.phase = Phase::Closed;
     }
+}
+
+/// Whether the first line, as far as it goes, ends in an HTTP version.
+fn may_be_http(bytes: &[u8]) -> bool {
+    let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else { return true };
+    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    line.rsplit(|&byte| byte == b' ').next().is_some_and(|version| version.starts_with(b"HTTP/"))
 }
 
 /// Length of the head at the start of `bytes`, its empty line included; the first `searched` bytes held no end.
