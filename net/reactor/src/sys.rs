@@ -151,3 +151,13 @@ pub(crate) fn catch_stop_signals(event: &Arc<EventFd>) -> io::Result<()> {
 pub(crate) fn take_stop_signals() -> (u32, u32) {
     (TERMINATES.swap(0, Ordering::Relaxed), INTERRUPTS.swap(0, Ordering::Relaxed))
 }
+
+/// Ends the process the way `signal` would have ended it, so that a supervisor sees the signal as the cause. Returns
+/// only where a signal cannot end the process (PID 1 of a container).
+pub fn end_by_signal(signal: i32) {
+    // SAFETY: signal and raise take numbers; the default action is a valid disposition.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
