@@ -194,7 +194,9 @@ impl Raft {
     pub(super) fn produce_acknowledgement(&mut self) {
         let (Role::Follower, Some(leader)) = (self.role, self.leader) else { return };
         let match_index = self.verified.min(self.wal.durable_index());
-        if !self.acknowledgement_due && match_index <= self.acknowledged {
+        // What is still on the way to the disk is acknowledged when it arrives there.
+        let is_answer = self.acknowledgement_due && match_index == self.verified;
+        if !is_answer && match_index <= self.acknowledged {
             return;
         }
         self.acknowledgement_due = false;

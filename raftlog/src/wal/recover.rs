@@ -255,6 +255,9 @@ pub fn recover(media: &mut dyn LogMedia, options: &RecoverOptions) -> Result<Rec
     let mut files = media.segments()?;
     files.sort_by_key(|file| file.slot);
     let Some(mut hard_state) = hard_state else {
+        if options.after > Index::ZERO {
+            return Err(RecoverError::HardStateLost { file: "a checkpoint".to_owned() });
+        }
         return recover_unused(media, &files, first_copy);
     };
     let mut scan = Scan::new(hard_state, *options);

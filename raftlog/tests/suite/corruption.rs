@@ -102,17 +102,14 @@ fn one_fault_is_recovered_from_or_refused_by_name() {
         for (file, bytes) in &image.files {
             for sector in 0..bytes.len() / 512 {
                 let at = sector * 512;
-                let mut faults: Vec<(&str, Box<dyn Fn(&mut [u8])>)> = vec![
-                    ("zeroed sector", Box::new(|bytes: &mut [u8]| bytes.fill(0))),
-                    ("smeared sector", Box::new(|bytes: &mut [u8]| bytes.fill(0xa5))),
-                ];
-                for _ in 0..2 {
-                    let (byte, bit) = (rng.below(512), rng.below(8));
-                    faults.push(("bit flip", Box::new(move |bytes: &mut [u8]| bytes[byte] ^= 1 << bit)));
-                }
-                for (name, fault) in &faults {
+                for name in ["zeroed sector", "smeared sector", "bit flip", "another bit flip"] {
                     let mut rotten = image.clone();
-                    fault(&mut rotten.files.get_mut(file).expect("exists")[at..at + 512]);
+                    let bytes = &mut rotten.files.get_mut(file).expect("exists")[at..at + 512];
+                    match name {
+                        "zeroed sector" => bytes.fill(0),
+                        "smeared sector" => bytes.fill(0xa5),
+                        _ => bytes[rng.below(512)] ^= 1 << rng.below(8),
+                    }
                     let what = format!("seed {seed}: {name} in {file} at {at}");
                     check(&rotten, after, &committed, file, &what, &mut outcomes);
                 }

@@ -8,6 +8,7 @@ mod cluster;
 mod corruption;
 mod crash_images;
 mod effects;
+mod format;
 mod fuzz;
 mod random_cluster;
 mod support;
