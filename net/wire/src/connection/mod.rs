@@ -18,6 +18,7 @@
 
 mod budget;
 mod event;
+pub mod fuzz;
 mod head;
 pub mod limits;
 

@@ -438,11 +438,14 @@ impl Server {
             {
                 let credit = missing - stream.receive_window;
                 if credit > 0 {
-                    if !budget.try_grant(credit as usize) {
+                    // The whole of it, so that whoever has a grant can finish; padding is not charged again.
+                    let whole = stream.assembly.len() + missing as usize;
+                    let charge = whole.saturating_sub(stream.held_bytes);
+                    if !budget.try_grant(charge) {
                         return;
                     }
-                    stream.held_bytes += credit as usize;
-                    self.held_bytes += credit as usize;
+                    stream.held_bytes += charge;
+                    self.held_bytes += charge;
                     stream.receive_window = missing;
                     frame::put_number(&mut self.out, kind::WINDOW_UPDATE, id.number, credit as u32);
                 }

@@ -134,13 +134,15 @@ impl Server {
         budget: &mut AssemblyBudget,
         now: u64,
     ) -> Option<()> {
+        // RFC 9112 section 2.2: empty lines before a request are ignored.
+        let mut searched = searched;
+        while let Some(empty) = [&b"\r\n"[..], b"\n"].into_iter().find(|line| input[*at..].starts_with(line)) {
+            *at += empty.len();
+            searched = 0;
+        }
         if searched == 0 {
             self.body.clear();
             budget.release(std::mem::take(&mut self.held_bytes));
-            // RFC 9112 section 2.2: empty lines before a request are ignored.
-            while input[*at..].starts_with(b"\r\n") || input[*at..].starts_with(b"\n") {
-                *at += if input[*at] == b'\r' { 2 } else { 1 };
-            }
             if self.draining {
                 self.phase = Phase::Closed;
                 return Some(());
