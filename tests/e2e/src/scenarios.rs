@@ -4,6 +4,7 @@ mod clients;
 mod durability;
 mod errors;
 mod etcdctl;
+mod h2spec;
 mod http;
 mod kill;
 mod process;
@@ -44,6 +45,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bad_command_lines", run: process::bad_command_lines },
     Scenario { name: "flushes_at_depth_one", run: durability::flushes_at_depth_one },
     Scenario { name: "held_writes_hold_answers", run: durability::held_writes_hold_answers },
+    Scenario { name: "h2spec_no_worse_than_etcd", run: h2spec::no_worse_than_etcd },
     Scenario { name: "kill_under_load", run: kill::kill_under_load },
 ];
 

@@ -14,7 +14,7 @@ use crate::workspace::Workspace;
 /// Programs the end-to-end tests may use; `None` is missing on this machine, with the reason in `missing`.
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
-    /// Folder with etcd, etcdctl and etcdutl.
+    /// Folder with etcd, etcdctl, etcdutl and h2spec.
     pub(crate) peers: Option<PathBuf>,
     /// The compiled Go client.
     pub(crate) go: Option<PathBuf>,
@@ -33,7 +33,7 @@ pub(crate) fn prepare(workspace: &Workspace) -> Result<Clients> {
     if process::find_program("go").is_none() && !peers.join("etcd").is_file() {
         clients.missing.push("Go is not installed: no etcd to compare with, no Go client".to_owned());
     } else {
-        crate::peers::ensure(&peers, &["etcd"])?;
+        crate::peers::ensure(&peers, &["etcd", "h2spec"])?;
         clients.peers = Some(peers.canonicalize()?);
     }
     match process::find_program("go") {
