@@ -248,6 +248,14 @@ impl Extents {
             && (run.page.0..run.page.0 + run.units).all(|unit| self.is_taken(PageId(unit)))
     }
 
+    /// Units that the newest durable checkpoint uses, while none runs.
+    #[cfg(test)]
+    pub(crate) fn used_units(&self) -> Vec<u32> {
+        let mut used = self.taken.clone();
+        self.quarantine.iter().flat_map(|(_, runs)| runs).for_each(|run| fill(&mut used, *run, false));
+        runs_of(&used).into_iter().flat_map(|run| run.page.0..run.page.0 + run.units).collect()
+    }
+
     fn file_bitmap_bytes(&self) -> usize {
         (self.file_units / 8) as usize
     }

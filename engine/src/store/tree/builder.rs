@@ -18,7 +18,7 @@ use crate::store::page::{
 use crate::store::tree::TreeId;
 
 /// Below this a region's rest is carried on.
-const UNDERFULL_BYTES: usize = UNIT_BYTES / 4;
+const UNDERFULL_BYTES: usize = UNIT_BYTES / 3;
 /// Entries of a branch that closes for length, so that a tree of long keys narrows too.
 const BRANCH_ENTRIES_MIN: usize = 4;
 
