@@ -6,4 +6,6 @@
 pub mod command;
 pub mod mvcc;
 pub mod page_source;
+pub mod replica;
 pub mod store;
+pub mod tables;

@@ -59,6 +59,8 @@ pub struct Clients {
     spare: Vec<Vec<u8>>,
     /// The core's account of partly received messages.
     pub budget: AssemblyBudget,
+    /// Wall-clock time of the turn, for dates in responses.
+    pub wall_now: u64,
 }
 
 impl Clients {
@@ -74,6 +76,7 @@ impl Clients {
             deadlines: BTreeMap::new(),
             spare: Vec::new(),
             budget: AssemblyBudget::new(assembly_bytes_max),
+            wall_now: 0,
         }
     }
 
@@ -277,9 +280,17 @@ impl Clients {
 }
 
 impl Client {
-    /// Names a stream of this connection for a later answer.
+    /// The connection's name at the port.
     #[must_use]
-    pub fn caller(&self, slot: usize, stream: StreamId) -> Caller {
-        Caller { slot, connection: self.id, stream }
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+}
+
+impl Caller {
+    /// Names a stream of the connection in a slot.
+    #[must_use]
+    pub fn new(slot: usize, connection: ConnectionId, stream: StreamId) -> Self {
+        Self { slot, connection, stream }
     }
 }

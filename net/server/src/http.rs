@@ -9,6 +9,10 @@
 
 use std::fmt::Write as _;
 
+use trilith_engine::tables::Tables;
+
+use crate::journal::push_json_string;
+
 /// etcd's version that this server reports to clients.
 pub const SERVER_VERSION: &str = "3.7.3";
 /// Cluster version, and storage version: the server's minor release.
@@ -81,8 +85,8 @@ pub struct Status<'a> {
     pub no_space: bool,
     /// Cluster identifier, for the peer side.
     pub cluster_id: u64,
-    /// The members as `/members` prints them.
-    pub members_json: &'a str,
+    /// The small tables, for `/members`.
+    pub tables: &'a Tables,
     /// Nanoseconds since the Unix epoch.
     pub wall_now: u64,
 }
@@ -127,21 +131,49 @@ fn peer_answer(request: &Request<'_>, status: &Status<'_>) -> Response {
                 ("content-type", "application/json".to_owned()),
                 ("x-etcd-cluster-id", format!("{:x}", status.cluster_id)),
             ],
-            body: format!("{}\n", status.members_json).into_bytes(),
+            body: members_json(status.tables).into_bytes(),
         }),
         _ => plain(404, "404 page not found\n"),
     }
+}
+
+/// The member list in etcd's field order; absent values are left out.
+fn members_json(tables: &Tables) -> String {
+    let mut body = String::from("[");
+    for (position, (id, member)) in tables.members().iter().enumerate() {
+        body.push_str(if position > 0 { ",{" } else { "{" });
+        let _ = write!(body, "\"id\":{id},\"peerURLs\":");
+        push_list(&mut body, &member.peer_urls);
+        if !member.name.is_empty() {
+            body.push_str(",\"name\":");
+            push_json_string(&mut body, &member.name);
+        }
+        if !member.client_urls.is_empty() {
+            body.push_str(",\"clientURLs\":");
+            push_list(&mut body, &member.client_urls);
+        }
+        body.push('}');
+    }
+    body.push_str("]\n");
+    body
+}
+
+fn push_list(out: &mut String, items: &[String]) {
+    out.push('[');
+    for (position, item) in items.iter().enumerate() {
+        if position > 0 {
+            out.push(',');
+        }
+        push_json_string(out, item);
+    }
+    out.push(']');
 }
 
 fn version() -> Response {
     let body = format!(
         "{{\"etcdserver\":\"{SERVER_VERSION}\",\"etcdcluster\":\"{CLUSTER_VERSION}\",\"storage\":\"{CLUSTER_VERSION}\"}}"
     );
-    Response {
-        status: 200,
-        headers: vec![("content-type", "application/json".to_owned())],
-        body: body.into_bytes(),
-    }
+    Response { status: 200, headers: vec![("content-type", "application/json".to_owned())], body: body.into_bytes() }
 }
 
 fn get_only(request: &Request<'_>, answer: impl FnOnce() -> Response) -> Response {
@@ -318,10 +350,13 @@ fn query_values<'a>(query: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a 
 
 #[cfg(test)]
 mod tests {
+    use trilith_engine::tables::Member;
+
     use super::*;
 
-    const STATUS: Status<'_> =
-        Status { has_leader: true, corrupt: false, no_space: false, cluster_id: 0xab, members_json: "[]", wall_now: 0 };
+    fn status(tables: &Tables) -> Status<'_> {
+        Status { has_leader: true, corrupt: false, no_space: false, cluster_id: 0xab, tables, wall_now: 0 }
+    }
 
     fn get<'a>(path: &'a str, query: &'a str) -> Request<'a> {
         Request { method: b"GET", path: path.as_bytes(), query: query.as_bytes() }
@@ -337,17 +372,19 @@ mod tests {
     #[test]
     fn health_needs_a_read_unless_serializable() {
         assert_eq!(
-            respond(Audience::Clients, &get("/health", ""), &STATUS),
+            respond(Audience::Clients, &get("/health", ""), &status(&Tables::default())),
             Answer::AfterRead(Probe::Health),
             "a linearizable probe waits"
         );
-        let response = now(respond(Audience::Clients, &get("/health", "serializable=true"), &STATUS));
+        let response =
+            now(respond(Audience::Clients, &get("/health", "serializable=true"), &status(&Tables::default())));
         assert_eq!((response.status, response.body.as_slice()), (200, &b"{\"health\":\"true\",\"reason\":\"\"}"[..]));
     }
 
     #[test]
     fn alarms_turn_health_red_unless_excluded() {
-        let status = Status { no_space: true, ..STATUS };
+        let tables = Tables::default();
+        let status = Status { no_space: true, ..status(&tables) };
         let response = now(respond(Audience::Clients, &get("/health", ""), &status));
         assert_eq!(response.status, 503);
         assert_eq!(response.body, b"{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n");
@@ -357,11 +394,14 @@ mod tests {
 
     #[test]
     fn readyz_lists_checks_in_order() {
-        let Answer::AfterRead(probe) = respond(Audience::Clients, &get("/readyz", "verbose"), &STATUS) else {
+        let Answer::AfterRead(probe) =
+            respond(Audience::Clients, &get("/readyz", "verbose"), &status(&Tables::default()))
+        else {
             panic!("readyz confirms a read");
         };
         let body = probe.finish(None, 0).body;
-        let expected = "[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner ok\nok\n";
+        let expected =
+            "[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner ok\nok\n";
         assert_eq!(String::from_utf8_lossy(&body), expected);
         let failed = Probe::Checks { before: vec![], after: vec![], verbose: false }.finish(Some("no"), 0);
         assert_eq!((failed.status, failed.body.as_slice()), (503, &b"[-]linearizable_read failed: no\n"[..]));
@@ -370,11 +410,14 @@ mod tests {
     #[test]
     fn wrong_methods_and_paths() {
         let post = Request { method: b"POST", path: b"/version", query: b"" };
-        let response = now(respond(Audience::Clients, &post, &STATUS));
+        let response = now(respond(Audience::Clients, &post, &status(&Tables::default())));
         assert_eq!(response.status, 405);
         assert!(response.headers.contains(&("allow", "GET".to_owned())));
-        assert_eq!(now(respond(Audience::Clients, &get("/members", ""), &STATUS)).status, 404);
-        assert_eq!(now(respond(Audience::Peers, &get("/members", ""), &STATUS)).body, b"[]\n");
+        assert_eq!(now(respond(Audience::Clients, &get("/members", ""), &status(&Tables::default()))).status, 404);
+        let member = Member { name: "n\"".to_owned(), peer_urls: vec!["http://a:1".to_owned()], client_urls: vec![] };
+        let tables = Tables::with_members([(7, member)]);
+        let body = now(respond(Audience::Peers, &get("/members", ""), &status(&tables))).body;
+        assert_eq!(String::from_utf8_lossy(&body), "[{\"id\":7,\"peerURLs\":[\"http://a:1\"],\"name\":\"n\\\"\"}]\n");
     }
 
     #[test]

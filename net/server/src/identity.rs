@@ -34,7 +34,6 @@ pub fn cluster_id(members: &[MemberId]) -> ClusterId {
     ClusterId(leading_u64(&hash.finalize()))
 }
 
-
 fn big_endian(id: u64) -> [u8; 8] {
     id.to_be_bytes()
 }

@@ -84,13 +84,7 @@ pub struct Journal {
 impl Journal {
     /// Renders a record, or `None` if its level is below the threshold. `wall_now`: nanoseconds since the Unix epoch.
     #[must_use]
-    pub fn render(
-        &self,
-        wall_now: u64,
-        level: Level,
-        message: &str,
-        fields: &[(&str, Field<'_>)],
-    ) -> Option<String> {
+    pub fn render(&self, wall_now: u64, level: Level, message: &str, fields: &[(&str, Field<'_>)]) -> Option<String> {
         if level < self.level_min {
             return None;
         }
@@ -203,11 +197,16 @@ mod tests {
     fn json_record_is_one_valid_line() {
         let journal = Journal { level_min: Level::Info, format: Format::Json };
         let line = journal
-            .render(1_700_000_000_123_456_789, Level::Warn, "odd \"name\"\n", &[
-                ("path", Field::Text("a\\b\u{1}")),
-                ("n", Field::Number(-3)),
-                ("urls", Field::List(&["x".to_owned(), "y".to_owned()])),
-            ])
+            .render(
+                1_700_000_000_123_456_789,
+                Level::Warn,
+                "odd \"name\"\n",
+                &[
+                    ("path", Field::Text("a\\b\u{1}")),
+                    ("n", Field::Number(-3)),
+                    ("urls", Field::List(&["x".to_owned(), "y".to_owned()])),
+                ],
+            )
             .expect("above the threshold");
         assert_eq!(
             line,

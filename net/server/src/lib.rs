@@ -1,1 +1,22 @@
-//! (under construction)
+//! trilithd: the shell around the replica.
+//!
+//! Owns: options, boot, the turn of a core, the data directory at run time, connections and RPCs. Does not know: which
+//! port it runs on: everything here is generic over [`trilith_reactor::Port`], so the simulator runs the same code.
+//!
+//! Start with [`node::Node::boot`], then drive the node as a [`trilith_reactor::CoreLoop`].
+
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod boot;
+pub mod clients;
+pub mod disk;
+pub mod http;
+pub mod identity;
+pub mod journal;
+pub mod node;
+pub mod options;
+pub mod service;
+
+pub use boot::BootError;
+pub use node::{Node, NodeOptions};

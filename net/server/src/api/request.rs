@@ -142,11 +142,7 @@ mod tests {
         };
         let query = range(&wire);
         assert_eq!((query.sort_order, query.sort_target), (SortOrder::Unknown, SortTarget::Unknown));
-        let wire = pb::Compare {
-            result: pb::CompareResult(9),
-            target: pb::CompareTarget(9),
-            ..pb::Compare::default()
-        };
+        let wire = pb::Compare { result: pb::CompareResult(9), target: pb::CompareTarget(9), ..pb::Compare::default() };
         assert_eq!((compare(&wire).result, compare(&wire).target), (CompareResult::Unknown, CompareTarget::Unknown));
     }
 

@@ -120,12 +120,7 @@ pub const FLAGS: &[Flag] = &[
     inert("backend-batch-limit", COUNT, "0", BACKEND),
     inert("backend-bbolt-freelist-type", Kind::Choice(&["map", "array"]), "map", BACKEND),
     used("max-txn-ops", Kind::Integer { min: 0, max: 1 << 20 }, "128", "Most operations in a transaction."),
-    used(
-        "max-request-bytes",
-        Kind::Integer { min: 1, max: 64 << 20 },
-        "1572864",
-        "Largest client request in bytes.",
-    ),
+    used("max-request-bytes", Kind::Integer { min: 1, max: 64 << 20 }, "1572864", "Largest client request in bytes."),
     used(
         "max-concurrent-streams",
         Kind::Integer { min: 1, max: 4_294_967_295 },

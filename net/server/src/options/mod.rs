@@ -204,10 +204,9 @@ fn read_arguments(arguments: &[String], values: &mut Values) -> Result<Asked, Op
         let text = match (attached, known.map(|flag| flag.kind)) {
             (Some(text), _) => text.to_owned(),
             (None, Some(Kind::Bool)) => "true".to_owned(),
-            (None, _) => rest
-                .next()
-                .cloned()
-                .ok_or_else(|| OptionsError::Usage(format!("flag needs an argument: -{name}")))?,
+            (None, _) => {
+                rest.next().cloned().ok_or_else(|| OptionsError::Usage(format!("flag needs an argument: -{name}")))?
+            }
         };
         if let Some(flag) = known {
             insert(values, flag, text, &format!("flag -{name}"))?;

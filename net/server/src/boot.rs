@@ -1,0 +1,399 @@
+//! From a data directory to a replica.
+//!
+//! Owns: the order of a start: owner lock, refusal of foreign directories, files locked on the descriptions their I/O
+//! uses, hard state, checkpoint, log. Does not know: sockets, clients, turns.
+//!
+//! Invariants
+//! - I1: nothing is written before the owner lock is held and the directory is known to be ours or empty.
+//! - I2: every data file is locked before it is read, so a killed predecessor's writes have ended.
+//! - I3: whatever is refused is named: file, offset, and what an operator can do.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+
+use trilith_engine::mvcc::Keyspace;
+use trilith_engine::mvcc::keyspace::KeyspaceState;
+use trilith_engine::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
+use trilith_engine::replica::{Replica, ReplicaBoot, open_state};
+use trilith_engine::store::row_log::RowLog;
+use trilith_engine::store::{self, SUPERBLOCK_BYTES, Store, StoreMedia};
+use trilith_engine::tables::{Member, Tables};
+use trilith_raftlog::wal::hard_state::HardStateCopy;
+use trilith_raftlog::wal::{hard_state_file_name, segment_slot};
+use trilith_raftlog::{
+    HardState, Identity, Incarnation, LogMedia, LogPosition, Lsn, MediaError, RecoverOptions, SegmentFile,
+};
+use trilith_reactor::{BootFiles, FileId, FileMode, Port, Preparation};
+
+use crate::disk::{Disk, store_file, store_file_name};
+use crate::node::NodeOptions;
+use crate::{identity, journal::Field, journal::Level};
+
+/// How long a data file's lock is awaited: a killed process may keep writing for a while.
+pub const LOCK_WAIT: u64 = 30_000_000_000;
+
+const HARD_STATE_BYTES: u64 = 4096;
+const BLOCK_BYTES: u64 = 4096;
+
+/// Why a member does not start.
+#[derive(Debug)]
+pub enum BootError {
+    /// A live process holds the directory.
+    InUse,
+    /// The directory holds etcd's data.
+    EtcdData,
+    /// A file that is not ours, or of a layout this version does not know.
+    UnknownFile(String),
+    /// The directory belongs to another cluster or member.
+    Foreign {
+        /// What the directory says.
+        found: Identity,
+        /// What the options say.
+        expected: Identity,
+    },
+    /// The environment refused a call.
+    Io {
+        /// What was tried.
+        what: String,
+        /// What it said.
+        error: io::Error,
+    },
+    /// The log cannot be used.
+    Log(trilith_raftlog::RecoverError),
+    /// The store cannot be used.
+    Store(String),
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InUse => {
+                f.write_str("the data directory is in use by another process: stop it, or choose another --data-dir")
+            }
+            Self::EtcdData => f.write_str(
+                "the data directory holds etcd's data (member/snap), which this server does not read and has not \
+                 touched: choose an empty --data-dir and copy the keys through the client API",
+            ),
+            Self::UnknownFile(name) => {
+                write!(
+                    f,
+                    "the data directory holds {name:?}, which is not part of this server's layout: choose another --data-dir"
+                )
+            }
+            Self::Foreign { found, expected } => write!(
+                f,
+                "the data directory belongs to member {} of cluster {}, but the options describe member {} of cluster \
+                 {}: check --name, --initial-advertise-peer-urls, --initial-cluster-token and --data-dir",
+                found.member_id, found.cluster_id, expected.member_id, expected.cluster_id
+            ),
+            Self::Io { what, error } => write!(f, "{what}: {error}"),
+            Self::Log(error) => write!(
+                f,
+                "{error}. Nothing was changed. A cluster of one has no copy to repair from: restore a backup, or give \
+                 up everything from that LSN on with --wal-discard-from-lsn"
+            ),
+            Self::Store(text) => write!(f, "{text}. Nothing was changed: restore a backup"),
+        }
+    }
+}
+
+impl std::error::Error for BootError {}
+
+/// What a start yields.
+#[derive(Debug)]
+pub struct Booted {
+    /// The replica.
+    pub replica: Replica,
+    /// Its files.
+    pub disk: Disk,
+    /// Who this is.
+    pub identity: Identity,
+}
+
+/// Starts a member from its data directory, or makes a new one.
+///
+/// # Errors
+/// See [`BootError`].
+pub fn boot<P: Port + BootFiles>(options: &NodeOptions, port: &mut P) -> Result<Booted, BootError> {
+    check_layout(port)?;
+    io(port.create_directory(""), || "creating the data directory".to_owned())?;
+    if !io(port.lock_owner("LOCK"), || "locking LOCK".to_owned())? {
+        return Err(BootError::InUse);
+    }
+    for directory in ["wal", "store"] {
+        io(port.create_directory(directory), || format!("creating {directory}"))?;
+    }
+    let mut disk = Disk::default();
+    let hard_states = open_hard_states(port, &mut disk, options)?;
+    let identity = decide_identity(port, options, &hard_states)?;
+    let store = open_store(port, &mut disk, options, identity)?;
+    let (keyspace, tables, position) = open_contents(port, &disk, options, &store)?;
+    let recovered = recover_log(port, &mut disk, options, hard_states, &position)?;
+    if let Some(dropped) = &recovered.dropped {
+        let lsn = i64::try_from(dropped.first_lsn.0).unwrap_or(i64::MAX);
+        options.log(
+            port,
+            Level::Info,
+            "dropped an unacknowledged tail of the log",
+            &[("first-lsn", Field::Number(lsn))],
+        );
+    }
+    let replica = Replica::boot(
+        options.replica,
+        ReplicaBoot {
+            identity,
+            voters: vec![identity.member_id],
+            configuration: initial_configuration(options, identity),
+            recovered,
+            store,
+            keyspace,
+            tables,
+            position,
+            seed: port.entropy(),
+            now: port.now(),
+        },
+    );
+    Ok(Booted { replica, disk, identity })
+}
+
+fn io<T>(result: io::Result<T>, what: impl FnOnce() -> String) -> Result<T, BootError> {
+    result.map_err(|error| BootError::Io { what: what(), error })
+}
+
+/// Refuses directories of others before anything is written (I1).
+fn check_layout<P: BootFiles>(port: &mut P) -> Result<(), BootError> {
+    let list = |port: &mut P, directory: &str| io(port.list(directory), || format!("listing {directory:?}"));
+    if !list(port, "member/snap")?.is_empty() || !list(port, "member/wal")?.is_empty() {
+        return Err(BootError::EtcdData);
+    }
+    if let Some(name) = list(port, "")?.into_iter().find(|name| name != "LOCK") {
+        return Err(BootError::UnknownFile(name));
+    }
+    Ok(())
+}
+
+/// Opens both copies, making missing ones; returns their contents.
+fn open_hard_states<P: BootFiles>(
+    port: &mut P,
+    disk: &mut Disk,
+    options: &NodeOptions,
+) -> Result<[Option<Vec<u8>>; 2], BootError> {
+    let present = io(port.list("wal"), || "listing \"wal\"".to_owned())?;
+    let mut contents = [None, None];
+    for copy in 0..2_u8 {
+        let name = hard_state_file_name(copy);
+        let bare = name.strip_prefix("wal/").unwrap_or(&name);
+        let file = if present.iter().any(|found| found == bare) {
+            let file = io(port.open(&name, FileMode::Log, options.lock_wait), || format!("opening {name}"))?;
+            let bytes = io(port.read(file, 0, HARD_STATE_BYTES as usize), || format!("reading {name}"))?;
+            contents[usize::from(copy)] = Some(bytes);
+            file
+        } else {
+            io(port.create(&name, HARD_STATE_BYTES, FileMode::Log, Preparation::PreWrite), || {
+                format!("creating {name}")
+            })?
+        };
+        disk.add_hard_state(copy, file);
+    }
+    Ok(contents)
+}
+
+/// The directory's own identity if it was used before (then it must be the options'), else a new one.
+fn decide_identity<P: Port>(
+    port: &mut P,
+    options: &NodeOptions,
+    hard_states: &[Option<Vec<u8>>; 2],
+) -> Result<Identity, BootError> {
+    let member_id = identity::member_id(&options.peer_urls, &options.token);
+    let cluster_id = identity::cluster_id(&[member_id]);
+    let stored = hard_states.iter().find_map(|bytes| match HardState::decode(bytes.as_deref()) {
+        HardStateCopy::Valid(state) => Some(state.identity),
+        _ => None,
+    });
+    let incarnation = stored.map_or_else(|| Incarnation(port.entropy() | 1), |found| found.incarnation);
+    let expected = Identity { cluster_id, member_id, incarnation };
+    match stored {
+        Some(found) if found != expected => Err(BootError::Foreign { found, expected }),
+        _ => Ok(expected),
+    }
+}
+
+/// Opens every store file, making the superblocks of a new store, and finds the newest checkpoint.
+fn open_store<P: BootFiles>(
+    port: &mut P,
+    disk: &mut Disk,
+    options: &NodeOptions,
+    identity: Identity,
+) -> Result<Store, BootError> {
+    let names = io(port.list("store"), || "listing \"store\"".to_owned())?;
+    let mut files: Vec<StoreFile> = names.iter().filter_map(|name| store_file(&format!("store/{name}"))).collect();
+    for number in 0..2 {
+        let file = StoreFile { kind: FileKind::Superblock, number };
+        if !files.contains(&file) {
+            let name = store_file_name(file);
+            let created = port.create(&name, SUPERBLOCK_BYTES, FileMode::Store, Preparation::PreWrite);
+            let id = io(created, || format!("creating {name}"))?;
+            disk.add_store_file(file, id, SUPERBLOCK_BYTES);
+        }
+    }
+    files.sort_unstable();
+    for file in files {
+        let name = store_file_name(file);
+        let id = io(port.open(&name, FileMode::Store, options.lock_wait), || format!("opening {name}"))?;
+        let bytes = io(port.len(id), || format!("measuring {name}"))?;
+        disk.add_store_file(file, id, bytes);
+    }
+    let mut media = StoreFiles { port, disk };
+    store::recover(options.store, identity, &mut media).map_err(|error| BootError::Store(describe_store(&error)))
+}
+
+fn describe_store(error: &store::RecoverError) -> String {
+    match error {
+        store::RecoverError::Media(file, reason) => format!("reading {}: {reason}", store_file_name(*file)),
+        store::RecoverError::Corrupt { file, offset, what } => {
+            format!("{} is damaged at offset {offset}: {what}", store_file_name(*file))
+        }
+        store::RecoverError::ForeignIdentity(found) => {
+            format!("the store belongs to member {} of cluster {}", found.member_id, found.cluster_id)
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// Reads what a checkpoint keeps in memory: row directories and small tables.
+fn open_contents<P: Port + BootFiles>(
+    port: &mut P,
+    disk: &Disk,
+    options: &NodeOptions,
+    store: &Store,
+) -> Result<(Keyspace<store::Tree>, Tables, LogPosition), BootError> {
+    let mut pages = BootPages::default();
+    loop {
+        match open_state(store, options.rows, &pages) {
+            Ok(Some(contents)) => return Ok(contents),
+            Ok(None) if store.superblock().is_none() => {
+                let state = KeyspaceState { revision: 1, compacted: -1, digest: 0 };
+                let keyspace = Keyspace::new(store.keys(), RowLog::new(options.rows), state, 0);
+                return Ok((keyspace, Tables::default(), LogPosition::default()));
+            }
+            Ok(None) => return Err(BootError::Store("the checkpoint's tables cannot be read".to_owned())),
+            Err(Unavailable::Missing(block)) => pages.load(port, disk, block)?,
+            Err(Unavailable::Corrupt(block)) => {
+                let name = store_file_name(block.file);
+                return Err(BootError::Store(format!("{name} is damaged at offset {}", block.offset)));
+            }
+        }
+    }
+}
+
+fn recover_log<P: BootFiles>(
+    port: &mut P,
+    disk: &mut Disk,
+    options: &NodeOptions,
+    hard_states: [Option<Vec<u8>>; 2],
+    position: &LogPosition,
+) -> Result<trilith_raftlog::Recovered, BootError> {
+    let mut segments = Vec::new();
+    for name in io(port.list("wal"), || "listing \"wal\"".to_owned())? {
+        let name = format!("wal/{name}");
+        let Some(slot) = segment_slot(&name) else { continue };
+        let file = io(port.open(&name, FileMode::Log, options.lock_wait), || format!("opening {name}"))?;
+        io(port.sync(file), || format!("syncing {name}"))?;
+        let bytes = io(port.len(file), || format!("measuring {name}"))?;
+        disk.add_segment(slot, file);
+        segments.push((SegmentFile { slot, bytes }, file));
+    }
+    let mut media = LogFiles { port, segments, hard_states };
+    let recover_options = RecoverOptions { after: position.index, discard_from: options.wal_discard_from_lsn.map(Lsn) };
+    let recovered = trilith_raftlog::recover(&mut media, &recover_options).map_err(BootError::Log)?;
+    if recovered.base != *position {
+        return Err(BootError::Store(format!(
+            "the checkpoint at index {} does not continue this log (digest {}, the log has {} at index {})",
+            position.index, position.digest, recovered.base.digest, recovered.base.index
+        )));
+    }
+    Ok(recovered)
+}
+
+fn initial_configuration(options: &NodeOptions, identity: Identity) -> Tables {
+    let member = Member { peer_urls: options.peer_urls.clone(), ..Member::default() };
+    Tables::with_members([(identity.member_id.0, member)])
+}
+
+/// The log's files at boot.
+struct LogFiles<'a, P> {
+    port: &'a mut P,
+    segments: Vec<(SegmentFile, FileId)>,
+    hard_states: [Option<Vec<u8>>; 2],
+}
+
+impl<P: BootFiles> LogMedia for LogFiles<'_, P> {
+    fn segments(&mut self) -> Result<Vec<SegmentFile>, MediaError> {
+        Ok(self.segments.iter().map(|(file, _)| *file).collect())
+    }
+
+    fn read(&mut self, slot: u32, offset: u64, len: usize) -> Result<Vec<u8>, MediaError> {
+        let found = self.segments.iter().find(|(file, _)| file.slot == slot);
+        let (_, file) = found.ok_or_else(|| MediaError { reason: format!("no segment in slot {slot}") })?;
+        self.port.read(*file, offset, len).map_err(|error| MediaError { reason: error.to_string() })
+    }
+
+    fn read_hard_state(&mut self, copy: u8) -> Result<Option<Vec<u8>>, MediaError> {
+        Ok(self.hard_states[usize::from(copy)].clone())
+    }
+}
+
+/// The store's files at boot.
+struct StoreFiles<'a, P> {
+    port: &'a mut P,
+    disk: &'a Disk,
+}
+
+impl<P: BootFiles> StoreMedia for StoreFiles<'_, P> {
+    fn read(&mut self, file: StoreFile, offset: u64, len: usize) -> Result<Option<Vec<u8>>, String> {
+        let Some(id) = self.disk.store_file(file) else { return Ok(None) };
+        let bytes = self.port.len(id).map_err(|error| error.to_string())?;
+        if offset.checked_add(len as u64).is_none_or(|end| end > bytes) {
+            return Ok(None);
+        }
+        read_range(self.port, id, bytes, offset, len).map(Some).map_err(|error| error.to_string())
+    }
+}
+
+/// Reads any range by the blocks around it.
+fn read_range<P: BootFiles>(port: &mut P, id: FileId, bytes: u64, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let start = offset / BLOCK_BYTES * BLOCK_BYTES;
+    let end = (offset + len as u64).next_multiple_of(BLOCK_BYTES).min(bytes);
+    let whole = usize::try_from(end - start).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let skip = usize::try_from(offset - start).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut block = port.read(id, start, whole)?;
+    block.truncate(skip + len);
+    block.drain(..skip);
+    Ok(block)
+}
+
+/// Blocks read one by one at boot.
+#[derive(Debug, Default)]
+struct BootPages {
+    blocks: BTreeMap<Block, Vec<u8>>,
+}
+
+impl BootPages {
+    fn load<P: BootFiles>(&mut self, port: &mut P, disk: &Disk, block: Block) -> Result<(), BootError> {
+        let name = store_file_name(block.file);
+        let damaged = || BootError::Store(format!("{name} does not reach offset {}", block.offset));
+        let mut media = StoreFiles { port, disk };
+        let read = media.read(block.file, block.offset, block.len as usize);
+        let bytes =
+            read.map_err(|reason| BootError::Store(format!("reading {name}: {reason}")))?.ok_or_else(damaged)?;
+        self.blocks.insert(block, bytes);
+        Ok(())
+    }
+}
+
+impl PageSource for BootPages {
+    fn block(&self, block: Block) -> Result<&[u8], Unavailable> {
+        self.blocks.get(&block).map(Vec::as_slice).ok_or(Unavailable::Missing(block))
+    }
+}

@@ -1,0 +1,534 @@
+//! One member: the turn of its core.
+//!
+//! Owns: the phases of a life (starting, serving, draining, stopped), the order inside a turn, the coupling of replica,
+//! disk and clients. Does not know: which port it runs on; what a request means ([`crate::service`]).
+//!
+//! A turn handles completions, input and time in this order, then steps the replica within its budget, sends each
+//! connection's output in one write, and sets one deadline.
+//!
+//! Invariants
+//! - I1: clients are served only after this boot's publication of the member was applied, hence after everything
+//!   committed before is applied.
+//! - I2: after a failed write nothing is answered and the process ends.
+//! - I3: a turn's work is bounded: what does not fit makes the next turn due at once.
+
+use std::time::Duration;
+
+use trilith_engine::command::{Command, PublishMember};
+use trilith_engine::page_source::{Block, Unavailable};
+use trilith_engine::replica::{Effect, ReplicaOptions};
+use trilith_engine::store::row_log::RowLogOptions;
+use trilith_engine::store::{CheckpointStep, StoreOptions};
+use trilith_raftlog::{Identity, Role};
+use trilith_reactor::{BootFiles, CoreLoop, Event, ListenerId, Port, Turn};
+use trilith_wire::api::status::unknown_method;
+use trilith_wire::connection::{ConnectionEvent, ConnectionLimits};
+
+use crate::api;
+use crate::boot::{self, BootError};
+use crate::clients::{Caller, Clients};
+use crate::disk::{Completion, Disk, Pages, store_file_name};
+use crate::http::{self, Answer, Audience};
+use crate::journal::{Field, Journal, Level};
+use crate::options::Options;
+use crate::service::{Admission, Progress, Service, Verdict, request_timeout, send_http};
+
+/// Commands applied in one turn at most.
+const APPLY_COMMANDS_PER_TURN: u32 = 2048;
+/// Merge work of a checkpoint in one turn (units of about 0.1 us), when nothing presses.
+const CHECKPOINT_UNITS_PER_TURN: u32 = 5_000;
+/// How long a graceful stop waits for open requests: etcd's 7 s.
+const DRAIN_TIMEOUT: u64 = 7_000_000_000;
+/// Memory for partly received requests.
+const ASSEMBLY_BYTES_MAX: usize = 64 << 20;
+/// What a message may have beyond `--max-request-bytes` (etcd's `grpcOverheadBytes`).
+const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
+
+/// Everything a member is started with.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Member name.
+    pub name: String,
+    /// Advertised peer URLs.
+    pub peer_urls: Vec<String>,
+    /// Advertised client URLs.
+    pub client_urls: Vec<String>,
+    /// Cluster token.
+    pub token: String,
+    /// Listeners below this number are the clients', the rest the peers'.
+    pub client_listeners: u32,
+    /// How log records are rendered.
+    pub journal: Journal,
+    /// Raft, log and checkpoint triggers.
+    pub replica: ReplicaOptions,
+    /// Index files.
+    pub store: StoreOptions,
+    /// Row files.
+    pub rows: RowLogOptions,
+    /// `--max-request-bytes`.
+    pub request_bytes_max: usize,
+    /// `--max-txn-ops`.
+    pub txn_ops_max: usize,
+    /// Effective quota; negative is none.
+    pub quota_bytes: i64,
+    /// Announced and enforced streams per connection, if any.
+    pub streams_max: Option<u32>,
+    /// Shortest interval between client pings, nanoseconds.
+    pub keepalive_min_time: u64,
+    /// Idle time after which the server pings, nanoseconds.
+    pub keepalive_interval: u64,
+    /// Wait for a ping's answer, nanoseconds.
+    pub keepalive_timeout: u64,
+    /// Longest wait for a data file's lock, nanoseconds.
+    pub lock_wait: u64,
+    /// Discard the log from this LSN on instead of refusing to start.
+    pub wal_discard_from_lsn: Option<u64>,
+}
+
+impl NodeOptions {
+    /// The daemon's sizes with the operator's choices.
+    #[must_use]
+    pub fn new(options: &Options) -> Self {
+        let mut log = trilith_raftlog::Options::standard();
+        log.election_timeout = options.election_timeout_ms * 1_000_000;
+        log.heartbeat_interval = options.heartbeat_interval_ms * 1_000_000;
+        // One command in an entry of its own must always fit.
+        log.entry_bytes_max = log.entry_bytes_max.max(options.max_request_bytes + (1 << 20));
+        log.segment_bytes = log.segment_bytes.max((log.entry_bytes_max as u64 + (1 << 20)).next_multiple_of(1 << 20));
+        let row_segment_bytes = 64 << 20;
+        Self {
+            name: options.name.clone(),
+            peer_urls: options.initial_advertise_peer_urls.clone(),
+            client_urls: options.advertise_client_urls.clone(),
+            token: options.initial_cluster_token.clone(),
+            client_listeners: u32::try_from(options.listen_client_urls.len()).expect("few listeners"),
+            journal: Journal { level_min: options.log_level, format: options.log_format },
+            replica: ReplicaOptions {
+                log,
+                checkpoint_overlay_bytes: 48 << 20,
+                checkpoint_changes: 350_000,
+                checkpoint_log_bytes: 128 << 20,
+                pending_bytes_max: 64 << 20,
+            },
+            store: StoreOptions {
+                index_file_bytes: 64 << 20,
+                index_files_max: 65_536,
+                row_segment_bytes,
+                write_bytes_max: 256 << 10,
+                writes_in_flight_max: 4,
+            },
+            rows: RowLogOptions {
+                segment_bytes: row_segment_bytes,
+                block_bytes: 32 << 10,
+                rows_resident_bytes_max: 64 << 20,
+                write_bytes_max: 256 << 10,
+            },
+            request_bytes_max: options.max_request_bytes,
+            txn_ops_max: options.max_txn_ops,
+            quota_bytes: options.quota_backend_bytes,
+            streams_max: (options.max_concurrent_streams < u32::MAX).then_some(options.max_concurrent_streams),
+            keepalive_min_time: options.keepalive_min_time,
+            keepalive_interval: options.keepalive_interval,
+            keepalive_timeout: options.keepalive_timeout,
+            lock_wait: boot::LOCK_WAIT,
+            wal_discard_from_lsn: options.wal_discard_from_lsn,
+        }
+    }
+
+    /// Writes a log record.
+    pub fn log<P: Port>(&self, port: &mut P, level: Level, message: &str, fields: &[(&str, Field<'_>)]) {
+        if let Some(record) = self.journal.render(port.wall_now(), level, message, fields) {
+            port.log(record.as_bytes());
+        }
+    }
+
+    fn connection_limits(&self) -> ConnectionLimits {
+        let mut limits = ConnectionLimits::new(api::route);
+        limits.message_bytes_max = self.request_bytes_max + GRPC_OVERHEAD_BYTES;
+        limits.http_body_bytes_max = limits.message_bytes_max;
+        limits.concurrent_streams_announced = self.streams_max;
+        if let Some(streams) = self.streams_max {
+            limits.streams_max = limits.streams_max.min(streams as usize);
+        }
+        limits.ping_interval_min = self.keepalive_min_time;
+        limits.keepalive_interval = self.keepalive_interval;
+        limits.keepalive_timeout = self.keepalive_timeout;
+        limits
+    }
+}
+
+/// Where a member is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Replaying, electing, publishing. The number is the publication's sequence once it was submitted.
+    Starting(Option<u64>),
+    /// Answering clients.
+    Serving,
+    /// Finishing open requests until this time.
+    Draining { signal: i32, until: u64 },
+    /// The last log record is being written.
+    Closing { signal: i32 },
+}
+
+/// One member.
+#[derive(Debug)]
+pub struct Node {
+    options: NodeOptions,
+    identity: Identity,
+    phase: Phase,
+    service: Service,
+    disk: Disk,
+    clients: Clients,
+    failed: bool,
+    /// More work is ready than the turn's budget allowed.
+    more: bool,
+}
+
+impl Node {
+    /// Starts a member from its data directory.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub fn boot<P: Port + BootFiles>(options: NodeOptions, port: &mut P) -> Result<Self, BootError> {
+        let booted = boot::boot(&options, port)?;
+        let admission = Admission {
+            request_bytes_max: options.request_bytes_max,
+            txn_ops_max: options.txn_ops_max,
+            quota_bytes: options.quota_bytes,
+            member_id: booted.identity.member_id.0,
+        };
+        let service = Service::new(
+            booted.replica,
+            admission,
+            booted.identity.cluster_id.0,
+            booted.identity.member_id.0,
+            request_timeout(options.replica.log.election_timeout),
+        );
+        let clients = Clients::new(options.connection_limits(), ASSEMBLY_BYTES_MAX);
+        Ok(Self {
+            identity: booted.identity,
+            phase: Phase::Starting(None),
+            service,
+            disk: booted.disk,
+            clients,
+            failed: false,
+            more: false,
+            options,
+        })
+    }
+
+    /// Whether clients are served.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
+    /// The replica, for inspection.
+    #[must_use]
+    pub fn replica(&self) -> &trilith_engine::replica::Replica {
+        &self.service.replica
+    }
+
+    fn handle_event<P: Port>(&mut self, port: &mut P, event: Event, now: u64) {
+        let event = match self.disk.handle_event(port, event) {
+            Ok(completion) => return self.handle_completion(port, completion, now),
+            Err(event) => event,
+        };
+        match event {
+            Event::Accepted { listener, connection, .. } => {
+                let ListenerId(number) = listener;
+                let audience = if number < self.options.client_listeners { Audience::Clients } else { Audience::Peers };
+                self.clients.handle_accepted(connection, audience, now);
+            }
+            Event::Received { connection, bytes } => self.clients.handle_received(connection, bytes, now),
+            Event::Sent { connection, buffer } => self.clients.handle_sent(connection, buffer, now),
+            Event::Closed { connection, .. } => self.clients.handle_closed(connection),
+            Event::Timer => {}
+            Event::StopRequested { signal } => self.handle_stop_request(port, signal, now),
+            other => unreachable!("{other:?} is about files"),
+        }
+    }
+
+    fn handle_completion<P: Port>(&mut self, port: &mut P, completion: Completion, now: u64) {
+        let replica = &mut self.service.replica;
+        match completion {
+            Completion::HardState { generation, copy } => replica.handle_hard_state_complete(generation, copy, now),
+            Completion::Append { lsn } => replica.handle_append_complete(lsn, now),
+            Completion::Segment { sequence } => replica.handle_segment_prepared(sequence, now),
+            Completion::Store { token } => replica.handle_store_complete(token),
+            Completion::Loaded | Completion::Progress => {}
+            Completion::Failed { what, error } => {
+                replica.handle_write_failed();
+                self.fail(port, &format!("{what}: {error}"));
+            }
+        }
+    }
+
+    /// The end: nothing more is answered (I2).
+    fn fail<P: Port>(&mut self, port: &mut P, reason: &str) {
+        self.options.log(
+            port,
+            Level::Fatal,
+            "the data directory failed; stopping without further acknowledgements",
+            &[("error", Field::Text(reason))],
+        );
+        self.failed = true;
+    }
+
+    fn handle_stop_request<P: Port>(&mut self, port: &mut P, signal: i32, now: u64) {
+        if matches!(self.phase, Phase::Draining { .. } | Phase::Closing { .. }) {
+            return;
+        }
+        let name = if signal == 2 { "interrupt" } else { "terminated" };
+        self.options.log(port, Level::Info, "received signal; shutting down", &[("signal", Field::Text(name))]);
+        self.phase = Phase::Draining { signal, until: now + DRAIN_TIMEOUT };
+        port.close_listeners();
+        self.clients.start_drain(now);
+    }
+
+    /// Looks at every touched connection for requests.
+    fn poll_clients(&mut self, port_wall_now: u64, now: u64) {
+        if matches!(self.phase, Phase::Starting(_) | Phase::Closing { .. }) {
+            return;
+        }
+        self.clients.wall_now = port_wall_now;
+        for slot in self.clients.take_touched() {
+            self.poll_client(slot, now);
+        }
+    }
+
+    fn poll_client(&mut self, slot: usize, now: u64) {
+        let Self { clients, service, identity, .. } = self;
+        let wall_now = clients.wall_now;
+        let Some((client, budget)) = clients.connection(slot) else { return };
+        let (id, audience) = (client.id(), client.audience);
+        while let Some(event) = client.connection.poll_event(budget, now) {
+            match event {
+                ConnectionEvent::GrpcRequest { stream, route, head, message } => {
+                    let caller = Caller::new(slot, id, stream);
+                    let verdict = match route.filter(|_| audience == Audience::Clients) {
+                        Some(route) => service.handle_call(caller, api::method(route), head, message, now),
+                        None => Verdict::Refused(unknown_method(head.path())),
+                    };
+                    match verdict {
+                        Verdict::Pending => {}
+                        Verdict::Message(bytes) => {
+                            client.connection.send_unary(stream, bytes.len(), |out| out.extend_from_slice(&bytes));
+                        }
+                        Verdict::Refused(status) => {
+                            client.connection.finish(stream, u32::from(status.code.number()), &status.message);
+                        }
+                    }
+                }
+                ConnectionEvent::HttpRequest { stream, head, .. } => {
+                    let request = http::Request { method: head.method(), path: head.path(), query: head.query() };
+                    let caller = Caller::new(slot, id, stream);
+                    let answer = http::respond(audience, &request, &http_status(service, identity, wall_now));
+                    match answer {
+                        Answer::Now(response) => send_http(&mut client.connection, caller, &response),
+                        Answer::AfterRead(probe) => service.handle_probe(caller, probe, now),
+                    }
+                }
+                // No streaming method exists yet; its request was refused, so its stream is over.
+                ConnectionEvent::GrpcMessage { .. } | ConnectionEvent::GrpcHalfClose { .. } => {}
+                // An answer to a stream that is gone has no effect.
+                ConnectionEvent::StreamReset { .. } | ConnectionEvent::StreamWritable { .. } => {}
+            }
+        }
+    }
+
+    /// Steps the replica: reads are issued, batches proposed, effects carried out, commands applied, reads answered.
+    fn step<P: Port>(&mut self, port: &mut P) {
+        self.service.issue_reads(&mut self.clients);
+        self.service.replica.propose_batch();
+        self.carry_out(port);
+        self.more = false;
+        self.apply(port);
+        self.checkpoint(port);
+        self.carry_out(port);
+        self.service.handle_read_answers(&mut self.clients);
+        let missing = self.service.answer_reads(&mut self.clients, &Pages { port: &*port, disk: &self.disk });
+        for unavailable in missing {
+            self.load(port, unavailable);
+        }
+    }
+
+    fn carry_out<P: Port>(&mut self, port: &mut P) {
+        while let Some(effect) = self.service.replica.poll_effect() {
+            match effect {
+                Effect::WriteHardState { generation, copy, bytes } => {
+                    self.disk.write_hard_state(port, generation, copy, bytes);
+                }
+                Effect::PrepareSegment(prepare) => self.disk.prepare_segment(port, prepare),
+                Effect::Append(append) => self.disk.append(port, append),
+                Effect::Store(effect) => self.disk.store(port, effect),
+                Effect::RoleChanged { role, term, .. } => {
+                    let term = i64::try_from(term.0).unwrap_or(i64::MAX);
+                    self.options.log(
+                        port,
+                        Level::Info,
+                        "raft role changed",
+                        &[("role", Field::Text(role_name(role))), ("term", Field::Number(term))],
+                    );
+                }
+                Effect::Checkpointed { sequence, index } => {
+                    let number = |value: u64| Field::Number(i64::try_from(value).unwrap_or(i64::MAX));
+                    self.options.log(
+                        port,
+                        Level::Debug,
+                        "checkpoint is durable",
+                        &[("sequence", number(sequence)), ("index", number(index.0))],
+                    );
+                }
+            }
+        }
+    }
+
+    fn apply<P: Port>(&mut self, port: &mut P) {
+        for _ in 0..APPLY_COMMANDS_PER_TURN {
+            let pages = Pages { port: &*port, disk: &self.disk };
+            match self.service.apply_step(&mut self.clients, &pages) {
+                Ok(Progress::Idle) => return,
+                Ok(Progress::Moved) => {}
+                Ok(Progress::Own(sequence)) => {
+                    if self.phase == Phase::Starting(Some(sequence)) {
+                        self.start_serving(port);
+                    }
+                }
+                Err(unavailable) => return self.load(port, unavailable),
+            }
+        }
+        self.more = true;
+    }
+
+    fn checkpoint<P: Port>(&mut self, port: &mut P) {
+        let pages = Pages { port: &*port, disk: &self.disk };
+        match self.service.replica.checkpoint_step(CHECKPOINT_UNITS_PER_TURN, &pages) {
+            CheckpointStep::Idle | CheckpointStep::Waiting => {}
+            CheckpointStep::More => self.more = true,
+            CheckpointStep::NeedPages(unavailable) => self.load(port, unavailable),
+        }
+    }
+
+    fn load<P: Port>(&mut self, port: &mut P, unavailable: Unavailable) {
+        match unavailable {
+            Unavailable::Missing(block) => self.disk.load(port, block),
+            Unavailable::Corrupt(Block { file, offset, len }) => {
+                self.service.replica.handle_write_failed();
+                let name = store_file_name(file);
+                self.fail(port, &format!("{len} bytes at offset {offset} of {name} do not match their checksum"));
+            }
+        }
+    }
+
+    /// Publishes this member once it leads, and begins to serve when that is applied (I1).
+    fn advance_phase(&mut self, now: u64) {
+        match self.phase {
+            Phase::Starting(None) if self.service.replica.role() == Role::Leader => {
+                let publish = PublishMember {
+                    member: self.identity.member_id.0,
+                    name: self.options.name.as_bytes(),
+                    client_urls: self.options.client_urls.iter().map(String::as_bytes).collect(),
+                };
+                if let Ok(sequence) = self.service.submit_own(&Command::PublishMember(publish), now) {
+                    self.phase = Phase::Starting(Some(sequence));
+                    self.more = true;
+                }
+            }
+            Phase::Draining { signal, until } => {
+                let done = self.service.is_idle() && !self.service.replica.has_pending_commands();
+                if (done && self.clients.is_empty()) || now >= until {
+                    self.service.refuse_all(&mut self.clients);
+                    self.service.replica.handle_stop(now);
+                    self.phase = Phase::Closing { signal };
+                    self.more = true;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn start_serving<P: Port>(&mut self, port: &mut P) {
+        self.phase = Phase::Serving;
+        let id = self.identity.member_id.to_string();
+        let cluster = self.identity.cluster_id.to_string();
+        self.options.log(
+            port,
+            Level::Info,
+            "published local member to cluster through raft",
+            &[("local-member-id", Field::Text(&id)), ("cluster-id", Field::Text(&cluster))],
+        );
+        self.options.log(port, Level::Info, "ready to serve client requests", &[]);
+        self.clients.touch_all();
+        self.more = true;
+    }
+
+    fn set_deadline<P: Port>(&self, port: &mut P, now: u64) {
+        if self.more {
+            return port.set_deadline(Some(now));
+        }
+        let drain = match self.phase {
+            Phase::Draining { until, .. } => Some(until),
+            _ => None,
+        };
+        let deadlines = [self.service.replica.deadline(), self.service.deadline(), self.clients.deadline(), drain];
+        port.set_deadline(deadlines.into_iter().flatten().min());
+    }
+}
+
+impl<P: Port> CoreLoop<P> for Node {
+    fn handle_turn(&mut self, port: &mut P, events: &mut Vec<Event>) -> Turn {
+        let now = port.now();
+        for event in events.drain(..) {
+            if !self.failed {
+                self.handle_event(port, event, now);
+            }
+        }
+        if self.failed {
+            return Turn::Stop(1);
+        }
+        self.service.replica.handle_tick(now);
+        self.clients.handle_time(now);
+        self.service.handle_time(&mut self.clients, now);
+        self.poll_clients(port.wall_now(), now);
+        self.step(port);
+        self.advance_phase(now);
+        if self.failed {
+            return Turn::Stop(1);
+        }
+        self.clients.flush(port, now);
+        if let Phase::Closing { signal } = self.phase
+            && self.service.replica.is_stopped()
+            && self.disk.is_idle()
+        {
+            self.options.log(port, Level::Info, "closed trilith server", &[]);
+            return Turn::Stop(128 + signal);
+        }
+        self.set_deadline(port, now);
+        Turn::Continue
+    }
+}
+
+fn http_status<'a>(service: &'a Service, identity: &Identity, wall_now: u64) -> http::Status<'a> {
+    let active = |kind| service.replica.tables().alarms().iter().any(|alarm| alarm.alarm == kind);
+    http::Status {
+        has_leader: service.replica.leader().is_some(),
+        corrupt: active(trilith_engine::replica::apply::ALARM_CORRUPT),
+        no_space: active(trilith_engine::replica::apply::ALARM_NOSPACE),
+        cluster_id: identity.cluster_id.0,
+        tables: service.replica.tables(),
+        wall_now,
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Follower => "follower",
+        Role::PreCandidate => "pre-candidate",
+        Role::Candidate => "candidate",
+        Role::Leader => "leader",
+    }
+}
+
+/// The time etcd gives a bind that finds its port taken by a process that just died.
+pub const BIND_RETRY_MAX: Duration = Duration::from_secs(2);

@@ -1,0 +1,552 @@
+//! The RPCs: from a decoded call to a command, a read or an answer, and from outcomes back to callers.
+//!
+//! Owns: the order of checks (arguments, admission, size, then the log), the commands and reads that wait, and their
+//! answers. Does not know: sockets, files, the turn.
+//!
+//! Invariants
+//! - I1: a caller is answered exactly once, or its connection is gone.
+//! - I2: commands are answered in the order of their sequences; an outcome always belongs to the first waiter.
+//! - I3: a linearizable read is evaluated only after its read index, asked for after the read arrived, is applied.
+
+use std::collections::VecDeque;
+
+use trilith_engine::command::{Alarm, Command};
+use trilith_engine::mvcc::{RowView, check};
+use trilith_engine::page_source::{PageSource, Unavailable};
+use trilith_engine::replica::apply::{Applied, ApplyStep, Outcome};
+use trilith_engine::replica::{Replica, SubmitError};
+use trilith_engine::store::key_entry::Revision;
+use trilith_wire::api::methods::Method;
+use trilith_wire::api::status::{self, Status};
+use trilith_wire::connection::{Connection, Known, RequestHead};
+use trilith_wire::proto::etcdserverpb as pb;
+use trilith_wire::proto::{Message, health};
+
+use crate::api::{self, request, response};
+use crate::clients::{Caller, Clients};
+use crate::http::{CLUSTER_VERSION, Probe, SERVER_VERSION};
+
+mod admission;
+mod reads;
+
+pub use admission::Admission;
+use reads::{Read, ReadKind, Reads};
+
+/// A proposal or read without an answer for this long ends with an error: 5 s and two election timeouts, as in etcd.
+#[must_use]
+pub fn request_timeout(election_timeout: u64) -> u64 {
+    5_000_000_000 + 2 * election_timeout
+}
+
+/// What becomes of a call.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is answered later.
+    Pending,
+    /// It is answered now, with this message.
+    Message(Vec<u8>),
+    /// It is refused now.
+    Refused(Status),
+}
+
+/// A command on its way through the log.
+#[derive(Debug)]
+struct Waiter {
+    sequence: u64,
+    /// Nobody: the caller was answered already, or the command is the server's own.
+    caller: Option<Caller>,
+    submitted: u64,
+}
+
+/// The service side of a member.
+#[derive(Debug)]
+pub struct Service {
+    /// The replica behind it.
+    pub replica: Replica,
+    admission: Admission,
+    cluster_id: u64,
+    member_id: u64,
+    timeout: u64,
+    waiters: VecDeque<Waiter>,
+    reads: Reads,
+}
+
+/// Rows of the keyspace through a page source.
+struct KeyspaceRows<'a> {
+    replica: &'a Replica,
+    pages: &'a dyn PageSource,
+}
+
+impl<'a> response::Rows<'a> for KeyspaceRows<'a> {
+    fn row(&self, at: Revision) -> Result<RowView<'a>, Unavailable> {
+        self.replica.keyspace().row(at, self.pages)
+    }
+}
+
+impl Service {
+    /// A service over a booted replica.
+    #[must_use]
+    pub fn new(replica: Replica, admission: Admission, cluster_id: u64, member_id: u64, timeout: u64) -> Self {
+        Self { replica, admission, cluster_id, member_id, timeout, waiters: VecDeque::new(), reads: Reads::default() }
+    }
+
+    /// Commands and reads that wait.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.waiters.is_empty() && self.reads.is_empty()
+    }
+
+    /// Handles a unary call.
+    pub fn handle_call(
+        &mut self,
+        caller: Caller,
+        method: Method,
+        head: &RequestHead,
+        message: &[u8],
+        now: u64,
+    ) -> Verdict {
+        let result = self.check_metadata(head).and_then(|()| match method {
+            Method::Put => self.handle_put(caller, message, now),
+            Method::Range => self.handle_range(caller, message, now),
+            Method::DeleteRange => self.handle_delete_range(caller, message, now),
+            Method::Txn => self.handle_txn(caller, message, now),
+            Method::Compact => self.handle_compact(caller, message, now),
+            Method::MemberList => self.handle_member_list(caller, message, now),
+            Method::Alarm => self.handle_alarm(caller, message, now),
+            Method::Status => decode::<pb::StatusRequest>(message).map(|_| Verdict::Message(self.status())),
+            Method::HealthCheck => health_check(message),
+            other => Err(api::not_implemented(other)),
+        });
+        result.unwrap_or_else(Verdict::Refused)
+    }
+
+    /// etcd's interceptor: API version, then leadership.
+    fn check_metadata(&self, head: &RequestHead) -> Result<(), Status> {
+        if head.known(Known::ClientApiVersion).is_some_and(|version| std::str::from_utf8(version).is_err()) {
+            return Err(status::INVALID_CLIENT_API_VERSION);
+        }
+        if head.known(Known::HasLeader) == Some(b"true") && self.replica.leader().is_none() {
+            return Err(status::NO_LEADER);
+        }
+        Ok(())
+    }
+
+    fn handle_put(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        let request = decode::<pb::PutRequest<'_>>(message)?;
+        let put = request::put(&request);
+        self.admit_growth(admission::put_cost(&put), now)?;
+        check::check_put(&put).map_err(api::mvcc_status)?;
+        self.admission.check_size(message.len())?;
+        self.submit(caller, &Command::Put(put), now)
+    }
+
+    fn handle_delete_range(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        let request = decode::<pb::DeleteRangeRequest<'_>>(message)?;
+        let delete = request::delete_range(&request);
+        check::check_delete_range(&delete).map_err(api::mvcc_status)?;
+        self.admission.check_size(message.len())?;
+        self.submit(caller, &Command::DeleteRange(delete), now)
+    }
+
+    fn handle_txn(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        let request = decode::<pb::TxnRequest<'_>>(message)?;
+        let txn = request::txn(&request);
+        if txn.has_put() {
+            self.admit_growth(admission::txn_cost(&txn), now)?;
+        }
+        check::check_txn(&txn, self.admission.txn_ops_max).map_err(api::mvcc_status)?;
+        if txn.is_read_only() {
+            let serializable = txn.is_serializable();
+            return self.start_read(caller, ReadKind::Txn, message.to_vec(), serializable, now);
+        }
+        self.admission.check_size(message.len())?;
+        self.submit(caller, &Command::Txn(txn), now)
+    }
+
+    fn handle_compact(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        let request = decode::<pb::CompactionRequest>(message)?;
+        self.submit(caller, &Command::Compact { revision: request.revision }, now)
+    }
+
+    fn handle_range(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        let request = decode::<pb::RangeRequest<'_>>(message)?;
+        check::check_range(&request::range(&request)).map_err(api::mvcc_status)?;
+        self.start_read(caller, ReadKind::Range, message.to_vec(), request.serializable, now)
+    }
+
+    fn handle_member_list(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        let request = decode::<pb::MemberListRequest>(message)?;
+        self.start_read(caller, ReadKind::MemberList, Vec::new(), !request.linearizable, now)
+    }
+
+    fn handle_alarm(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        let request = decode::<pb::AlarmRequest>(message)?;
+        let number = u32::try_from(request.alarm.0).unwrap_or(0);
+        let alarm = Alarm { member: request.member_id, alarm: number };
+        match request.action {
+            pb::AlarmAction::GET => self.start_read(caller, ReadKind::Alarms(number), Vec::new(), false, now),
+            // Naming no alarm changes nothing, as in etcd.
+            pb::AlarmAction::ACTIVATE | pb::AlarmAction::DEACTIVATE if number == 0 => {
+                self.start_read(caller, ReadKind::NoAlarms, Vec::new(), false, now)
+            }
+            pb::AlarmAction::ACTIVATE => self.submit(caller, &Command::AlarmActivate(alarm), now),
+            pb::AlarmAction::DEACTIVATE => self.submit(caller, &Command::AlarmDeactivate(alarm), now),
+            _ => self.start_read(caller, ReadKind::NoAlarms, Vec::new(), false, now),
+        }
+    }
+
+    /// Asks for the linearizable read behind a health probe.
+    pub fn handle_probe(&mut self, caller: Caller, probe: Probe, now: u64) {
+        self.reads.start(Read { caller, kind: ReadKind::Probe(Box::new(probe)), message: Vec::new(), started: now });
+    }
+
+    /// Refuses what would exceed the quota, and raises the alarm once.
+    fn admit_growth(&mut self, cost: u64, now: u64) -> Result<(), Status> {
+        if self.admission.fits_quota(self.replica.store_bytes(), cost) {
+            return Ok(());
+        }
+        let alarm = Alarm { member: self.member_id, alarm: trilith_engine::replica::apply::ALARM_NOSPACE };
+        if !self.replica.tables().alarms().contains(&alarm) {
+            // If it cannot be taken now, the next refused write raises it.
+            let _ = self.submit_own(&Command::AlarmActivate(alarm), now);
+        }
+        Err(status::NO_SPACE)
+    }
+
+    fn submit(&mut self, caller: Caller, command: &Command<'_>, now: u64) -> Result<Verdict, Status> {
+        let sequence = self.replica.submit(command).map_err(submit_status)?;
+        self.waiters.push_back(Waiter { sequence, caller: Some(caller), submitted: now });
+        Ok(Verdict::Pending)
+    }
+
+    /// Submits a command that nobody waits for; returns its sequence.
+    ///
+    /// # Errors
+    /// The replica does not take it now.
+    pub fn submit_own(&mut self, command: &Command<'_>, now: u64) -> Result<u64, SubmitError> {
+        let sequence = self.replica.submit(command)?;
+        self.waiters.push_back(Waiter { sequence, caller: None, submitted: now });
+        Ok(sequence)
+    }
+
+    fn start_read(
+        &mut self,
+        caller: Caller,
+        kind: ReadKind,
+        message: Vec<u8>,
+        local: bool,
+        now: u64,
+    ) -> Result<Verdict, Status> {
+        let read = Read { caller, kind, message, started: now };
+        if local {
+            self.reads.start_local(read);
+        } else {
+            self.reads.start(read);
+        }
+        Ok(Verdict::Pending)
+    }
+
+    /// Hands the reads gathered in this turn to raft as one round.
+    pub fn issue_reads(&mut self, clients: &mut Clients) {
+        let Some(context) = self.reads.issue() else { return };
+        if self.replica.read_index(context).is_err() {
+            self.reads.abort(context);
+        }
+        self.refuse_aborted(clients);
+    }
+
+    /// Takes raft's answers to issued rounds.
+    pub fn handle_read_answers(&mut self, clients: &mut Clients) {
+        while let Some(answer) = self.replica.poll_read() {
+            match answer.index {
+                Some(index) => self.reads.confirm(answer.context, index.0),
+                None => self.reads.abort(answer.context),
+            }
+        }
+        self.refuse_aborted(clients);
+    }
+
+    fn refuse_aborted(&mut self, clients: &mut Clients) {
+        while let Some(read) = self.reads.take_aborted() {
+            refuse_read(clients, read, &status::LEADER_CHANGED);
+        }
+    }
+
+    /// Applies one committed command and answers its caller.
+    ///
+    /// # Errors
+    /// A page is needed first.
+    pub fn apply_step(&mut self, clients: &mut Clients, pages: &dyn PageSource) -> Result<Progress, Unavailable> {
+        match self.replica.apply_step(pages) {
+            ApplyStep::Idle => Ok(Progress::Idle),
+            ApplyStep::EntryDone(_) => Ok(Progress::Moved),
+            ApplyStep::Suspended(unavailable) => Err(unavailable),
+            ApplyStep::Applied(applied) => {
+                if !self.replica.is_own(applied.id) {
+                    return Ok(Progress::Moved);
+                }
+                let waiter = self.waiters.pop_front().expect("I2: every own command has a waiter");
+                assert_eq!(waiter.sequence, applied.id.sequence, "I2: outcomes in the order of the sequences");
+                if let Some(caller) = waiter.caller {
+                    self.answer_command(clients, caller, &applied, pages);
+                }
+                Ok(Progress::Own(applied.id.sequence))
+            }
+        }
+    }
+
+    fn answer_command(&self, clients: &mut Clients, caller: Caller, applied: &Applied, pages: &dyn PageSource) {
+        let Some(connection) = clients.answer(caller) else { return };
+        let outcome = match &applied.result {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let status = api::apply_status(*error);
+                connection.finish(caller.stream, u32::from(status.code.number()), &status.message);
+                return;
+            }
+        };
+        let rows = KeyspaceRows { replica: &self.replica, pages };
+        const READABLE: &str = "rows named by an outcome are readable in the step that made it";
+        match outcome {
+            Outcome::Put(put) => {
+                let header = self.header(put.revision);
+                send(connection, caller, &response::put(header, put, &rows).expect(READABLE));
+            }
+            Outcome::DeleteRange(delete) => {
+                let header = self.header(delete.revision);
+                send(connection, caller, &response::delete_range(header, delete, &rows).expect(READABLE));
+            }
+            Outcome::Txn(txn) => {
+                let header = self.header(txn.revision);
+                send(connection, caller, &response::txn(header, txn, &rows).expect(READABLE));
+            }
+            Outcome::Compact(compact) => {
+                send(connection, caller, &pb::CompactionResponse { header: Some(self.header(compact.revision)) });
+            }
+            Outcome::Alarm { alarm, changed } => {
+                let alarms = changed.then(|| alarm_member(*alarm)).into_iter().collect();
+                send(connection, caller, &pb::AlarmResponse { header: Some(self.current_header()), alarms });
+            }
+            Outcome::Published => unreachable!("only the server itself publishes"),
+        }
+    }
+
+    /// Evaluates the reads whose index is applied. Reads whose pages are missing stay; the missing blocks are returned.
+    pub fn answer_reads(&mut self, clients: &mut Clients, pages: &dyn PageSource) -> Vec<Unavailable> {
+        let mut missing = Vec::new();
+        let mut suspended = Vec::new();
+        while let Some(read) = self.reads.take_ready(self.replica.applied().0) {
+            match self.answer_read(clients, &read, pages) {
+                Ok(()) => {}
+                Err(unavailable) => {
+                    missing.push(unavailable);
+                    suspended.push(read);
+                }
+            }
+        }
+        suspended.into_iter().for_each(|read| self.reads.start_local(read));
+        missing
+    }
+
+    fn answer_read(&self, clients: &mut Clients, read: &Read, pages: &dyn PageSource) -> Result<(), Unavailable> {
+        let caller = read.caller;
+        let Some(connection) = clients.answer(caller) else { return Ok(()) };
+        let header = self.current_header();
+        match &read.kind {
+            ReadKind::Range => {
+                let request = decode::<pb::RangeRequest<'_>>(&read.message).expect("decoded when it arrived");
+                match self.replica.keyspace().range(&request::range(&request), pages)? {
+                    Ok(outcome) => send(connection, caller, &response::range(header, &outcome)),
+                    Err(error) => refuse(connection, caller, &api::mvcc_status(error)),
+                }
+            }
+            ReadKind::Txn => {
+                let request = decode::<pb::TxnRequest<'_>>(&read.message).expect("decoded when it arrived");
+                match self.replica.keyspace().read_txn(&request::txn(&request), pages)? {
+                    Ok(outcome) => {
+                        let rows = KeyspaceRows { replica: &self.replica, pages };
+                        send(connection, caller, &response::txn(self.header(outcome.revision), &outcome, &rows)?);
+                    }
+                    Err(error) => refuse(connection, caller, &api::mvcc_status(error)),
+                }
+            }
+            ReadKind::MemberList => send(connection, caller, &self.member_list()),
+            ReadKind::Alarms(kind) => {
+                let wanted = |alarm: &&Alarm| *kind == 0 || alarm.alarm == *kind;
+                let alarms = self.replica.tables().alarms().iter().filter(wanted).map(|a| alarm_member(*a)).collect();
+                send(connection, caller, &pb::AlarmResponse { header: Some(header), alarms });
+            }
+            ReadKind::NoAlarms => {
+                send(connection, caller, &pb::AlarmResponse { header: Some(header), alarms: Vec::new() });
+            }
+            ReadKind::Probe(probe) => {
+                let response = probe.as_ref().clone().finish(None, clients.wall_now);
+                send_http(clients.answer(caller).expect("present above"), caller, &response);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what has waited too long.
+    pub fn handle_time(&mut self, clients: &mut Clients, now: u64) {
+        let expired = |since: u64, timeout: u64| now.saturating_sub(since) > timeout;
+        for waiter in &mut self.waiters {
+            if !expired(waiter.submitted, self.timeout) {
+                break;
+            }
+            if let Some(caller) = waiter.caller.take()
+                && let Some(connection) = clients.answer(caller)
+            {
+                refuse(connection, caller, &status::TIMEOUT);
+            }
+        }
+        while let Some(read) = self.reads.take_started_before(now.saturating_sub(self.timeout)) {
+            refuse_read(clients, read, &status::TIMEOUT);
+        }
+    }
+
+    /// When something that waits runs out of time.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        let oldest = self.waiters.iter().find(|waiter| waiter.caller.is_some()).map(|waiter| waiter.submitted);
+        [oldest, self.reads.oldest()].into_iter().flatten().min().map(|since| since + self.timeout + 1)
+    }
+
+    /// Answers everything that waits with "server stopped".
+    pub fn refuse_all(&mut self, clients: &mut Clients) {
+        for waiter in &mut self.waiters {
+            if let Some(caller) = waiter.caller.take()
+                && let Some(connection) = clients.answer(caller)
+            {
+                refuse(connection, caller, &status::STOPPED);
+            }
+        }
+        while let Some(read) = self.reads.take_started_before(u64::MAX) {
+            refuse_read(clients, read, &status::STOPPED);
+        }
+    }
+
+    fn header(&self, revision: i64) -> pb::ResponseHeader {
+        let identity = response::Identity {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            raft_term: self.replica.term().0,
+        };
+        identity.header(revision)
+    }
+
+    fn current_header(&self) -> pb::ResponseHeader {
+        self.header(self.replica.keyspace().published().revision)
+    }
+
+    fn member_list(&self) -> pb::MemberListResponse<'_> {
+        let members = self.replica.tables().members().iter();
+        pb::MemberListResponse {
+            header: Some(self.header(0)),
+            members: members
+                .map(|(id, member)| pb::Member {
+                    id: *id,
+                    name: &member.name,
+                    peer_urls: member.peer_urls.iter().map(String::as_str).collect(),
+                    client_urls: member.client_urls.iter().map(String::as_str).collect(),
+                    is_learner: false,
+                })
+                .collect(),
+        }
+    }
+
+    fn status(&self) -> Vec<u8> {
+        let leader = self.replica.leader().map_or(0, |leader| leader.0);
+        let mut errors = Vec::new();
+        if leader == 0 {
+            errors.push(status::NO_LEADER.message.into_owned());
+        }
+        for alarm in self.replica.tables().alarms() {
+            let name = pb::AlarmType(i32::try_from(alarm.alarm).unwrap_or(0)).name().unwrap_or("UNKNOWN");
+            errors.push(format!("memberID:{} alarm:{name} ", alarm.member));
+        }
+        let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let response = pb::StatusResponse {
+            header: Some(self.current_header()),
+            version: SERVER_VERSION,
+            db_size: size(self.replica.store_bytes()),
+            leader,
+            raft_index: self.replica.commit().0,
+            raft_term: self.replica.term().0,
+            raft_applied_index: self.replica.applied().0,
+            errors: errors.iter().map(String::as_str).collect(),
+            db_size_in_use: size(self.replica.store_bytes()),
+            is_learner: false,
+            storage_version: CLUSTER_VERSION,
+            db_size_quota: self.admission.quota_bytes,
+            downgrade_info: Some(pb::DowngradeInfo::default()),
+        };
+        encode(&response)
+    }
+}
+
+/// What [`Service::apply_step`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// There is nothing to apply.
+    Idle,
+    /// Something was applied.
+    Moved,
+    /// A command of this boot with this sequence was applied.
+    Own(u64),
+}
+
+fn submit_status(error: SubmitError) -> Status {
+    match error {
+        SubmitError::Overloaded => status::TOO_MANY_REQUESTS,
+        SubmitError::TooLarge => status::REQUEST_TOO_LARGE,
+        SubmitError::NotLeader => status::NO_LEADER,
+        SubmitError::Stopped => status::STOPPED,
+    }
+}
+
+fn alarm_member(alarm: Alarm) -> pb::AlarmMember {
+    pb::AlarmMember { member_id: alarm.member, alarm: pb::AlarmType(i32::try_from(alarm.alarm).unwrap_or(0)) }
+}
+
+fn health_check(message: &[u8]) -> Result<Verdict, Status> {
+    let request = decode::<health::HealthCheckRequest<'_>>(message)?;
+    if !request.service.is_empty() {
+        return Err(status::UNKNOWN_HEALTH_SERVICE);
+    }
+    Ok(Verdict::Message(encode(&health::HealthCheckResponse { status: health::ServingStatus::SERVING })))
+}
+
+fn decode<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
+    M::decode(message).map_err(|error| status::undecodable(&error))
+}
+
+fn encode<'a>(message: &impl Message<'a>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(message.encoded_len());
+    message.encode_into(&mut bytes);
+    bytes
+}
+
+fn send<'a>(connection: &mut Connection, caller: Caller, message: &impl Message<'a>) {
+    connection.send_unary(caller.stream, message.encoded_len(), |out| message.encode_into(out));
+}
+
+fn refuse(connection: &mut Connection, caller: Caller, status: &Status) {
+    connection.finish(caller.stream, u32::from(status.code.number()), &status.message);
+}
+
+fn refuse_read(clients: &mut Clients, read: Read, status: &Status) {
+    let caller = read.caller;
+    let wall_now = clients.wall_now;
+    let Some(connection) = clients.answer(caller) else { return };
+    match read.kind {
+        ReadKind::Probe(probe) => send_http(connection, caller, &probe.finish(Some(&status.message), wall_now)),
+        _ => refuse(connection, caller, status),
+    }
+}
+
+/// Sends a plain HTTP response.
+pub fn send_http(connection: &mut Connection, caller: Caller, response: &crate::http::Response) {
+    let headers: Vec<(&str, &str)> = response.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    connection.send_http(caller.stream, response.status, &headers, &response.body);
+}
