@@ -73,7 +73,7 @@ fn serve(mut socket: TcpStream, limits: &ConnectionLimits, started: Instant) -> 
             while let Some(event) = connection.poll_event(&mut budget, now()) {
                 match consider(&event, &mut copy) {
                     Answer::Unary(stream, len) => {
-                        connection.send_unary(stream, len, |out| out.extend_from_slice(&copy))
+                        connection.send_unary(stream, len, |out| out.extend_from_slice(&copy));
                     }
                     Answer::Message(stream, len) => {
                         connection.send_message(stream, len, |out| out.extend_from_slice(&copy));

@@ -185,9 +185,8 @@ fn classify(head: &mut RequestHead, verdict: Verdict, route: fn(&[u8]) -> Option
     if !head.known(Known::ContentType).is_some_and(grpc::is_grpc_content_type) {
         return (HeadKind::Http, content_length);
     }
-    let timeout = match head.known(Known::GrpcTimeout).map(grpc::parse_timeout).transpose() {
-        Ok(timeout) => timeout,
-        Err(_) => return (HeadKind::RefusedCall, content_length),
+    let Ok(timeout) = head.known(Known::GrpcTimeout).map(grpc::parse_timeout).transpose() else {
+        return (HeadKind::RefusedCall, content_length);
     };
     if grpc_refusal_beyond_timeout(head).is_some() {
         return (HeadKind::RefusedCall, content_length);

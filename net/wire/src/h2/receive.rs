@@ -47,7 +47,7 @@ impl Server {
         budget: &mut AssemblyBudget,
         now: u64,
     ) -> Result<Option<Event>, Fatal> {
-        if header.stream % 2 == 0 {
+        if header.stream.is_multiple_of(2) {
             return fatal(ErrorCode::ProtocolError, "HEADERS on an even stream");
         }
         let Some((mut fragment, _)) = unpad(header, payload) else {

@@ -329,7 +329,7 @@ impl Server {
                 fatal(ErrorCode::FrameSizeError, "SETTINGS ack with data")
             };
         }
-        if payload.len() % 6 != 0 {
+        if !payload.len().is_multiple_of(6) {
             return fatal(ErrorCode::FrameSizeError, "SETTINGS of odd length");
         }
         for parameter in payload.as_chunks::<6>().0 {

@@ -232,7 +232,7 @@ mod tests {
         for _ in 0..20_000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let pick = (random >> 33) as u32;
-            if model.len() < 3 || (pick % 2 == 0 && model.len() < 300) {
+            if model.len() < 3 || (pick.is_multiple_of(2) && model.len() < 300) {
                 model.insert(next, streams.open(next));
                 next += 2 + pick % 3 * 2;
             } else {

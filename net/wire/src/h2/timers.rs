@@ -96,7 +96,7 @@ impl Timers {
         }
         self.stalled_at = if window_blocks { Some(self.stalled_at.unwrap_or(now)) } else { None };
         if any || window_blocks {
-            self.write_check_at.get_or_insert(now.saturating_add(self.write_timeout));
+            self.write_check_at.get_or_insert_with(|| now.saturating_add(self.write_timeout));
         }
     }
 

@@ -343,7 +343,8 @@ impl Server {
     pub(crate) fn note_sent(&mut self, now: u64) {
         self.handed_over_at = None;
         if matches!(self.phase, Phase::Head { searched: 0 }) {
-            self.input_by.get_or_insert(now.saturating_add(self.limits.http1_idle_timeout));
+            let idle_max = self.limits.http1_idle_timeout;
+            self.input_by.get_or_insert_with(|| now.saturating_add(idle_max));
         }
     }
 

@@ -122,6 +122,9 @@ fn metadata_and_timeouts_are_readable() {
     assert_eq!((head.get(b"x"), head.timeout()), (Some(&b"y"[..]), Some(5_000_000_000)));
 }
 
+/// Header fields, body; HTTP status, gRPC status and text of the answer.
+type Refused<'a> = (Vec<(&'a str, &'a str)>, &'a [u8], &'a str, &'a str, &'a str);
+
 /// Every refusal of the gRPC layer, with grpc-go's code and text, at whichever HTTP status it uses.
 #[test]
 fn calls_are_refused_as_grpc_go_does() {
@@ -132,7 +135,7 @@ fn calls_are_refused_as_grpc_go_does() {
         fields
     };
     let body = message(b"m");
-    let cases: [(Vec<(&str, &str)>, &[u8], &str, &str, &str); 10] = [
+    let cases: [Refused<'_>; 10] = [
         (change(2, ":path", "test/Unary"), &body, "200", "12", "malformed method name: \"test/Unary\""),
         (change(2, ":path", "/testUnary"), &body, "200", "12", "malformed method name: \"/testUnary\""),
         (change(2, ":path", "/test/Nothing"), &body, "200", "12", ""),
