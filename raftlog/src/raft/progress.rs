@@ -81,7 +81,7 @@ impl Progress {
 
     /// The peer does not hold `previous`; it may hold something at or below `hint`.
     pub(crate) fn note_rejected(&mut self, previous: Index, hint: Index) {
-        let is_stale = if self.is_probing { previous.next() != self.next } else { previous <= self.match_index };
+        let is_stale = if self.is_probing { previous != self.next.previous() } else { previous <= self.match_index };
         if is_stale {
             return;
         }

@@ -141,7 +141,8 @@ impl Raft {
 
     /// Entries of this term's leader.
     pub(super) fn handle_append(&mut self, previous: LogPosition, entries: Vec<Entry>, commit: Index) {
-        if !is_sound(previous, &entries, self.term) {
+        let is_small = |entry: &Entry| entry.payload.len() <= self.options.entry_bytes_max;
+        if !is_sound(previous, &entries, self.term) || !entries.iter().all(is_small) {
             return;
         }
         let end = entries.last().map_or(previous.index, |entry| entry.index);

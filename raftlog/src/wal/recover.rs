@@ -64,7 +64,8 @@ pub trait LogMedia {
 pub struct RecoverOptions {
     /// Entries above this index are returned: the applied index of the checkpoint in use.
     pub after: Index,
-    /// The operator's order to give up everything from this LSN on.
+    /// The operator's order to give up everything from this LSN on. It counts only if recovery refuses at exactly this
+    /// LSN, so an order left behind after it was carried out does nothing.
     pub discard_from: Option<Lsn>,
 }
 
@@ -182,6 +183,20 @@ pub enum RecoverError {
     },
 }
 
+impl RecoverError {
+    /// The place in the log, if the refusal is about one.
+    #[must_use]
+    pub fn place(&self) -> Option<&FaultPlace> {
+        match self {
+            Self::SegmentHeaderLost(place)
+            | Self::Rot { place, .. }
+            | Self::BrokenChain { place, .. }
+            | Self::Missing { place, .. } => Some(place),
+            _ => None,
+        }
+    }
+}
+
 impl From<MediaError> for RecoverError {
     fn from(error: MediaError) -> Self {
         Self::Media(error)
@@ -251,6 +266,26 @@ struct Slot {
 /// # Errors
 /// See [`RecoverError`]; every refusal names what an operator needs to know.
 pub fn recover(media: &mut dyn LogMedia, options: &RecoverOptions) -> Result<Recovered, RecoverError> {
+    let attempt =
+        |media: &mut dyn LogMedia, discard_from| recover_once(media, RecoverOptions { discard_from, ..*options });
+    let refused = match attempt(media, None) {
+        Ok(recovered) => return Ok(recovered),
+        Err(error) => error,
+    };
+    let Some(order) = options.discard_from else { return Err(refused) };
+    // Behind the fault named first there may be an earlier one: what would be named after giving up the first?
+    let mut fault = refused.place().map(|place| place.lsn);
+    while let Some(lsn) = fault.filter(|lsn| *lsn >= order) {
+        if lsn == order {
+            return attempt(media, Some(order));
+        }
+        let earlier = attempt(media, Some(lsn)).err();
+        fault = earlier.and_then(|error| error.place().map(|place| place.lsn)).filter(|earlier| *earlier < lsn);
+    }
+    Err(refused)
+}
+
+fn recover_once(media: &mut dyn LogMedia, options: RecoverOptions) -> Result<Recovered, RecoverError> {
     let (hard_state, first_copy) = recover_hard_state(media)?;
     let mut files = media.segments()?;
     files.sort_by_key(|file| file.slot);
@@ -260,7 +295,7 @@ pub fn recover(media: &mut dyn LogMedia, options: &RecoverOptions) -> Result<Rec
         }
         return recover_unused(media, &files, first_copy);
     };
-    let mut scan = Scan::new(hard_state, *options);
+    let mut scan = Scan::new(hard_state, options);
     for file in &files {
         scan.read_segment(media, *file)?;
     }

@@ -153,3 +153,34 @@ fn both_hard_states_lost_is_refused() {
     let error = image.recover(after).expect_err("the segments show use");
     assert!(matches!(error, RecoverError::HardStateLost { .. }), "{error}");
 }
+
+#[test]
+fn either_copy_of_a_header_is_enough() {
+    let mut member = leader(small_options());
+    member.propose(vec![1; 5_000]);
+    member.settle();
+    let (start, end) = (3 * 4096, 5 * 4096);
+    for at in [start, end - 512] {
+        let mut image = member.image.clone();
+        image.files.get_mut("wal/seg-0000").expect("exists")[at..at + 512].fill(0);
+        let recovered = image.recover(Index::ZERO).expect("one copy is left");
+        assert!(recovered.entries == member.committed, "sector at {at}");
+        assert_eq!(recovered.dropped, None);
+    }
+}
+
+#[test]
+fn a_lost_hard_state_copy_is_made_up_by_the_other() {
+    let mut member = leader(small_options());
+    member.propose(vec![1; 50]);
+    member.settle();
+    for copy in ["wal/hard-state-0", "wal/hard-state-1"] {
+        let mut image = member.image.clone();
+        image.files.get_mut(copy).expect("exists")[100] ^= 4;
+        let mut next = Member::boot(small_options(), image, Index::ZERO, member.committed.clone(), 0);
+        assert_eq!(next.flights[0].file, copy, "the damaged copy is written first");
+        next.settle();
+        assert!(next.image.files["wal/hard-state-0"] == next.image.files["wal/hard-state-1"]);
+        assert_eq!(next.raft.commit(), Index(4));
+    }
+}

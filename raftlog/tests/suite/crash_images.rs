@@ -270,3 +270,35 @@ fn the_copy_that_may_be_lost_is_written_first() {
         assert_eq!(next.flights[0].file, name);
     }
 }
+
+#[test]
+fn the_last_durable_record_is_never_freed() {
+    let mut member = crate::support::leader(small_options());
+    // 28 KiB of records: two blocks are used, four more and one fill the segment.
+    for len in [12_000, 3_000] {
+        member.propose(vec![1; len]);
+        member.settle();
+    }
+    member.apply();
+    let after = member.raft.commit();
+    member.propose(vec![2; 12_000]);
+    assert_eq!(member.flights[0].file, "wal/seg-0001", "the next segment was opened");
+    member.raft.handle_checkpoint(after.next());
+    member.pump();
+    // Whatever is made ready next: should it land alone, the checkpoint's position must still be found.
+    let mut image = member.image.clone();
+    for flight in member.flights.iter().filter(|flight| matches!(flight.answer, Answer::Segment(_))) {
+        flight.land(&mut image);
+    }
+    let recovered = image.recover(after).expect("the log still begins at or before the checkpoint");
+    assert_eq!(recovered.base, member.committed[after.0 as usize - 1].position());
+    // Once the next segment holds a durable record, the slot is recycled.
+    member.settle();
+    member.apply();
+    member.raft.handle_checkpoint(after.next());
+    for n in 0..3 {
+        member.propose(vec![n; 12_000]);
+        member.settle();
+    }
+    assert_eq!(member.image.files.keys().filter(|name| name.contains("seg")).count(), 3);
+}

@@ -265,6 +265,10 @@ fn the_operator_may_discard_from_a_named_lsn() {
     let text = RecoverError::Rot { place, watermark }.to_string();
     assert!(text.contains("file wal/seg-0000 offset 20480 lsn 5 index 5"), "{text}");
 
+    for other in [1, 4, 6, 7, 100] {
+        let options = RecoverOptions { after: Index::ZERO, discard_from: Some(Lsn(other)) };
+        assert!(image.recover_with(options).is_err(), "only the LSN named may be given up, not {other}");
+    }
     let options = RecoverOptions { after: Index::ZERO, discard_from: Some(Lsn(5)) };
     let recovered = image.recover_with(options).expect("told to");
     assert_eq!((recovered.last_lsn, recovered.last().index), (Lsn(4), Index(4)));
@@ -274,8 +278,9 @@ fn the_operator_may_discard_from_a_named_lsn() {
     again.settle();
     again.propose(vec![9; 9]);
     again.settle();
-    // The order is needed once: the sealing header voids what was given up.
-    let recovered = again.image.recover(Index::ZERO).expect("sealed");
+    // The order is needed once: the sealing header voids what was given up; left in place, it does nothing.
+    let recovered = again.image.recover_with(options).expect("sealed");
+    assert!(recovered == again.image.recover(Index::ZERO).expect("sealed"));
     assert!(recovered.entries == again.committed);
     assert_eq!(recovered.last().index, Index(6));
 }
