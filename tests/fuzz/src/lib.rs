@@ -47,5 +47,7 @@ pub const TARGETS: &[Target] = &[
     targets::wal::HARD_STATE,
     targets::wal::SECTOR,
     targets::wal::RECOVERY,
-    targets::store::PAGE,
+    targets::page::TARGET,
+    targets::store::SUPERBLOCK,
+    targets::store::RECOVERY,
 ];

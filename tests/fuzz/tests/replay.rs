@@ -57,6 +57,8 @@ replays! {
     wal_sector = "wal-sector";
     wal_recovery = "wal-recovery";
     page = "page";
+    superblock = "superblock";
+    store_recovery = "store-recovery";
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub(crate) mod command;
 pub(crate) mod connection;
 pub(crate) mod hpack;
+pub(crate) mod page;
 pub(crate) mod proto;
 pub(crate) mod store;
 pub(crate) mod wal;
