@@ -50,7 +50,9 @@ pub const CONTROL_FRAMES_PER_SECOND: u64 = 1_000;
 pub const RESETS_BURST_MAX: u64 = 10_000;
 /// Resets a second that the burst allowance regains (10,000 a minute).
 pub const RESETS_PER_SECOND: u64 = 166;
-/// How many recently closed streams are remembered to tell late frames from violations.
+/// Buffers up to this capacity stay with their connection or stream for the next message; larger ones are freed.
+pub const BUFFER_KEPT_BYTES_MAX: usize = 4 << 10;
+/// How many recently closed streams of each kind are remembered to tell late frames from violations.
 pub const CLOSED_STREAMS_REMEMBERED: usize = 64;
 /// Length of an HTTP/1.1 request line plus header fields; over it: 431 and close.
 pub const HTTP1_HEAD_BYTES_MAX: usize = 64 << 10;

@@ -110,8 +110,16 @@ impl Connection {
     /// The next event, or `None` until there is more input, output room or budget.
     #[inline]
     pub fn poll_event(&mut self, budget: &mut AssemblyBudget, now: u64) -> Option<ConnectionEvent<'_>> {
-        let event = dispatch!(mut self, server => server.poll(&self.input, &mut self.at, budget, now)?, return None);
-        Some(self.resolve(event))
+        let event = dispatch!(mut self, server => server.poll(&self.input, &mut self.at, budget, now), None);
+        if let Some(event) = event {
+            return Some(self.resolve(event));
+        }
+        if self.at == self.input.len() {
+            // An idle connection holds no buffer.
+            self.input = Vec::new();
+            self.at = 0;
+        }
+        None
     }
 
     /// Lends the event the bytes it points to.

@@ -1,8 +1,8 @@
 //! Request heads: decoding a header block into a checked [`RequestHead`], and reusing the result for equal blocks.
 //!
-//! Owns: the rules of RFC 9113 section 8.2 and 8.3 for requests, the slab of heads, and a small cache. Clients repeat the
-//! same few bytes for the same method, fully indexed; as long as the decoder's generation stands, equal bytes mean an
-//! equal head, found by one comparison. Does not know: streams, frames.
+//! Owns: the rules of RFC 9113 section 8.2 and 8.3 for requests, the slab of heads, and a small cache. Clients repeat
+//! the same few bytes for the same method, fully indexed; as long as the decoder's generation stands, equal bytes mean
+//! an equal head, found by one comparison. Does not know: streams, frames.
 //!
 //! Invariants
 //! - I1: a cached head was decoded by the present generation of the table, without changing it.

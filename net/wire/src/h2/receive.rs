@@ -8,7 +8,8 @@
 //!
 //! Invariants
 //! - I1: `assembly` starts with a message's prefix (or body) and never holds more than one message.
-//! - I2: `held_bytes` of a stream covers its gathered bytes and those granted ahead; `head_bytes`, until delivery, its head.
+//! - I2: `held_bytes` of a stream covers its gathered bytes and those granted ahead; `head_bytes` covers its head until
+//!   delivery.
 //! - I3: a stream is in `waiting` exactly while `waits_for_budget` is set.
 
 use crate::connection::limits::{CONTINUATION_FRAMES_MAX, RESPONSE_BACKLOG_BYTES_MAX, STREAM_WINDOW_BYTES};
@@ -69,8 +70,7 @@ impl Server {
         if header.has(flag::END_HEADERS) {
             return self.handle_block(block, fragment, budget, now);
         }
-        self.block.clear();
-        self.block.extend_from_slice(fragment);
+        self.block = fragment.to_vec();
         self.open_block = Some(block);
         self.timers.block_begun(now);
         Ok(None)
@@ -98,9 +98,7 @@ impl Server {
         let open = self.open_block.take().expect("checked above");
         self.timers.block_ended();
         let block = std::mem::take(&mut self.block);
-        let result = self.handle_block(open, &block, budget, now);
-        self.block = block;
-        result
+        self.handle_block(open, &block, budget, now)
     }
 
     /// A complete header block: the start of a request, its trailers, or a violation. It is decoded in every case that

@@ -2,8 +2,8 @@
 //!
 //! Owns: send windows, the queues of streams, the output buffer. Does not know: what the bytes mean.
 //!
-//! What fits the windows at once goes straight into the output, so heads and small replies overtake bulk data; what does
-//! not waits in its stream's queue and leaves in turns of one quantum when the kernel asks for more.
+//! What fits the windows at once goes straight into the output, so heads and small replies overtake bulk data; what
+//! does not waits in its stream's queue and leaves in turns of one quantum when the kernel asks for more.
 //!
 //! Invariants
 //! - I1: DATA never exceeds the peer's windows or its frame size.

@@ -12,8 +12,9 @@
 use std::collections::VecDeque;
 
 use crate::connection::limits::{
-    CONNECTION_CREDIT_BYTES, CONNECTION_WINDOW_BYTES, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_SECOND,
-    FRAME_BYTES_MAX, HEADER_TABLE_BYTES_MAX, OUTPUT_BACKLOG_BYTES_MAX, RESETS_BURST_MAX, RESETS_PER_SECOND,
+    BUFFER_KEPT_BYTES_MAX, CONNECTION_CREDIT_BYTES, CONNECTION_WINDOW_BYTES, CONTROL_FRAMES_BURST_MAX,
+    CONTROL_FRAMES_PER_SECOND, FRAME_BYTES_MAX, HEADER_TABLE_BYTES_MAX, OUTPUT_BACKLOG_BYTES_MAX, RESETS_BURST_MAX,
+    RESETS_PER_SECOND,
 };
 use crate::connection::{AssemblyBudget, ConnectionLimits, Route, StreamId};
 use crate::h2::frame::{self, ErrorCode, FrameHeader, HEADER_BYTES, flag, kind, setting};
@@ -230,6 +231,9 @@ impl Server {
             self.heads.release(head);
         }
         self.delivered.clear();
+        if self.delivered.capacity() > BUFFER_KEPT_BYTES_MAX {
+            self.delivered = Vec::new();
+        }
         if self.owed_bytes > 0 {
             budget.release(self.owed_bytes);
             self.held_bytes -= self.owed_bytes;

@@ -12,12 +12,10 @@
 use std::collections::VecDeque;
 
 use crate::connection::StreamId;
-use crate::connection::limits::CLOSED_STREAMS_REMEMBERED;
+use crate::connection::limits::{BUFFER_KEPT_BYTES_MAX, CLOSED_STREAMS_REMEMBERED};
 use crate::h2::heads::HeadRef;
 
 const DEAD: u32 = u32::MAX;
-/// Buffers up to this size stay with their slot for the next stream.
-const BUFFER_KEPT_BYTES_MAX: usize = 4 << 10;
 
 /// How the payload of DATA frames is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,7 +126,9 @@ pub(super) struct Streams {
     free: Vec<u32>,
     order: VecDeque<(u32, u32)>,
     dead: usize,
-    closed: VecDeque<(u32, Closed)>,
+    /// Apart, so that the many that end in order do not displace those that may still have frames in flight.
+    closed_by_client: VecDeque<u32>,
+    closed_by_us: VecDeque<u32>,
 }
 
 impl Streams {
@@ -195,16 +195,24 @@ impl Streams {
     }
 
     /// Notes how a stream ended, also one that was never opened here.
+    #[inline]
     pub(super) fn remember_closed(&mut self, number: u32, how: Closed) {
-        if self.closed.len() == CLOSED_STREAMS_REMEMBERED {
-            self.closed.pop_front();
+        let closed = match how {
+            Closed::ByClient => &mut self.closed_by_client,
+            Closed::ByUs => &mut self.closed_by_us,
+        };
+        if closed.len() == CLOSED_STREAMS_REMEMBERED {
+            closed.pop_front();
         }
-        self.closed.push_back((number, how));
+        closed.push_back(number);
     }
 
     /// How a stream that is no longer open ended, if that is remembered.
     pub(super) fn closed(&self, number: u32) -> Option<Closed> {
-        self.closed.iter().rev().find(|(closed, _)| *closed == number).map(|(_, how)| *how)
+        if self.closed_by_us.contains(&number) {
+            return Some(Closed::ByUs);
+        }
+        self.closed_by_client.contains(&number).then_some(Closed::ByClient)
     }
 
     /// The open streams, oldest first.

@@ -2,8 +2,8 @@
 //!
 //! Owns: what is due when. Does not know: a clock.
 //!
-//! Deadlines that every read or write would push back (keepalive, stalled writes) are armed once and looked at again when
-//! they come up, so that a busy connection's deadline stands still and costs its owner nothing.
+//! Deadlines that every read or write would push back (keepalive, stalled writes) are armed once and looked at again
+//! when they come up, so that a busy connection's deadline stands still and costs its owner nothing.
 //!
 //! Invariants
 //! - I1: `deadline` is no later than the earliest time at which something is due, and `handle_timer` moves or removes a

@@ -1,7 +1,7 @@
 //! HTTP/1.1 for servers (RFC 9112), as much as health checks, metrics and the JSON gateway need.
 //!
-//! Owns: request heads, bodies by length or in chunks, keep-alive, pipelining one request at a time, the written form of
-//! responses. Does not know: paths, sockets, HTTP/2.
+//! Owns: request heads, bodies by length or in chunks, keep-alive, pipelining one request at a time, the written form
+//! of responses. Does not know: paths, sockets, HTTP/2.
 
 mod chunked;
 mod request;

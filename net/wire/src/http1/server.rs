@@ -141,7 +141,7 @@ impl Server {
             searched = 0;
         }
         if searched == 0 {
-            self.body.clear();
+            self.body = Vec::new();
             budget.release(std::mem::take(&mut self.held_bytes));
             if self.draining {
                 self.phase = Phase::Closed;
