@@ -21,7 +21,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("trilith-wire", &[]),
     ("trilith-reactor", &[]),
     ("trilith-server", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-reactor"]),
-    ("trilith-bench", &["trilith-raftlog", "trilith-engine", "trilith-wire"]),
+    ("trilith-bench", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-reactor"]),
     ("trilith-sim", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-reactor", "trilith-server"]),
     ("trilith-e2e", &[]),
     ("trilith-fuzz", &["trilith-raftlog", "trilith-engine", "trilith-wire"]),
