@@ -73,10 +73,6 @@ impl<'c> Changes<'c> {
         Self { main, list: Vec::new(), by_key: BTreeMap::new() }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
     /// The revision a reader of this transaction stands at.
     pub(super) fn revision(&self) -> i64 {
         self.main - i64::from(self.list.is_empty())

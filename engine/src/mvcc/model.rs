@@ -24,7 +24,7 @@ pub(super) enum Answer {
     Range { revision: i64, kvs: Vec<Kv>, count: i64, more: bool },
     Put { revision: i64, prev: Option<Kv> },
     Delete { revision: i64, deleted: i64, prev: Vec<Kv> },
-    Txn { revision: i64, succeeded: bool, answers: Vec<Answer> },
+    Txn { revision: i64, succeeded: bool, answers: Vec<Self> },
     Compact { revision: i64 },
 }
 

@@ -136,9 +136,12 @@ pub(super) struct Scan<'v, T: KeyTree + 'v> {
     tree_head: Option<(&'v [u8], KeyEntry)>,
 }
 
+/// What a walk yields.
+type KeyAndEntry<'v> = (&'v [u8], Cow<'v, KeyEntry>);
+
 impl<'v, T: KeyTree> Scan<'v, T> {
     /// The next key and its newest entry.
-    pub(super) fn next(&mut self) -> Result<Option<(&'v [u8], Cow<'v, KeyEntry>)>, Unavailable> {
+    pub(super) fn next(&mut self) -> Result<Option<KeyAndEntry<'v>>, Unavailable> {
         let heads = [
             self.changes_head.map(|(key, _)| key),
             self.fresh.key(),

@@ -5,6 +5,8 @@
 //!
 //! A node holds up to [`FANOUT`] sorted slots. Beside each slot stands a *head*: the eight bytes of its key after the
 //! bytes that all keys of the node share. Most comparisons end there, inside the node; only equal heads read a key.
+//! A node knows the separators around it; what these share, every key that comes down to the node shares too, so an
+//! inner node compares no prefix. Only nodes at the edges (and the root) share what their present keys do, and compare.
 //! Leaves are linked for walks; a branch's slot is its child's smallest key when the child was made. Keys lie in
 //! chunks, so a frozen overlay of 350,000 keys is freed by the chunk ([`Overlay::free_slice`]), not by the key.
 //!
@@ -69,6 +71,9 @@ struct Node {
     len: u32,
     /// How many bytes all keys of the node share, as far as the heads know.
     shared: u32,
+    /// The entries whose keys bound the node: at or above `low`, below `high`. `NIL` is no bound.
+    low: u32,
+    high: u32,
     /// The leaf to the right, or `NIL`.
     next: u32,
     leaf: bool,
@@ -233,7 +238,7 @@ impl Overlay {
         let Some(right) = split else { return (change, None) };
         let delta = self.node(right).delta();
         self.nodes[id as usize].deltas[slot] -= delta;
-        let bound = self.node(right).entries[0];
+        let bound = self.node(right).low;
         (change, self.insert_child(id, slot + 1, bound, right, delta))
     }
 
@@ -279,6 +284,8 @@ impl Overlay {
         let node = &self.nodes[id as usize];
         let shared = if node.len == 0 {
             key.len()
+        } else if node.is_inner() {
+            node.shared as usize
         } else {
             common_prefix(self.key(self.slot(node.entries[0])), key).min(node.shared as usize)
         };
@@ -310,6 +317,8 @@ impl Overlay {
         sibling.children[..moved].copy_from_slice(&node.children[cut..cut + moved]);
         sibling.deltas[..moved].copy_from_slice(&node.deltas[cut..cut + moved]);
         sibling.len = moved as u32;
+        sibling.low = sibling.entries[0];
+        sibling.high = std::mem::replace(&mut node.high, sibling.low);
         node.len = cut as u32;
         if node.leaf {
             sibling.next = node.next;
@@ -325,9 +334,9 @@ impl Overlay {
     fn rehead(&mut self, id: u32) {
         let node = self.node(id);
         let len = node.len as usize;
-        let first = self.key(self.slot(node.entries[0]));
-        let last = self.key(self.slot(node.entries[len - 1]));
-        let shared = if len == 1 { first.len() } else { common_prefix(first, last) };
+        let bounds = if node.is_inner() { [node.low, node.high] } else { [node.entries[0], node.entries[len - 1]] };
+        let [first, last] = bounds.map(|entry| self.key(self.slot(entry)));
+        let shared = common_prefix(first, last);
         let mut heads = [0; FANOUT];
         for (slot, head_out) in heads[..len].iter_mut().enumerate() {
             *head_out = head(self.key(self.slot(node.entries[slot])), shared);
@@ -344,12 +353,13 @@ impl Overlay {
             return (0, false);
         }
         let shared = node.shared as usize;
-        let first = self.key(self.slot(node.entries[0]));
-        let prefix = &first[..shared];
-        match key[..key.len().min(shared)].cmp(prefix) {
-            Ordering::Less => return (0, false),
-            Ordering::Greater => return (len, false),
-            Ordering::Equal => {}
+        if !node.is_inner() {
+            let prefix = &self.key(self.slot(node.entries[0]))[..shared];
+            match key[..key.len().min(shared)].cmp(prefix) {
+                Ordering::Less => return (0, false),
+                Ordering::Greater => return (len, false),
+                Ordering::Equal => {}
+            }
         }
         let wanted = head(key, shared);
         let heads = &node.heads[..len];
@@ -417,9 +427,16 @@ impl Node {
             deltas: [0; FANOUT],
             len: 0,
             shared: 0,
+            low: NIL,
+            high: NIL,
             next: NIL,
             leaf,
         }
+    }
+
+    /// Whether every key that comes down here is known to share what the bounds share.
+    fn is_inner(&self) -> bool {
+        self.low != NIL && self.high != NIL
     }
 
     fn delta(&self) -> i32 {

@@ -185,8 +185,10 @@ impl<'a> BlockRows<'a> {
 
     /// The row at an address.
     pub(crate) fn find(&self, at: Revision) -> Result<Option<Row<'a>>, Malformed> {
-        // Most blocks hold one row a revision: the distance from the first row is the index.
-        let guess = usize::try_from(at.main.wrapping_sub(self.address(0)?.main)).unwrap_or(usize::MAX);
+        // Most blocks hold one row a revision: the distance from the first row is the index. The first row stands
+        // right behind the header.
+        let first = i64_at(self.bytes, HEADER_BYTES).ok_or(Malformed)?;
+        let guess = usize::try_from(at.main.wrapping_sub(first)).unwrap_or(usize::MAX);
         if guess < self.count() && self.address(guess)? == at {
             return self.row(guess).map(Some);
         }
@@ -304,7 +306,7 @@ pub(crate) fn directory_entries(bytes: &[u8]) -> Option<Vec<DirectoryEntry>> {
     let mut entries: Vec<DirectoryEntry> = Vec::new();
     for entry in records::<DIRECTORY_ENTRY_BYTES>(bytes)? {
         let first = Revision { main: i64_at(entry, 0)?, sub: u32_at(entry, 8)? };
-        let len = u16::from_le_bytes(*entry.get(20..)?.first_chunk()?);
+        let len = u16::try_from(u32_at(entry, 20)?).ok()?;
         if len == 0 || entries.last().is_some_and(|before| before.first() >= first) {
             return None;
         }
@@ -421,6 +423,7 @@ pub(crate) fn verify(bytes: &[u8], kind: BlockKind, checksum: u32) -> Option<()>
         && u32_at(header, 8)? as usize == bytes.len()
         && header[12] == kind as u8
         && header[13] == FORMAT
+        && header[14..16] == [0; 2]
         && crc32fast::hash(&bytes[8..]) == checksum;
     fits.then_some(())
 }

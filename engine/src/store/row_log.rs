@@ -180,7 +180,8 @@ impl RowLog {
             let mut blocks = Vec::new();
             if record.directory.len > 0 {
                 let bytes = read_meta(record.directory, BlockKind::Directory, pages)?;
-                blocks = row_block::directory_entries(bytes).ok_or(Unavailable::Corrupt(place(record.directory)))?;
+                let corrupt = Unavailable::Corrupt(place(record.directory));
+                blocks = row_block::directory_entries(bytes).ok_or(corrupt)?;
             }
             let (file, used, above) = (record.file, record.used, record.above);
             let in_order = log.segments.last().is_none_or(|before| before.above <= above);
