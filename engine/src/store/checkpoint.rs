@@ -303,7 +303,7 @@ impl Store {
     }
 
     /// Merges up to `work_units` changes or old entries into new pages. `frozen` is the overlay as of
-    /// [`Self::begin_checkpoint`]. A unit costs about 0.1 us; a very long key costs more.
+    /// [`Self::begin_checkpoint`]. A unit costs about 0.2 us; a very long key costs more.
     pub fn step(&mut self, work_units: u32, frozen: &Overlay, pages: &dyn PageSource) -> CheckpointStep {
         let mut budget = work_units;
         while let Some(running) = self.running.as_mut().filter(|_| !self.failed) {
@@ -314,7 +314,8 @@ impl Store {
             // The budget is given out in parts, so that writes are handed over and counted on the way.
             let mut part = budget.min(STEP_PART_UNITS);
             budget -= part;
-            let step = running.merge_part(&mut part, TreeId::ALL[index], frozen, pages, &mut self.extents, &self.verified);
+            let step =
+                running.merge_part(&mut part, TreeId::ALL[index], frozen, pages, &mut self.extents, &self.verified);
             budget += part;
             match step {
                 Ok(MergeStep::Done(root)) => self.end_tree(index, root),
@@ -585,7 +586,9 @@ impl Running {
                 self.at = Some(changes.at);
                 step
             }
-            TreeId::Leases => self.merge.step(budget, &mut TableChanges { changes: &[], next: 0 }, verified, pages, sink),
+            TreeId::Leases => {
+                self.merge.step(budget, &mut TableChanges { changes: &[], next: 0 }, verified, pages, sink)
+            }
             TreeId::Tables => {
                 let mut changes = TableChanges { changes: &self.request.tables, next: self.next_table };
                 let step = self.merge.step(budget, &mut changes, verified, pages, sink);

@@ -368,3 +368,85 @@ fn runs_of(bits: &[u64]) -> Vec<Run> {
     }
     runs
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map_ref(page: PageId, units: u16) -> PageRef {
+        PageRef { page, units, checksum: 0, live: 0 }
+    }
+
+    #[test]
+    fn runs_are_contiguous_and_never_cross_a_file() {
+        let mut extents = Extents::new(64, 10);
+        let pages: Vec<_> = (0..10).map(|_| extents.allocate(6).0).collect();
+        assert_eq!(pages, (0..10).map(|n| n * 6).collect::<Vec<_>>());
+        assert_eq!(extents.allocate(6).0, 64, "four units do not hold six");
+        assert_eq!(extents.allocate(64).0, 128);
+        assert_eq!(extents.files(), 3);
+        assert_eq!(extents.taken_units(), 60 + 6 + 64);
+    }
+
+    #[test]
+    fn freed_units_wait_for_the_next_checkpoint_and_for_pins() {
+        let mut extents = Extents::new(64, 10);
+        let page = extents.allocate(64);
+        extents.publish(1);
+        extents.pin(1);
+        extents.free(Run { page, units: 64 });
+        assert_ne!(extents.allocate(1), page, "checkpoint 1 uses it");
+        extents.publish(2);
+        assert_ne!(extents.allocate(32).0 / 64, 0, "checkpoint 1 is the older retained one");
+        extents.publish(3);
+        assert_ne!(extents.allocate(32).0 / 64, 0, "a pin holds checkpoint 1");
+        extents.unpin(1);
+        extents.publish(4);
+        assert_eq!(extents.allocate(64), page);
+    }
+
+    #[test]
+    fn short_extents_are_used_before_a_file_is_added() {
+        let mut extents = Extents::new(64, 10);
+        let pages: Vec<_> = (0..64).map(|_| extents.allocate(1)).collect();
+        extents.publish(1);
+        pages.iter().filter(|page| page.0.is_multiple_of(2)).for_each(|&page| extents.free(Run { page, units: 1 }));
+        extents.publish(2);
+        extents.publish(3);
+        let again: Vec<_> = (0..16).map(|_| extents.allocate(1).0).collect();
+        assert_eq!((extents.files(), again), (1, (0..32).step_by(2).collect()));
+        assert_eq!(extents.allocate(2).0, 64, "no two neighbours are free");
+    }
+
+    #[test]
+    fn the_map_round_trips_and_damage_is_refused() {
+        let mut extents = Extents::new(128, 10);
+        let pages: Vec<_> = (0..40).map(|_| extents.allocate(5)).collect();
+        extents.publish(1);
+        pages[3..9].iter().for_each(|&page| extents.free(Run { page, units: 5 }));
+        let (page, units) = extents.allocate_map();
+        let bytes = extents.encode_map(page, 2);
+        extents.publish(2);
+        let (map, files) = (map_ref(page, units), extents.files());
+        let back = Extents::decode_map(128, 10, map, files, 2, &bytes).unwrap();
+        assert_eq!((&back.taken, back.taken_units), (&extents.taken, extents.taken_units));
+        assert_eq!(back.quarantine.back(), extents.quarantine.back());
+        assert_eq!(back.used_units(), extents.used_units());
+        assert!(back.holds(Run { page, units: 1 }) && !back.holds(Run { page: PageId(127), units: 2 }));
+        assert!(
+            !back.holds(Run { page: PageId(files * 128 - 1), units: 9 })
+                && !back.holds(Run { page: PageId(u32::MAX), units: 9 })
+        );
+        assert!(Extents::decode_map(128, 10, map, files, 3, &bytes).is_none(), "another generation");
+        assert!(Extents::decode_map(128, 10, map, files + 1, 2, &bytes).is_none(), "another number of files");
+        assert!(Extents::decode_map(128, 10, map_ref(PageId(1), units), files, 2, &bytes).is_none(), "another place");
+        for at in (0..24).chain([3000]) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x55;
+            assert!(Extents::decode_map(128, 10, map, files, 2, &damaged).is_none(), "byte {at}");
+        }
+        let mut both = bytes.clone();
+        both[24 + 16] |= both[24];
+        assert!(Extents::decode_map(128, 10, map, files, 2, &both).is_none(), "used and freed at once");
+    }
+}

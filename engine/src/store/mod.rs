@@ -1,6 +1,8 @@
 //! The store: row log, key index, overlay, checkpoints.
 
 pub mod checkpoint;
+#[cfg(test)]
+mod checkpoint_tests;
 pub mod effect;
 pub mod extents;
 pub mod key_entry;
@@ -14,9 +16,7 @@ pub mod superblock;
 pub mod tree;
 pub mod verified;
 
-pub use checkpoint::{
-    CheckpointRequest, CheckpointStep, PublishedCheckpoint, RowFiles, Store, StoreOptions,
-};
+pub use checkpoint::{CheckpointRequest, CheckpointStep, PublishedCheckpoint, RowFiles, Store, StoreOptions};
 pub use effect::{StoreBytes, StoreEffect, StoreWrite};
 pub use recover::{RecoverError, StoreMedia, recover};
 pub use superblock::{SUPERBLOCK_BYTES, Superblock};

@@ -293,7 +293,12 @@ pub(crate) fn used_bytes(count: usize, entries_bytes: usize) -> usize {
 }
 
 /// Appends a page to `out`, padded to whole units. `starts` are the places of the entries in `entries`.
-pub(crate) fn append_page(out: &mut Vec<u8>, header: &PageHeader, entries: &[&[u8]], starts: impl Iterator<Item = usize>) {
+pub(crate) fn append_page(
+    out: &mut Vec<u8>,
+    header: &PageHeader,
+    entries: &[&[u8]],
+    starts: impl Iterator<Item = usize>,
+) {
     let count = header.count as usize;
     let begin = out.len();
     let entries_bytes: usize = entries.iter().map(|part| part.len()).sum();

@@ -72,11 +72,7 @@ impl std::error::Error for RecoverError {}
 ///
 /// # Errors
 /// See [`RecoverError`].
-pub fn recover(
-    options: StoreOptions,
-    identity: Identity,
-    media: &mut dyn StoreMedia,
-) -> Result<Store, RecoverError> {
+pub fn recover(options: StoreOptions, identity: Identity, media: &mut dyn StoreMedia) -> Result<Store, RecoverError> {
     let copies = [read_copy(0, identity, media)?, read_copy(1, identity, media)?];
     let newest = copies.iter().filter_map(|copy| copy.as_ref().ok()).max_by_key(|superblock| superblock.sequence);
     let Some(&current) = newest else {
@@ -89,7 +85,8 @@ pub fn recover(
         };
     };
     // Only a copy one behind is the older retained checkpoint; without one, nothing older can be fallen back to.
-    let older = copies.iter().filter_map(|copy| copy.as_ref().ok()).find(|other| other.sequence + 1 == current.sequence);
+    let older =
+        copies.iter().filter_map(|copy| copy.as_ref().ok()).find(|other| other.sequence + 1 == current.sequence);
     let first_one = current.sequence == 1;
     let older_index = older.map_or(if first_one { Index::ZERO } else { current.position.index }, |o| o.position.index);
     let (options, extents) = load_map(options, &current, media)?;
@@ -129,7 +126,9 @@ fn load_map(
         .ok_or_else(|| refuse("impossible length of index files"))?;
     let files_max = options.index_files_max.min(u32::MAX / file_units).max(current.index_files);
     let total = u64::from(file_units) * u64::from(files_max);
-    if total > u64::from(u32::MAX) || !is_in_a_file(current.map.page, current.map.units, file_units, current.index_files) {
+    if total > u64::from(u32::MAX)
+        || !is_in_a_file(current.map.page, current.map.units, file_units, current.index_files)
+    {
         return Err(refuse("the page map lies outside the index files"));
     }
     let verified = Verified::new(file_units, files_max);
@@ -140,8 +139,9 @@ fn load_map(
         .map_err(|reason| RecoverError::Media(file, reason))?
         .filter(|bytes| crc32fast::hash(bytes) == current.map.checksum)
         .ok_or(RecoverError::Corrupt { file, offset, what: "the page map does not match its checksum" })?;
-    let extents = Extents::decode_map(file_units, files_max, current.map, current.index_files, current.sequence, &bytes)
-        .ok_or(RecoverError::Corrupt { file, offset, what: "the page map is malformed" })?;
+    let extents =
+        Extents::decode_map(file_units, files_max, current.map, current.index_files, current.sequence, &bytes)
+            .ok_or(RecoverError::Corrupt { file, offset, what: "the page map is malformed" })?;
     for root in [current.keys, current.leases, current.tables].into_iter().flatten() {
         if !extents.holds(Run { page: root.page.page, units: u32::from(root.page.units) }) {
             return Err(refuse("the root of a tree lies outside the pages in use"));

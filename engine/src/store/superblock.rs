@@ -160,8 +160,7 @@ fn decode_fields(input: &mut Fields<'_>) -> Option<Superblock> {
         member_id: MemberId(input.u64()),
         incarnation: Incarnation(input.u64()),
     };
-    let position =
-        LogPosition { index: Index(input.u64()), term: Term(input.u64()), digest: Digest(input.u128()) };
+    let position = LogPosition { index: Index(input.u64()), term: Term(input.u64()), digest: Digest(input.u128()) };
     let (revision, compacted) = (input.u64().cast_signed(), input.u64().cast_signed());
     let keyspace = KeyspaceState { revision, compacted, digest: input.u128() };
     let (index_file_bytes, index_files) = (input.u64(), input.u32());
@@ -174,7 +173,19 @@ fn decode_fields(input: &mut Fields<'_>) -> Option<Superblock> {
     let (file, len, offset, checksum) = (input.u32(), input.u32(), input.u64(), input.u32());
     input.zeros::<4>()?;
     let rows = RowLogRoot { file, offset, len, checksum };
-    Some(Superblock { sequence, identity, position, keyspace, index_file_bytes, index_files, keys, leases, tables, map, rows })
+    Some(Superblock {
+        sequence,
+        identity,
+        position,
+        keyspace,
+        index_file_bytes,
+        index_files,
+        keys,
+        leases,
+        tables,
+        map,
+        rows,
+    })
 }
 
 fn decode_root(input: &mut Fields<'_>) -> Option<Option<TreeRoot>> {
@@ -227,7 +238,7 @@ impl Fields<'_> {
 mod tests {
     use super::*;
 
-    pub(crate) fn sample() -> Superblock {
+    fn sample() -> Superblock {
         let page = |page| PageRef { page: PageId(page), units: 3, checksum: 77, live: 5 };
         Superblock {
             sequence: 9,
@@ -254,18 +265,21 @@ mod tests {
     }
 
     #[test]
-    fn every_torn_or_flipped_copy_is_refused() {
+    fn every_flipped_copy_is_refused_and_a_torn_one_is_old_or_new() {
         let bytes = sample().encode();
         for at in 0..BYTES {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1 << (at % 8);
             assert_eq!(Superblock::decode(&damaged, 1), Err(SuperblockError::Damaged), "byte {at}");
         }
-        for sector in 0..8 {
-            let mut torn = Superblock { sequence: 7, ..sample() }.encode();
-            torn[sector * 512..][..512].copy_from_slice(&bytes[sector * 512..][..512]);
-            let whole = Superblock::decode(&torn, 1);
-            assert!(sector > 0 || whole == Err(SuperblockError::Damaged));
+        let (old, new) = (Superblock { sequence: 7, ..sample() }, sample());
+        for kept in 0..256_u32 {
+            let mut torn = old.encode();
+            for sector in (0..8).filter(|sector| kept >> sector & 1 == 1) {
+                torn[sector * 512..][..512].copy_from_slice(&bytes[sector * 512..][..512]);
+            }
+            // All fields stand in the first sector: a tear leaves one of the two.
+            assert_eq!(Superblock::decode(&torn, 1), Ok(if kept & 1 == 1 { new } else { old }));
         }
         assert_eq!(Superblock::decode(&bytes[..4000], 1), Err(SuperblockError::Damaged));
     }
@@ -281,7 +295,7 @@ mod tests {
             Superblock::decode(&bytes, 1)
         };
         assert_eq!(with(&|bytes| bytes[8] = 2), Err(SuperblockError::UnknownFormat(2)));
-        for at in [11, 124, 4000, 140, 167, 163, 232] {
+        for at in [11, 124, 4000, 140, 167, 163, 204, 230, 236, 260] {
             assert_eq!(with(&|bytes| bytes[at] ^= 2), Err(SuperblockError::Damaged), "byte {at}");
         }
     }

@@ -14,7 +14,7 @@
 pub(crate) mod builder;
 pub(crate) mod merge;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 
@@ -230,6 +230,9 @@ fn verify_page(bytes: &[u8], at: PageRef, expected: &PageExpected, weigh: fn(&[u
     (whole && Page::new(bytes)?.check(expected, weigh)).then_some(())
 }
 
+/// A key and its value.
+pub type TreeEntry<'a> = (&'a [u8], &'a [u8]);
+
 /// An ascending walk over a tree.
 pub struct TreeScan<'a> {
     tree: &'a Tree,
@@ -251,7 +254,7 @@ impl<'a> TreeScan<'a> {
     ///
     /// # Errors
     /// A page is not usable now; the walk stays where it is and the call may be repeated.
-    pub fn next_entry(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Unavailable> {
+    pub fn next_entry(&mut self) -> Result<Option<TreeEntry<'a>>, Unavailable> {
         while let Some(position) = self.path.last_mut() {
             let (at, level) = (position.at, position.level);
             if position.next == position.page.count() {
