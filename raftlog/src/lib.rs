@@ -13,17 +13,23 @@
 //! ```
 //! | effect | the shell does | and answers, once, with |
 //! |---|---|---|
-//! | `WriteHardState { generation, copy, bytes }` | writes 4096 bytes at offset 0 of [`wal::hard_state_file_name`], durably | `handle_hard_state_complete(generation, copy, now)` |
-//! | `PrepareSegment(PrepareSegment { .. })` | if `create`: creates (or makes anew) the file of `bytes` zeros, pre-written and synced with its directory; then writes `header` at offset 0, durably | `handle_segment_prepared(sequence, now)` |
-//! | `Append(AppendWrite { lsn, .. })` | writes `bytes` at `offset` of [`wal::segment_file_name`], durably | `handle_append_complete(lsn, now)`, in any order |
-//! | `Commit { up_to, .. }` | applies [`Raft::entry`] up to that index, when it likes | `handle_applied(index)`, cumulative |
-//! | `ReadReady { context, index, .. }` | answers the read after applying `index` | - |
-//! | `ReadAborted { context }` | the read's outcome is an error | - |
-//! | `Send(message)` | hands it to the peer's connection or drops it | - |
-//! | `RoleChanged { .. }` | informs the proposer | - |
+//! | [`RaftEffect::WriteHardState`] | writes `bytes` at offset 0 of the copy | [`handle_hard_state_complete`] |
+//! | [`RaftEffect::PrepareSegment`] | see below | [`handle_segment_prepared`] |
+//! | [`RaftEffect::Append`] | writes `bytes` at `offset` of the slot | [`handle_append_complete`], in any order |
+//! | [`RaftEffect::Commit`] | applies [`Raft::entry`] up to that index, when it likes | [`handle_applied`], cumulative |
+//! | [`RaftEffect::ReadReady`] | answers the read after applying `index` | - |
+//! | [`RaftEffect::ReadAborted`] | the read's outcome is an error | - |
+//! | [`RaftEffect::Send`] | hands the message to the peer's connection or drops it | - |
+//! | [`RaftEffect::RoleChanged`] | informs the proposer | - |
 //!
-//! Any of those writes that fails or is short: `handle_write_failed()`. The machine is then poisoned: it yields no effect,
-//! acknowledges nothing, refuses everything; the process must stop. Nothing is retried.
+//! Every write is durable when it is answered. Files are named by [`wal::hard_state_file_name`] and
+//! [`wal::segment_file_name`]. To prepare a segment: if `create`, the
+//! file is made (or made anew) with `file_bytes` zeros, pre-written and synced, with its directory; then, in any case,
+//! `header` is written at offset 0, durably.
+//!
+//! Any of those writes that fails or is short: [`Raft::handle_write_failed`]. The machine is then poisoned: it yields
+//! no
+//! effect, acknowledges nothing, refuses everything; the process must stop. Nothing is retried.
 //!
 //! No effect is to be carried out before its turn: within one file, and between files, the shell may reorder freely.
 //! What *it* saw complete starts as `Durability { lsn: recovered.last_lsn, generation: Generation::ZERO }`.
@@ -31,7 +37,13 @@
 //! (`after.is_met_by(..)` over what *it* saw complete), and the simulator does; that is how an acknowledgement
 //! ahead of durability is caught by somebody else than its author.
 //!
-//! Proposals: [`Raft::wants_entry`] says that an append could be issued now; the caller collects commands until then and
+//! [`handle_hard_state_complete`]: Raft::handle_hard_state_complete
+//! [`handle_segment_prepared`]: Raft::handle_segment_prepared
+//! [`handle_append_complete`]: Raft::handle_append_complete
+//! [`handle_applied`]: Raft::handle_applied
+//!
+//! Proposals: [`Raft::wants_entry`] says that an append could be issued now; the caller collects commands until then
+//! and
 //! proposes one entry for all of them. Proposing more is allowed: queued entries share the next batch.
 //!
 //! # Not built

@@ -219,18 +219,7 @@ impl Raft {
         assert!(voters.contains(&identity.member_id), "a member boots as a voter");
         assert_eq!(recovered.base.index, applied, "recovery was asked for what follows the checkpoint");
         let last = recovered.last();
-        let mut hard_state = recovered.hard_state.unwrap_or(HardState {
-            generation: Generation::ZERO,
-            identity,
-            term: Term::ZERO,
-            vote: None,
-            commit: Index::ZERO,
-            boot_number: BootNumber::ZERO,
-        });
-        assert_eq!(hard_state.identity, identity, "the data directory belongs to this member");
-        assert!(hard_state.term >= last.term && hard_state.commit <= last.index, "recovery made them agree");
-        hard_state.boot_number = hard_state.boot_number.next();
-        hard_state.term = hard_state.term.max(Term(1));
+        let hard_state = next_boot(recovered.hard_state, identity, last);
         let start = WalStart {
             identity,
             boot_number: hard_state.boot_number,
@@ -670,4 +659,22 @@ impl Raft {
     fn others(&self) -> Vec<MemberId> {
         self.voters.iter().copied().filter(|voter| *voter != self.id).collect()
     }
+}
+
+/// The hard state this start begins with: the recovered one under the next boot number.
+fn next_boot(recovered: Option<HardState>, identity: Identity, last: LogPosition) -> HardState {
+    let mut state = recovered.unwrap_or(HardState {
+        generation: Generation::ZERO,
+        identity,
+        term: Term::ZERO,
+        vote: None,
+        commit: Index::ZERO,
+        boot_number: BootNumber::ZERO,
+    });
+    assert_eq!(state.identity, identity, "the data directory belongs to this member");
+    assert!(state.term >= last.term && state.commit <= last.index, "recovery made them agree");
+    state.boot_number = state.boot_number.next();
+    // The initial configuration has term 1.
+    state.term = state.term.max(Term(1));
+    state
 }

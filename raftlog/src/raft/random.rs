@@ -1,6 +1,7 @@
 //! The seeded generator of election timeouts (SplitMix64).
 //!
-//! Owns: one 64-bit state. Does not know: what is drawn. Invariant I1: the same seed gives the same sequence everywhere.
+//! Owns: one 64-bit state. Does not know: what is drawn. Invariant I1: the same seed gives the same sequence
+//! everywhere.
 
 #[derive(Debug)]
 pub(crate) struct Random(u64);

@@ -1,6 +1,7 @@
 //! The hard state and its two copies; docs/format/wal.md section 5.
 //!
-//! Owns: the copies' bytes, and the order in which a generation reaches both. Does not know: when a vote or term changes.
+//! Owns: the copies' bytes, and the order in which a generation reaches both. Does not know: when a vote or term
+//! changes.
 //!
 //! Invariants
 //! - I1: a generation is durable when both copies of it are; the second is written after the first completed.

@@ -218,7 +218,8 @@ impl Cluster {
 
     /// Disks and network until nothing moves.
     pub(crate) fn settle(&mut self) {
-        loop {
+        for round in 0.. {
+            assert!(round < 1_000, "the cluster never comes to rest");
             let ids: Vec<u64> = self.nodes.keys().copied().collect();
             for id in ids {
                 self.settle_disk(id);

@@ -265,7 +265,10 @@ fn the_copy_that_may_be_lost_is_written_first() {
             panic!("both copies are valid")
         };
         older.generation = older.generation.previous();
+        let newest = older.generation.next();
         image.files.insert(name.clone(), older.encode());
+        let recovered = image.recover(Index::ZERO).expect("one copy is a generation behind");
+        assert_eq!(recovered.hard_state.map(|state| state.generation), Some(newest));
         let next = Member::boot(small_options(), image, Index::ZERO, member.committed.clone(), 0);
         assert_eq!(next.flights[0].file, name);
     }

@@ -1,6 +1,7 @@
 //! The crate's tests through its public interface: effects, transcripts, crash images, faults, foreign bytes.
 //!
-//! Campaigns: `TRILITH_RAFTLOG_SEEDS=<count>` multiplies nothing but the number of seeds; `TRILITH_RAFTLOG_SEED=<first>`
+//! Campaigns: `TRILITH_RAFTLOG_SEEDS=<count>` multiplies nothing but the number of seeds;
+//! `TRILITH_RAFTLOG_SEED=<first>`
 //! moves them.
 #![forbid(unsafe_code)]
 

@@ -6,7 +6,8 @@
 //! > boot ID voters=A,B     start (or restart) a member      > crash ID      kill it; writes in flight are lost
 //! > disk ID|all [N]        complete writes, oldest first    > tick ID MS    advance its clock
 //! > deliver [A->B]         hand over the queued messages    > drop A->B     lose them; * is anybody
-//! > propose ID TEXT   > read ID CONTEXT   > applied ID   > stop ID   > fail ID   > settle   > quietly settle   > status
+//! > propose ID TEXT   > read ID CONTEXT   > applied ID   > stop ID   > fail ID   > settle   > quietly settle   >
+//! status
 //! ```
 
 use std::fmt::Write as _;
