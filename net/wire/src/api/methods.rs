@@ -206,14 +206,10 @@ const SLOTS: [u8; SLOT_COUNT] = match fill_slots(SEED) {
 
 const _: () = assert!(TABLE.len() < 255, "a row number fits a slot");
 
-/// Slot of a path: its length and last eight bytes, multiplied.
+/// Slot of a path: its length and last eight bytes, multiplied. Shorter ones belong to no method and share a slot.
 const fn slot(path: &[u8], seed: u64) -> usize {
-    let mut word = path.len() as u64;
-    let mut index = path.len().saturating_sub(8);
-    while index < path.len() {
-        word = word.rotate_left(7) ^ path[index] as u64;
-        index += 1;
-    }
+    let Some(end) = path.last_chunk::<8>() else { return 0 };
+    let word = u64::from_le_bytes(*end) ^ path.len() as u64;
     (word.wrapping_mul(seed) >> 56) as usize
 }
 

@@ -80,7 +80,8 @@ pub trait Message<'a>: Default {
     /// Bytes that [`Message::encode_into`] appends.
     fn encoded_len(&self) -> usize;
 
-    /// Appends the encoding: fields in order of their numbers, defaults left out.
+    /// Appends the encoding: fields in order of their numbers, defaults left out. Up to ten bytes of capacity beyond
+    /// [`Message::encoded_len`] are used on the way.
     fn encode_into(&self, out: &mut Vec<u8>);
 
     /// Decodes within [`Limits::DEFAULT`].
@@ -97,7 +98,7 @@ pub trait Message<'a>: Default {
 
     /// The encoding in a buffer of its own.
     fn encode_to_vec(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.encoded_len());
+        let mut out = Vec::with_capacity(self.encoded_len() + VARINT_BYTES_MAX);
         self.encode_into(&mut out);
         out
     }
@@ -120,6 +121,8 @@ const WIRE_LEN: u32 = 2;
 const WIRE_START_GROUP: u32 = 3;
 const WIRE_FIXED32: u32 = 5;
 
+/// Bytes of 64 bits, seven a byte.
+const VARINT_BYTES_MAX: usize = 10;
 /// Highest field number: 2^29 - 1.
 const FIELD_NUMBER_MAX: u64 = (1 << 29) - 1;
 
@@ -165,8 +168,8 @@ impl<'a> Reader<'a> {
 
     fn long_varint(&mut self) -> Result<u64, DecodeError> {
         let mut value = 0u64;
-        for (index, byte) in self.rest.iter().enumerate().take(10) {
-            if index == 9 && *byte > 1 {
+        for (index, byte) in self.rest.iter().enumerate().take(VARINT_BYTES_MAX) {
+            if index == VARINT_BYTES_MAX - 1 && *byte > 1 {
                 return Err(DecodeError::VarintOverflow);
             }
             value |= u64::from(byte & 0x7f) << (7 * index);
@@ -299,8 +302,9 @@ impl<'a> Reader<'a> {
 /// Bytes of `value` as a varint: one per seven significant bits.
 #[inline]
 pub const fn varint_len(value: u64) -> usize {
+    // (9 * bits + 64) / 64 equals the bits divided by seven, rounded up, for every count up to 64.
     let bits = 64 - (value | 1).leading_zeros() as usize;
-    bits.div_ceil(7)
+    (9 * bits + 64) / 64
 }
 
 /// Bytes of a varint field.
@@ -331,12 +335,27 @@ pub fn packed_field_len(tag: u32, values: impl Iterator<Item = u64>) -> usize {
 
 /// Appends a varint.
 #[inline]
-pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
+pub fn put_varint(out: &mut Vec<u8>, value: u64) {
+    if value < 0x80 {
+        out.push(value as u8);
+    } else {
+        put_long_varint(out, value);
     }
-    out.push(value as u8);
+}
+
+fn put_long_varint(out: &mut Vec<u8>, mut value: u64) {
+    // One growth check and one copy of a fixed size are cheaper than a push a byte.
+    let mut bytes = [0; VARINT_BYTES_MAX];
+    let mut len = 0;
+    while value >= 0x80 {
+        bytes[len] = value as u8 | 0x80;
+        value >>= 7;
+        len += 1;
+    }
+    bytes[len] = value as u8;
+    let end = out.len() + len + 1;
+    out.extend_from_slice(&bytes);
+    out.truncate(end);
 }
 
 /// Appends a varint field.

@@ -2,8 +2,8 @@
 //!
 //! Recovery's input is a list of units, 4100 bytes each: kind of file, number of the file, number of the unit in two
 //! bytes, 4096 bytes. All others are zeros, so that mutations meet bytes that matter; a changed number is a misdirected
-//! write. Repair restores the checksums of the superblock and, in it, those of what it names, so that the map, the roots
-//! and the segment table are parsed, not only compared.
+//! write. Repair restores the checksums of the superblock and, in it, those of what it names, so that the map, the
+//! roots and the segment table are parsed, not only compared.
 
 use std::collections::BTreeMap;
 
