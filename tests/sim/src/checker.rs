@@ -10,11 +10,13 @@
 //! - I3: an operation returns a revision no lower than any returned to anybody before it was invoked, a write a higher
 //!   one; a serializable read no lower than any returned on its connection.
 //! - I4: a read equals the model at its revision, and what was read is never lost.
+//! - I5: once a compaction was acknowledged, no read shows anything older; without one that was asked for, none is
+//!   refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Header, Request, Response};
-use crate::model::{KeyValue, Model};
+use crate::history::{Answer, Request, Response};
+use crate::model::{KeyRange, KeyValue, Model};
 
 /// Numbers the operations of a run from 0.
 pub type OperationId = u64;
@@ -40,6 +42,8 @@ struct Operation {
     floor: i64,
     /// The same for its connection.
     connection_floor: i64,
+    /// The highest compaction that was acknowledged.
+    compacted_floor: i64,
     open: bool,
 }
 
@@ -48,17 +52,20 @@ struct Operation {
 pub struct Checker {
     operations: Vec<Operation>,
     model: Model,
-    claims: BTreeMap<i64, (OperationId, Response)>,
+    claims: BTreeMap<i64, (OperationId, Answer)>,
     unknown: BTreeSet<OperationId>,
     unknown_ever: BTreeSet<OperationId>,
     /// Answers that name no revision of their own: reads, and deletes that found nothing.
-    observations: Vec<(OperationId, Response)>,
+    observations: Vec<(OperationId, Answer)>,
     highest_returned: i64,
+    /// Highest compactions that were asked for, and acknowledged.
+    compaction_asked: i64,
+    compaction_acknowledged: i64,
     identity: Option<(u64, u64)>,
     acknowledged: u64,
 }
 
-/// The unique value of a put, padded to `len` bytes.
+/// The value of a put, unique to its request, padded to `len` bytes.
 #[must_use]
 pub fn unique_value(operation: OperationId, len: usize) -> Vec<u8> {
     let mut value = format!("op{operation:08}.").into_bytes();
@@ -97,20 +104,25 @@ impl Checker {
         self.model.revision()
     }
 
-    /// Acknowledged writes that the model does not hold yet, with their revisions.
-    pub fn claimed_writes(&self) -> impl DoubleEndedIterator<Item = (i64, &Request)> {
-        self.claims.iter().map(|(revision, (id, _))| (*revision, &self.operations[*id as usize].request))
-    }
-
-    /// The model, for a caller that compares a recovered copy itself.
+    /// The highest compaction that was asked for: everything from there on must be readable.
     #[must_use]
-    pub fn model(&self) -> &Model {
-        &self.model
+    pub fn compaction_asked(&self) -> i64 {
+        self.compaction_asked
     }
 
     /// A client is about to send `request` on a connection that was given `connection_floor` at most.
     pub fn invoke(&mut self, request: Request, connection_floor: i64) -> OperationId {
-        self.operations.push(Operation { request, floor: self.highest_returned, connection_floor, open: true });
+        if let Request::Compact { revision } = &request {
+            assert!(*revision <= self.model.revision(), "revisions above must stay readable until they are settled");
+            self.compaction_asked = self.compaction_asked.max(*revision);
+        }
+        self.operations.push(Operation {
+            request,
+            floor: self.highest_returned,
+            connection_floor,
+            compacted_floor: self.compaction_acknowledged,
+            open: true,
+        });
         self.operations.len() as OperationId - 1
     }
 
@@ -137,7 +149,10 @@ impl Checker {
                 Ok(())
             }
             Reply::Refused => Ok(()),
-            Reply::Failed { code, text } => check_failure(operation, code, &text).map_err(|why| self.blame(id, &why)),
+            Reply::Failed { code, text } => {
+                let asked = self.compaction_asked;
+                check_failure(operation, asked, code, &text).map_err(|why| self.blame(id, &why))
+            }
             Reply::Answered(response) => {
                 self.acknowledged += 1;
                 self.handle_answer(id, response).map_err(|why| self.blame(id, &why))
@@ -151,31 +166,40 @@ impl Checker {
 
     fn handle_answer(&mut self, id: OperationId, response: Response) -> Result<(), String> {
         let operation = &self.operations[id as usize];
-        let Header { cluster_id, member_id, revision, raft_term } = response.header;
+        let Response { cluster_id, member_id, raft_term, answer } = response;
+        let revision = answer.revision;
         if *self.identity.get_or_insert((cluster_id, member_id)) != (cluster_id, member_id) || raft_term == 0 {
-            return Err(format!("header {:?} after identity {:?}", response.header, self.identity));
+            return Err(format!(
+                "cluster {cluster_id}, member {member_id}, term {raft_term}; before: {:?}",
+                self.identity
+            ));
         }
-        let changes = match &operation.request {
-            Request::Put { .. } => true,
-            Request::DeleteRange { .. } => response.count > 0,
-            Request::Range { .. } => false,
-        };
+        let changes = operation.request.has_changed(&answer);
         let floor = match &operation.request {
-            Request::Range { serializable: true, .. } => operation.connection_floor,
+            request if request.is_serializable() => operation.connection_floor,
             _ => operation.floor + i64::from(changes),
         };
         if revision < floor {
             return Err(format!("returned revision {revision}, below {floor}, which was returned before"));
         }
+        match &operation.request {
+            Request::Range { revision: at, .. } if *at > 0 && *at < operation.compacted_floor => {
+                return Err(format!("read revision {at}, though {} was compacted", operation.compacted_floor));
+            }
+            Request::Compact { revision } => {
+                self.compaction_acknowledged = self.compaction_acknowledged.max(*revision);
+            }
+            _ => {}
+        }
         self.highest_returned = self.highest_returned.max(revision);
         if !changes {
-            self.observations.push((id, response));
+            self.observations.push((id, answer));
             return Ok(());
         }
         if revision <= self.model.revision() {
             return Err(format!("claims revision {revision}, but {} was settled", self.model.revision()));
         }
-        if let Some((other, _)) = self.claims.insert(revision, (id, response)) {
+        if let Some((other, _)) = self.claims.insert(revision, (id, answer)) {
             return Err(format!("claims revision {revision}, which operation {other} has"));
         }
         Ok(())
@@ -205,8 +229,8 @@ impl Checker {
         let mut unclaimed_deletes = Vec::new();
         for revision in self.model.revision() + 1..=newest {
             match self.claims.remove(&revision) {
-                Some((id, response)) => {
-                    self.apply_claim(id, revision, &response).map_err(|why| self.blame(id, &why))?;
+                Some((id, answer)) => {
+                    self.apply_claim(id, &answer).map_err(|why| self.blame(id, &why))?;
                 }
                 None => {
                     let state = states.get(&revision).ok_or_else(|| format!("revision {revision} was not read"))?;
@@ -217,29 +241,15 @@ impl Checker {
         match_deletes(&unclaimed_deletes)?;
         // Whatever did not turn up by now never may.
         self.unknown.clear();
-        for (id, response) in std::mem::take(&mut self.observations) {
-            self.check_observation(id, &response).map_err(|why| self.blame(id, &why))?;
+        for (id, answer) in std::mem::take(&mut self.observations) {
+            self.check_observation(id, &answer).map_err(|why| self.blame(id, &why))?;
         }
         Ok(())
     }
 
-    fn apply_claim(&mut self, id: OperationId, revision: i64, response: &Response) -> Result<(), String> {
-        let (previous, wanted) = match &self.operations[id as usize].request {
-            Request::Put { key, value, prev_kv } => (self.model.put(key, value).into_iter().collect(), *prev_kv),
-            Request::DeleteRange { range, prev_kv } => {
-                let deleted = self.model.delete_range(range);
-                if response.count != deleted.len() as i64 {
-                    return Err(format!("deleted {} at {revision}, the model {}", response.count, deleted.len()));
-                }
-                (deleted, *prev_kv)
-            }
-            Request::Range { .. } => unreachable!("only writes claim revisions"),
-        };
-        let expected: Vec<KeyValue> = if wanted { previous } else { Vec::new() };
-        if response.kvs != expected {
-            return Err(format!("prev_kv at {revision}: {}", difference(&response.kvs, &expected)));
-        }
-        Ok(())
+    fn apply_claim(&mut self, id: OperationId, answer: &Answer) -> Result<(), String> {
+        let expected = self.model.apply(&self.operations[id as usize].request);
+        compare_answers(answer, &expected)
     }
 
     /// Finds the write of unknown outcome that made `revision`, and applies it.
@@ -250,109 +260,92 @@ impl Checker {
         deletes: &mut Vec<(i64, Vec<OperationId>)>,
     ) -> Result<(), String> {
         if let Some(pair) = state.iter().find(|pair| pair.mod_revision == revision) {
-            let id = operation_of(&pair.value).filter(|id| *id < self.next_operation());
-            let id = id.ok_or_else(|| format!("revision {revision} holds a value that nobody wrote"))?;
-            let Operation { request: Request::Put { key, value, .. }, floor, .. } = &self.operations[id as usize]
-            else {
-                return Err(self.blame(id, "is no put, but its number is in a value"));
-            };
-            if *key != pair.key || *value != pair.value {
-                return Err(self.blame(id, &format!("stands at revision {revision} with another key or value")));
-            }
-            if !self.unknown.remove(&id) {
-                let why = if self.unknown_ever.contains(&id) {
-                    "a second time or after it was settled"
-                } else {
-                    "as if unknown"
-                };
-                return Err(self.blame(id, &format!("stands at revision {revision} {why}")));
-            }
-            if revision <= *floor {
-                return Err(
-                    self.blame(id, &format!("stands at {revision}, though {floor} was returned before it began"))
-                );
-            }
-            self.model.put(key, value);
-            return Ok(());
+            return self.apply_unclaimed_put(revision, pair);
         }
-        let everything = crate::model::KeyRange::everything();
-        let before = self.model.range(&everything, revision - 1);
+        let before = self.model.range(&KeyRange::everything(), revision - 1);
         let gone: Vec<&KeyValue> =
             before.into_iter().filter(|pair| state.iter().all(|left| left.key != pair.key)).collect();
-        let mut candidates = Vec::new();
-        for id in &self.unknown {
-            let operation = &self.operations[*id as usize];
-            if let Request::DeleteRange { range, .. } = &operation.request
-                && operation.floor < revision
-                && self.model.range(range, revision - 1) == gone
-            {
-                candidates.push(*id);
-            }
-        }
+        let is_candidate = |id: &&OperationId| {
+            let operation = &self.operations[**id as usize];
+            operation.floor < revision && self.model.deletions(&operation.request, revision - 1).as_ref() == Some(&gone)
+        };
+        let candidates: Vec<OperationId> = self.unknown.iter().filter(is_candidate).copied().collect();
         let Some(first) = candidates.first().filter(|_| !gone.is_empty()) else {
             return Err(format!("revision {revision} is nobody's: {} keys vanished", gone.len()));
         };
-        let Request::DeleteRange { range, .. } = self.operations[*first as usize].request.clone() else {
-            unreachable!("chosen above")
-        };
-        self.model.delete_range(&range);
+        self.model.apply(&self.operations[*first as usize].request);
         deletes.push((revision, candidates));
         Ok(())
     }
 
-    fn check_observation(&self, id: OperationId, response: &Response) -> Result<(), String> {
-        let at_header = response.header.revision;
-        match &self.operations[id as usize].request {
-            Request::Put { .. } => unreachable!("a put claims a revision"),
-            Request::DeleteRange { range, .. } => match self.model.range(range, at_header).len() {
-                0 if response.kvs.is_empty() => Ok(()),
-                count => Err(format!("deleted nothing at {at_header}, where the model has {count}")),
-            },
-            Request::Range { range, limit, revision, keys_only, count_only, .. } => {
-                let at = if *revision > 0 { *revision } else { at_header };
-                if at > at_header {
-                    return Err(format!("read the future revision {at} at {at_header}"));
-                }
-                let mut expected: Vec<KeyValue> = self.model.range(range, at).into_iter().cloned().collect();
-                let count = expected.len() as i64;
-                let kept = if *count_only {
-                    0
-                } else if *limit > 0 {
-                    count.min(*limit)
-                } else {
-                    count
-                };
-                expected.truncate(kept as usize);
-                if *keys_only {
-                    expected.iter_mut().for_each(|pair| pair.value.clear());
-                }
-                let more = !count_only && kept < count;
-                if response.count != count || response.more != more {
-                    let (seen, more_seen) = (response.count, response.more);
-                    return Err(format!("count {seen}, more {more_seen} at {at}; the model: {count}, {more}"));
-                }
-                if response.kvs != expected {
-                    return Err(format!("read at {at}: {}", difference(&response.kvs, &expected)));
-                }
-                Ok(())
-            }
+    /// `pair` was put at `revision`; its value names the request.
+    fn apply_unclaimed_put(&mut self, revision: i64, pair: &KeyValue) -> Result<(), String> {
+        let id = operation_of(&pair.value).filter(|id| *id < self.next_operation());
+        let id = id.ok_or_else(|| format!("revision {revision} holds a value that nobody wrote"))?;
+        let Operation { request, floor, .. } = &self.operations[id as usize];
+        if !self.unknown.remove(&id) {
+            let again = self.unknown_ever.contains(&id);
+            let why = if again { "a second time or after it was settled" } else { "as if unknown" };
+            return Err(self.blame(id, &format!("stands at revision {revision} {why}")));
+        }
+        if revision <= *floor {
+            return Err(self.blame(id, &format!("stands at {revision}, though {floor} was returned before it began")));
+        }
+        let reached = self.model.apply(request).revision;
+        let found = self.model.range(&KeyRange::single(pair.key.clone()), revision);
+        if reached != revision || found != [pair] {
+            return Err(self.blame(id, &format!("cannot have made what stands at revision {revision}: {pair:?}")));
+        }
+        Ok(())
+    }
+
+    fn check_observation(&self, id: OperationId, answer: &Answer) -> Result<(), String> {
+        let at = answer.revision;
+        let request = &self.operations[id as usize].request;
+        if let Request::Range { revision, .. } = request
+            && *revision > at
+        {
+            return Err(format!("read the future revision {revision} at {at}"));
+        }
+        match self.model.observe(request, at) {
+            Some(expected) => compare_answers(answer, &expected),
+            None => Err(format!("changed nothing at {at}, where the model would have changed something")),
         }
     }
 }
 
-/// Judges an error that is said to have had no effect.
-fn check_failure(operation: &Operation, code: u32, text: &str) -> Result<(), String> {
+/// Judges an error that is said to have had no effect. `compaction_asked`: the highest one ever asked for.
+fn check_failure(operation: &Operation, compaction_asked: i64, code: u32, text: &str) -> Result<(), String> {
+    let no_key = code == 3 && text == "etcdserver: key is not provided";
+    let future = code == 11 && text == "etcdserver: mvcc: required revision is a future revision";
+    let compacted = code == 11 && text == "etcdserver: mvcc: required revision has been compacted";
     let expected = match &operation.request {
-        Request::Put { key, .. } => key.is_empty() && code == 3 && text == "etcdserver: key is not provided",
-        Request::DeleteRange { range, .. } => {
-            range.key.is_empty() && code == 3 && text == "etcdserver: key is not provided"
-        }
+        Request::Put { key, .. } => no_key && key.is_empty(),
         Request::Range { revision, .. } => {
-            let future = "etcdserver: mvcc: required revision is a future revision";
-            *revision > operation.floor && code == 11 && text == future
+            future && *revision > operation.floor || compacted && *revision > 0 && *revision < compaction_asked
         }
+        Request::Compact { revision } => compacted && *revision <= compaction_asked,
+        Request::DeleteRange { .. } | Request::Txn { .. } => false,
     };
     if expected { Ok(()) } else { Err(format!("failed with code {code}: {text}")) }
+}
+
+/// Says where an answer differs from the model's.
+fn compare_answers(answer: &Answer, expected: &Answer) -> Result<(), String> {
+    let facts = |answer: &Answer| {
+        let Answer { revision, count, more, succeeded, inner, .. } = answer;
+        format!("revision {revision}, count {count}, more {more}, succeeded {succeeded}, {} inner", inner.len())
+    };
+    if facts(answer) != facts(expected) {
+        return Err(format!("{}; the model: {}", facts(answer), facts(expected)));
+    }
+    if answer.kvs != expected.kvs {
+        return Err(format!("pairs at {}: {}", answer.revision, difference(&answer.kvs, &expected.kvs)));
+    }
+    for (position, (inner, expected)) in answer.inner.iter().zip(&expected.inner).enumerate() {
+        compare_answers(inner, expected).map_err(|why| format!("operation {position} of it: {why}"))?;
+    }
+    Ok(())
 }
 
 /// Gives every revision a delete of its own among its candidates (augmenting paths in a bipartite graph).

@@ -11,7 +11,7 @@ use trilith_reactor::{CloseReason, ConnectionId};
 
 use crate::checker::{Checker, Reply, unique_value};
 use crate::h2_client::{H2Client, Outcome};
-use crate::history::Request;
+use crate::history::{Compare, Relation, Request, Response};
 use crate::model::KeyRange;
 use crate::port::SimPort;
 use crate::rng::Rng;
@@ -127,7 +127,7 @@ impl Client {
         &mut self,
         bytes: &[u8],
         checker: &mut Checker,
-        answered: &mut Vec<(u64, crate::history::Response)>,
+        answered: &mut Vec<(u64, Response)>,
     ) -> Result<(), String> {
         let Some(link) = &mut self.link else { return Ok(()) };
         link.protocol.handle_bytes(bytes)?;
@@ -136,7 +136,7 @@ impl Client {
             let reply = match outcome {
                 Outcome::Answered { code: 0, message, .. } => {
                     let response = checker.request(operation).decode_response(&message)?;
-                    link.revision_seen = link.revision_seen.max(response.header.revision);
+                    link.revision_seen = link.revision_seen.max(response.answer.revision);
                     answered.push((operation, response.clone()));
                     Reply::Answered(response)
                 }
@@ -201,32 +201,76 @@ fn draw_range(workload: &Workload, rng: &mut Rng) -> KeyRange {
 
 /// Draws the next request of the workload.
 pub fn draw_request(workload: &Workload, checker: &Checker, rng: &mut Rng) -> Request {
+    let single = |rng: &mut Rng| KeyRange::single(draw_key(workload, rng));
     match draw_weighted(rng, &workload.weights) {
-        0 => {
-            let len = rng.log_between(12, workload.value_bytes_max) as usize;
-            let value = unique_value(checker.next_operation(), len);
-            Request::Put { key: draw_key(workload, rng), value, prev_kv: rng.chance(200) }
-        }
+        0 => draw_put(workload, draw_key(workload, rng), checker, rng),
         1 => {
             let newest = checker.highest_returned().max(1) as u64;
             let revision = if rng.chance(300) { rng.between(1, newest + 2) as i64 } else { 0 };
-            Request::Range {
-                range: draw_range(workload, rng),
-                limit: if rng.chance(300) { rng.between(1, 5) as i64 } else { 0 },
-                revision,
-                serializable: rng.chance(300),
-                keys_only: rng.chance(100),
-                count_only: rng.chance(100),
-            }
+            draw_read(draw_range(workload, rng), revision, rng)
         }
         2 => {
-            let range = if rng.chance(700) {
-                KeyRange { key: draw_key(workload, rng), range_end: Vec::new() }
-            } else {
-                draw_range(workload, rng)
-            };
+            let range = if rng.chance(700) { single(rng) } else { draw_range(workload, rng) };
             Request::DeleteRange { range, prev_kv: rng.chance(300) }
+        }
+        3 => {
+            let compares = (0..rng.below(3)).map(|_| draw_compare(workload, checker, rng)).collect();
+            let success = draw_branch(workload, checker, rng);
+            Request::Txn { compares, success, failure: draw_branch(workload, checker, rng) }
+        }
+        4 => {
+            let settled = checker.settled_revision().max(1) as u64;
+            Request::Compact { revision: rng.between(1, settled) as i64 }
         }
         _ => Request::Put { key: Vec::new(), value: unique_value(checker.next_operation(), 12), prev_kv: false },
     }
+}
+
+fn draw_put(workload: &Workload, key: Vec<u8>, checker: &Checker, rng: &mut Rng) -> Request {
+    let len = rng.log_between(12, workload.value_bytes_max) as usize;
+    Request::Put { key, value: unique_value(checker.next_operation(), len), prev_kv: rng.chance(200) }
+}
+
+fn draw_read(range: KeyRange, revision: i64, rng: &mut Rng) -> Request {
+    Request::Range {
+        range,
+        limit: if rng.chance(300) { rng.between(1, 5) as i64 } else { 0 },
+        revision,
+        serializable: rng.chance(300),
+        keys_only: rng.chance(100),
+        count_only: rng.chance(100),
+    }
+}
+
+fn draw_compare(workload: &Workload, checker: &Checker, rng: &mut Rng) -> Compare {
+    let key = draw_key(workload, rng);
+    let relations = [Relation::Equal, Relation::Greater, Relation::Less, Relation::NotEqual];
+    let relation = relations[rng.index(relations.len())];
+    let revision = rng.below(checker.highest_returned().max(1) as u64 + 2) as i64;
+    match rng.below(4) {
+        0 => Compare::Version { key, relation, version: rng.below(4) as i64 },
+        1 => Compare::Created { key, relation, revision },
+        2 => Compare::Modified { key, relation, revision },
+        _ => Compare::Value { key, relation, value: unique_value(rng.below(checker.next_operation() + 1), 12) },
+    }
+}
+
+/// Up to four operations; no key is put twice or both put and deleted, which would be refused.
+fn draw_branch(workload: &Workload, checker: &Checker, rng: &mut Rng) -> Vec<Request> {
+    let mut written = Vec::new();
+    let mut operations = Vec::new();
+    for _ in 0..rng.below(5) {
+        let key = draw_key(workload, rng);
+        if rng.chance(400) || written.contains(&key) {
+            operations.push(draw_read(draw_range(workload, rng), 0, rng));
+            continue;
+        }
+        written.push(key.clone());
+        operations.push(if rng.chance(600) {
+            draw_put(workload, key, checker, rng)
+        } else {
+            Request::DeleteRange { range: KeyRange::single(key), prev_kv: rng.chance(300) }
+        });
+    }
+    operations
 }

@@ -18,4 +18,5 @@ pub mod rng;
 pub mod simulation;
 pub mod subject;
 pub mod trace;
+pub mod trilith;
 pub mod weather;

@@ -398,20 +398,21 @@ impl Simulation {
     /// Reads the recovered store and settles all that is known about earlier lives.
     fn audit<S: Subject>(&mut self, node: &mut S) -> Result<Option<Ending>, Failure> {
         let newest = match self.ask(node, vec![Request::read_everything(0)])? {
-            Ok(answers) => answers[0].header.revision,
+            Ok(answers) => answers[0].answer.revision,
             Err(ending) => return Ok(Some(ending)),
         };
         let unclaimed = self.checker.unclaimed(newest);
         let mut revisions = unclaimed.clone();
         for _ in 0..AUDIT_SAMPLES {
-            revisions.push(self.rng.between(1, newest.max(1) as u64) as i64);
+            let oldest = self.checker.compaction_asked().max(1) as u64;
+            revisions.push(self.rng.between(oldest, newest.max(1) as u64) as i64);
         }
         let requests = revisions.iter().map(|revision| Request::read_everything(*revision)).collect();
         let answers = match self.ask(node, requests)? {
             Ok(answers) => answers,
             Err(ending) => return Ok(Some(ending)),
         };
-        let states = unclaimed.into_iter().zip(answers.into_iter().map(|answer| answer.kvs)).collect();
+        let states = unclaimed.into_iter().zip(answers.into_iter().map(|response| response.answer.kvs)).collect();
         self.auditor.abandon(&mut self.port, &mut self.checker, &mut self.rng);
         self.checker.settle(newest, &states).map_err(Failure::Correctness)?;
         self.port.trace.event(self.now(), format_args!("settled at revision {newest}"));
@@ -488,14 +489,14 @@ impl Simulation {
             .map_err(|why| Failure::Liveness(format!("the server refuses to start: {why}")))?;
         self.turn(&mut node)?;
         let mut requests = vec![Request::read_everything(0)];
-        requests.extend(acknowledged.iter().map(|(_, response)| Request::read_everything(response.header.revision)));
+        requests.extend(acknowledged.iter().map(|(_, response)| Request::read_everything(response.answer.revision)));
         // A read that fails with a future revision would not be an answer: compare the newest revision first.
         let newest = match self.ask(&mut node, requests[..1].to_vec())? {
-            Ok(answers) => answers[0].header.revision,
+            Ok(answers) => answers[0].answer.revision,
             Err(ending) => unreachable!("{ending:?} without a fate"),
         };
-        if let Some((request, response)) = acknowledged.iter().find(|(_, response)| response.header.revision > newest) {
-            let revision = response.header.revision;
+        if let Some((request, response)) = acknowledged.iter().find(|(_, response)| response.answer.revision > newest) {
+            let revision = response.answer.revision;
             let why = format!("revision {revision} of {request:?} is lost: the store is at {newest}");
             return Err(Failure::Correctness(why));
         }
@@ -503,15 +504,16 @@ impl Simulation {
             unreachable!("a copy has no fate");
         };
         for ((request, response), state) in acknowledged.iter().zip(states) {
-            let revision = response.header.revision;
-            let holds = match request {
-                Request::Put { key, value, .. } => state
-                    .kvs
-                    .iter()
-                    .any(|pair| pair.key == *key && pair.value == *value && pair.mod_revision == revision),
-                Request::DeleteRange { range, .. } => state.kvs.iter().all(|pair| !range.contains(&pair.key)),
-                Request::Range { .. } => true,
-            };
+            let revision = response.answer.revision;
+            let pairs = &state.answer.kvs;
+            let mut operations = request.executed(&response.answer).iter();
+            let holds = operations.all(|operation| match operation {
+                Request::Put { key, value, .. } => {
+                    pairs.iter().any(|pair| pair.key == *key && pair.value == *value && pair.mod_revision == revision)
+                }
+                Request::DeleteRange { range, .. } => pairs.iter().all(|pair| !range.contains(&pair.key)),
+                _ => true,
+            });
             if !holds {
                 return Err(Failure::Correctness(format!("revision {revision} is not {request:?}")));
             }

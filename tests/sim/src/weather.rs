@@ -155,8 +155,8 @@ pub struct Workload {
     pub keys: u64,
     /// Most bytes of a value.
     pub value_bytes_max: u64,
-    /// Weights of put, range, delete-range and a mistaken request.
-    pub weights: [u64; 4],
+    /// Weights of put, range, delete-range, transaction, compaction and a mistaken request.
+    pub weights: [u64; 6],
     /// Mean pause between two requests of a connection.
     pub think: Latency,
     /// Requests in the whole run.
@@ -264,7 +264,7 @@ fn draw_limits(rng: &mut Rng) -> Limits {
         appends_in_flight_max: rng.between(1, 4) as usize,
         quiet_delay: rng.log_between(MILLISECOND, 50 * MILLISECOND),
         election_timeout: rng.log_between(100 * MILLISECOND, SECOND),
-        index_file_bytes: 4096 * rng.log_between(16, 256),
+        index_file_bytes: (256 << 10) * rng.between(1, 4),
         row_segment_bytes: 4096 * rng.log_between(16, 256),
         row_block_bytes: 4096 * rng.log_between(1, 8) as u32,
         rows_resident_bytes_max: rng.log_between(1, 1 << 20),
@@ -282,7 +282,14 @@ fn draw_workload(rng: &mut Rng) -> Workload {
         outstanding_max: rng.log_between(1, 32) as usize,
         keys: rng.log_between(1, 60),
         value_bytes_max: rng.log_between(24, 8_000),
-        weights: [rng.between(1, 10), rng.between(0, 10), rng.between(0, 3), rng.between(0, 1)],
+        weights: [
+            rng.between(1, 20),
+            rng.between(0, 20),
+            rng.between(0, 6),
+            rng.between(0, 10),
+            rng.below(2),
+            rng.below(2),
+        ],
         think: draw_latency(rng, MICROSECOND, 20 * MILLISECOND, SECOND),
         operations: rng.log_between(100, 800),
     }

@@ -8,16 +8,14 @@
 use std::collections::BTreeMap;
 
 use trilith_reactor::{BootFiles, ConnectionId, CoreLoop, Event, FileId, FileMode, Port, Preparation, Token, Turn};
+use trilith_sim::history::{Answer, Compare, Relation, Request};
 use trilith_sim::model::{KeyRange, KeyValue, Model};
 use trilith_sim::port::SimPort;
 use trilith_sim::simulation::{Failure, Options, Report, run};
 use trilith_sim::subject::Subject;
 use trilith_sim::weather::Limits;
 use trilith_wire::hpack::{Decoder, FieldSink, Mark};
-use trilith_wire::proto::etcdserverpb::{
-    DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
-};
-use trilith_wire::proto::{Message, mvccpb};
+use trilith_wire::proto::{Message, etcdserverpb as pb, mvccpb};
 
 const LOG_BYTES: u64 = 4 << 20;
 const BLOCK: usize = 4096;
@@ -34,6 +32,11 @@ const LIMIT_HIDES_COUNT: u8 = 8;
 const DRAWS_FROM_AN_ADDRESS: u8 = 9;
 const WRITES_PLAIN: u8 = 10;
 const TRUSTS_WITHOUT_BARRIER: u8 = 11;
+const FORGETS_COMPACTIONS: u8 = 12;
+const TRANSACTION_SUCCEEDS_ALWAYS: u8 = 13;
+
+const FUTURE: &str = "etcdserver: mvcc: required revision is a future revision";
+const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
 #[derive(Default)]
 struct Path(String);
@@ -196,49 +199,106 @@ impl Http2 {
     }
 }
 
-/// One logged operation: an empty `value_or_end` list entry is legal in both.
+/// A request that changes something, as it is logged: its method and message.
 #[derive(Clone)]
-enum Operation {
-    Put { key: Vec<u8>, value: Vec<u8>, prev_kv: bool },
-    Delete { range: KeyRange, prev_kv: bool },
+struct Logged {
+    connection: ConnectionId,
+    stream: u32,
+    method: u8,
+    message: Vec<u8>,
+}
+
+const METHODS: [&str; 4] =
+    ["/etcdserverpb.KV/Put", "/etcdserverpb.KV/DeleteRange", "/etcdserverpb.KV/Txn", "/etcdserverpb.KV/Compact"];
+
+fn parse(path: &str, message: &[u8]) -> Request {
+    match path {
+        "/etcdserverpb.KV/Put" => put(&pb::PutRequest::decode(message).expect("a correct client")),
+        "/etcdserverpb.KV/DeleteRange" => delete(&pb::DeleteRangeRequest::decode(message).expect("a correct client")),
+        "/etcdserverpb.KV/Range" => range(&pb::RangeRequest::decode(message).expect("a correct client")),
+        "/etcdserverpb.KV/Txn" => {
+            let txn = pb::TxnRequest::decode(message).expect("a correct client");
+            Request::Txn {
+                compares: txn.compare.iter().map(compare).collect(),
+                success: txn.success.iter().map(operation).collect(),
+                failure: txn.failure.iter().map(operation).collect(),
+            }
+        }
+        "/etcdserverpb.KV/Compact" => {
+            let revision = pb::CompactionRequest::decode(message).expect("a correct client").revision;
+            Request::Compact { revision }
+        }
+        other => panic!("method {other}"),
+    }
+}
+
+fn put(request: &pb::PutRequest<'_>) -> Request {
+    Request::Put { key: request.key.into(), value: request.value.into(), prev_kv: request.prev_kv }
+}
+
+fn delete(request: &pb::DeleteRangeRequest<'_>) -> Request {
+    let range = KeyRange { key: request.key.into(), range_end: request.range_end.into() };
+    Request::DeleteRange { range, prev_kv: request.prev_kv }
+}
+
+fn range(request: &pb::RangeRequest<'_>) -> Request {
+    Request::Range {
+        range: KeyRange { key: request.key.into(), range_end: request.range_end.into() },
+        limit: request.limit,
+        revision: request.revision,
+        serializable: request.serializable,
+        keys_only: request.keys_only,
+        count_only: request.count_only,
+    }
+}
+
+fn operation(operation: &pb::RequestOp<'_>) -> Request {
+    match operation.request.as_ref().expect("a correct client") {
+        pb::RequestOpRequest::Put(request) => put(request),
+        pb::RequestOpRequest::DeleteRange(request) => delete(request),
+        pb::RequestOpRequest::Range(request) => range(request),
+        pb::RequestOpRequest::Txn(_) => panic!("transactions are not nested"),
+    }
+}
+
+fn compare(compare: &pb::Compare<'_>) -> Compare {
+    let key = compare.key.to_vec();
+    let relation = match compare.result {
+        pb::CompareResult::EQUAL => Relation::Equal,
+        pb::CompareResult::GREATER => Relation::Greater,
+        pb::CompareResult::LESS => Relation::Less,
+        _ => Relation::NotEqual,
+    };
+    match compare.target_union.expect("a correct client") {
+        pb::CompareTargetUnion::Version(version) => Compare::Version { key, relation, version },
+        pb::CompareTargetUnion::CreateRevision(revision) => Compare::Created { key, relation, revision },
+        pb::CompareTargetUnion::ModRevision(revision) => Compare::Modified { key, relation, revision },
+        pb::CompareTargetUnion::Value(value) => Compare::Value { key, relation, value: value.into() },
+        pb::CompareTargetUnion::Lease(_) => panic!("leases are not compared"),
+    }
 }
 
 struct Toy<const MUTANT: u8> {
     file: FileId,
     model: Model,
+    compacted: i64,
     sequence: u64,
     offset: u64,
     connections: BTreeMap<ConnectionId, Http2>,
-    queued: Vec<(ConnectionId, u32, Operation)>,
-    in_flight: Vec<(ConnectionId, u32, Operation)>,
+    queued: Vec<Logged>,
+    in_flight: Vec<Logged>,
     next_token: u64,
     stopping: bool,
 }
 
-fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-    out.extend_from_slice(bytes);
-}
-
-fn take_bytes(input: &mut &[u8]) -> Option<Vec<u8>> {
-    let length = u32::from_le_bytes(input.get(..4)?.try_into().ok()?) as usize;
-    let bytes = input.get(4..4 + length)?.to_vec();
-    *input = &input[4 + length..];
-    Some(bytes)
-}
-
-/// Checksum, sequence, length, then operations; padded to whole blocks.
-fn encode_record(sequence: u64, operations: &[(ConnectionId, u32, Operation)]) -> Vec<u8> {
+/// Checksum, sequence, length, then requests; padded to whole blocks.
+fn encode_record(sequence: u64, requests: &[Logged]) -> Vec<u8> {
     let mut body = sequence.to_le_bytes().to_vec();
     body.extend_from_slice(&[0; 4]);
-    for (_, _, operation) in operations {
-        let (kind, first, second) = match operation {
-            Operation::Put { key, value, .. } => (1, key, value),
-            Operation::Delete { range, .. } => (2, &range.key, &range.range_end),
-        };
-        body.push(kind);
-        push_bytes(&mut body, first);
-        push_bytes(&mut body, second);
+    for logged in requests {
+        body.push(logged.method);
+        body.extend_from_slice(&(logged.message.len() as u32).to_le_bytes());
+        body.extend_from_slice(&logged.message);
     }
     let length = body.len() as u32;
     body[8..12].copy_from_slice(&length.to_le_bytes());
@@ -248,7 +308,7 @@ fn encode_record(sequence: u64, operations: &[(ConnectionId, u32, Operation)]) -
     record
 }
 
-fn decode_record(bytes: &[u8], sequence: u64, verify: bool) -> Option<(Vec<Operation>, usize)> {
+fn decode_record(bytes: &[u8], sequence: u64, verify: bool) -> Option<(Vec<Request>, usize)> {
     let length = u32::from_le_bytes(bytes.get(16..20)?.try_into().ok()?) as usize;
     let body = bytes.get(8..8 + length)?;
     let checksum = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
@@ -256,39 +316,52 @@ fn decode_record(bytes: &[u8], sequence: u64, verify: bool) -> Option<(Vec<Opera
         return None;
     }
     let mut rest = &body[12..];
-    let mut operations = Vec::new();
-    while let Some((&kind, mut tail)) = rest.split_first() {
-        let (Some(first), Some(second)) = (take_bytes(&mut tail), take_bytes(&mut tail)) else { break };
-        operations.push(match kind {
-            1 => Operation::Put { key: first, value: second, prev_kv: false },
-            _ => Operation::Delete { range: KeyRange { key: first, range_end: second }, prev_kv: false },
-        });
-        rest = tail;
+    let mut requests = Vec::new();
+    while let [method, a, b, c, d, tail @ ..] = rest {
+        let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+        // Only a mutant that skips the checksum meets a torn record here: it keeps what it can read.
+        let Some(message) = tail.get(..length).filter(|_| *method < 4) else { break };
+        let readable = match method {
+            0 => pb::PutRequest::decode(message).is_ok(),
+            1 => pb::DeleteRangeRequest::decode(message).is_ok(),
+            2 => pb::TxnRequest::decode(message).is_ok(),
+            _ => pb::CompactionRequest::decode(message).is_ok(),
+        };
+        if !readable {
+            break;
+        }
+        requests.push(parse(METHODS[usize::from(*method)], message));
+        rest = &tail[length..];
     }
-    Some((operations, (8 + length).next_multiple_of(BLOCK)))
+    Some((requests, (8 + length).next_multiple_of(BLOCK)))
 }
 
 impl<const MUTANT: u8> Toy<MUTANT> {
-    fn apply(&mut self, operation: &Operation) -> (Vec<KeyValue>, i64) {
-        match operation {
-            Operation::Put { key, value, prev_kv } => {
-                let mut previous: Vec<KeyValue> = self.model.put(key, value).into_iter().collect();
-                if MUTANT == PREVIOUS_PAIR_IS_THE_NEW_ONE {
-                    let range = KeyRange { key: key.clone(), range_end: Vec::new() };
-                    previous = self.model.range(&range, self.model.revision()).into_iter().cloned().collect();
-                }
-                (if *prev_kv { previous } else { Vec::new() }, 0)
+    /// Applies a request; `None`: it is refused because of a compaction.
+    fn apply(&mut self, request: &Request) -> Option<Answer> {
+        if let Request::Compact { revision } = request {
+            if *revision <= self.compacted {
+                return None;
             }
-            Operation::Delete { range, prev_kv } => {
-                let deleted = self.model.delete_range(range);
-                if deleted.is_empty() && MUTANT == EMPTY_DELETE_TAKES_A_REVISION {
-                    self.model.put(b"\xff", b"");
-                    self.model.delete_range(&KeyRange { key: b"\xff".to_vec(), range_end: Vec::new() });
-                }
-                let count = deleted.len() as i64;
-                (if *prev_kv { deleted } else { Vec::new() }, count)
+            if MUTANT != FORGETS_COMPACTIONS {
+                self.compacted = *revision;
             }
+            return self.model.observe(request, self.model.revision());
         }
+        let mut answer = self.model.apply(request);
+        match request {
+            Request::Put { key, prev_kv: true, .. } if MUTANT == PREVIOUS_PAIR_IS_THE_NEW_ONE => {
+                let found = self.model.range(&KeyRange::single(key.clone()), answer.revision);
+                answer.kvs = found.into_iter().cloned().collect();
+            }
+            Request::DeleteRange { .. } if answer.count == 0 && MUTANT == EMPTY_DELETE_TAKES_A_REVISION => {
+                let key = b"\xff".to_vec();
+                self.model.apply(&Request::Put { key, value: Vec::new(), prev_kv: false });
+            }
+            Request::Txn { .. } if MUTANT == TRANSACTION_SUCCEEDS_ALWAYS => answer.succeeded = true,
+            _ => {}
+        }
+        Some(answer)
     }
 
     fn recover(&mut self, port: &mut SimPort) -> std::io::Result<()> {
@@ -298,108 +371,83 @@ impl<const MUTANT: u8> Toy<MUTANT> {
         let bytes = BootFiles::read(port, self.file, 0, LOG_BYTES as usize)?;
         let mut at = 0;
         let mut last = Vec::new();
-        while let Some((operations, length)) =
-            decode_record(&bytes[at..], self.sequence, MUTANT != ACCEPTS_TORN_RECORDS)
+        while let Some((requests, length)) = decode_record(&bytes[at..], self.sequence, MUTANT != ACCEPTS_TORN_RECORDS)
         {
-            for operation in &operations {
-                self.apply(operation);
-            }
+            requests.iter().for_each(|request| drop(self.apply(request)));
             self.sequence += 1;
             at += length;
-            last = operations;
+            last = requests;
         }
         if MUTANT == APPLIES_LAST_RECORD_TWICE {
-            for operation in &last {
-                self.apply(operation);
-            }
+            last.iter().for_each(|request| drop(self.apply(request)));
         }
         self.offset = at as u64;
         Ok(())
     }
 
-    fn header(&self) -> ResponseHeader {
-        ResponseHeader { cluster_id: 1, member_id: 2, revision: self.model.revision(), raft_term: 2 }
+    fn header(&self, revision: i64) -> Option<pb::ResponseHeader> {
+        Some(pb::ResponseHeader { cluster_id: 1, member_id: 2, revision, raft_term: 2 })
     }
 
-    fn respond(&mut self, operations: Vec<(ConnectionId, u32, Operation)>) {
-        for (connection, stream, operation) in operations {
-            let (pairs, count) = self.apply(&operation);
-            self.acknowledge(connection, stream, &operation, &pairs, count);
-        }
-    }
-
-    fn acknowledge(
-        &mut self,
-        connection: ConnectionId,
-        stream: u32,
-        operation: &Operation,
-        pairs: &[KeyValue],
-        count: i64,
-    ) {
-        let header = Some(self.header());
-        let Some(http2) = self.connections.get_mut(&connection) else { return };
-        let message = match operation {
-            Operation::Put { .. } => PutResponse { header, prev_kv: pairs.first().map(borrowed) }.encode_to_vec(),
-            Operation::Delete { .. } => {
-                let prev_kvs = pairs.iter().map(borrowed).collect();
-                DeleteRangeResponse { header, deleted: count, prev_kvs }.encode_to_vec()
+    fn execute(&mut self, requests: &[Logged]) {
+        for logged in requests {
+            let request = parse(METHODS[usize::from(logged.method)], &logged.message);
+            match self.apply(&request) {
+                Some(answer) => self.answer(logged.connection, logged.stream, &request, &answer),
+                None => self.refuse(logged.connection, logged.stream, "11", COMPACTED),
             }
-        };
-        http2.answer(stream, &message);
+        }
     }
 
-    fn read(&mut self, connection: ConnectionId, stream: u32, message: &[u8]) {
-        let request = RangeRequest::decode(message).expect("a correct client");
-        let header = Some(self.header());
-        let newest = self.model.revision();
-        let http2 = self.connections.get_mut(&connection).expect("the request came from it");
-        if request.revision > newest {
-            return http2.fail(stream, "11", "etcdserver: mvcc: required revision is a future revision");
+    fn refuse(&mut self, connection: ConnectionId, stream: u32, code: &str, text: &str) {
+        if let Some(http2) = self.connections.get_mut(&connection) {
+            http2.fail(stream, code, text);
         }
-        let at = if request.revision > 0 { request.revision } else { newest };
-        let range = KeyRange { key: request.key.to_vec(), range_end: request.range_end.to_vec() };
-        let pairs = self.model.range(&range, at);
-        let kept = if request.count_only {
-            0
-        } else if request.limit > 0 {
-            pairs.len().min(request.limit as usize)
-        } else {
-            pairs.len()
+    }
+
+    fn answer(&mut self, connection: ConnectionId, stream: u32, request: &Request, answer: &Answer) {
+        let header = self.header(answer.revision);
+        let message = match encode_answer(request, answer, header) {
+            pb::ResponseOpResponse::Put(message) => message.encode_to_vec(),
+            pb::ResponseOpResponse::DeleteRange(message) => message.encode_to_vec(),
+            pb::ResponseOpResponse::Range(message) => message.encode_to_vec(),
+            pb::ResponseOpResponse::Txn(message) if matches!(request, Request::Compact { .. }) => {
+                pb::CompactionResponse { header: message.header }.encode_to_vec()
+            }
+            pb::ResponseOpResponse::Txn(message) => message.encode_to_vec(),
         };
-        let mut kvs: Vec<mvccpb::KeyValue<'_>> = pairs[..kept].iter().map(|pair| borrowed(pair)).collect();
-        if request.keys_only {
-            kvs.iter_mut().for_each(|pair| pair.value = b"");
+        if let Some(http2) = self.connections.get_mut(&connection) {
+            http2.answer(stream, &message);
         }
-        let count = if MUTANT == LIMIT_HIDES_COUNT { kept as i64 } else { pairs.len() as i64 };
-        let more = kept < pairs.len() && !request.count_only;
-        let response = RangeResponse { header, kvs, more, count, ..RangeResponse::default() };
-        http2.answer(stream, &response.encode_to_vec());
     }
 
     fn handle_request(&mut self, connection: ConnectionId, stream: u32, path: &str, message: &[u8]) {
-        let operation = match path {
-            "/etcdserverpb.KV/Put" => {
-                let request = PutRequest::decode(message).expect("a correct client");
-                if request.key.is_empty() {
-                    let http2 = self.connections.get_mut(&connection).expect("the request came from it");
-                    return http2.fail(stream, "3", "etcdserver: key is not provided");
+        let request = parse(path, message);
+        let newest = self.model.revision();
+        match &request {
+            Request::Put { key, .. } if key.is_empty() => {
+                self.refuse(connection, stream, "3", "etcdserver: key is not provided");
+            }
+            Request::Range { revision, .. } if *revision > newest => self.refuse(connection, stream, "11", FUTURE),
+            Request::Range { revision, .. } if *revision > 0 && *revision < self.compacted => {
+                self.refuse(connection, stream, "11", COMPACTED);
+            }
+            Request::Range { .. } => {
+                let mut answer = self.model.observe(&request, newest).expect("a read changes nothing");
+                if MUTANT == LIMIT_HIDES_COUNT && answer.more {
+                    answer.count = answer.kvs.len() as i64;
                 }
-                Operation::Put { key: request.key.into(), value: request.value.into(), prev_kv: request.prev_kv }
+                self.answer(connection, stream, &request, &answer);
             }
-            "/etcdserverpb.KV/DeleteRange" => {
-                let request = DeleteRangeRequest::decode(message).expect("a correct client");
-                let range = KeyRange { key: request.key.into(), range_end: request.range_end.into() };
-                Operation::Delete { range, prev_kv: request.prev_kv }
+            _ => {
+                let method = METHODS.iter().position(|method| *method == path).expect("parsed above") as u8;
+                let logged = Logged { connection, stream, method, message: message.to_vec() };
+                if MUTANT == READS_BEFORE_DURABLE {
+                    // The answer waits for the log, but readers see the change at once.
+                    self.apply(&request);
+                }
+                self.queued.push(logged);
             }
-            _ => return self.read(connection, stream, message),
-        };
-        if MUTANT == READS_BEFORE_DURABLE {
-            let (pairs, count) = self.apply(&operation);
-            self.queued.push((connection, stream, operation.clone()));
-            // The answer still waits, but readers see the change at once.
-            let _ = (pairs, count);
-        } else {
-            self.queued.push((connection, stream, operation));
         }
     }
 
@@ -416,20 +464,47 @@ impl<const MUTANT: u8> Toy<MUTANT> {
         Port::write(port, Token(self.next_token), self.file, offset, record);
         if MUTANT == ACKNOWLEDGES_AT_SUBMISSION {
             let early = self.in_flight.clone();
-            self.respond(early);
+            self.execute(&early);
         }
     }
 
     fn handle_written(&mut self) {
         let written = std::mem::take(&mut self.in_flight);
-        match MUTANT {
-            ACKNOWLEDGES_AT_SUBMISSION => {}
-            READS_BEFORE_DURABLE => {
-                for (connection, stream, operation) in written {
-                    self.acknowledge(connection, stream, &operation, &[], 1);
-                }
+        if MUTANT != ACKNOWLEDGES_AT_SUBMISSION {
+            self.execute(&written);
+        }
+    }
+}
+
+fn encode_answer<'a>(
+    request: &Request,
+    answer: &'a Answer,
+    header: Option<pb::ResponseHeader>,
+) -> pb::ResponseOpResponse<'a> {
+    let kvs: Vec<mvccpb::KeyValue<'_>> = answer.kvs.iter().map(borrowed).collect();
+    match request {
+        Request::Put { .. } => pb::ResponseOpResponse::Put(pb::PutResponse { header, prev_kv: kvs.into_iter().next() }),
+        Request::DeleteRange { .. } => {
+            let message = pb::DeleteRangeResponse { header, deleted: answer.count, prev_kvs: kvs };
+            pb::ResponseOpResponse::DeleteRange(message)
+        }
+        Request::Range { .. } => {
+            let Answer { more, count, .. } = *answer;
+            pb::ResponseOpResponse::Range(pb::RangeResponse {
+                header,
+                kvs,
+                more,
+                count,
+                ..pb::RangeResponse::default()
+            })
+        }
+        Request::Txn { .. } | Request::Compact { .. } => {
+            let mut responses = Vec::new();
+            for (operation, inner) in request.executed(answer).iter().zip(&answer.inner) {
+                let header = Some(pb::ResponseHeader { revision: inner.revision, ..pb::ResponseHeader::default() });
+                responses.push(pb::ResponseOp { response: Some(encode_answer(operation, inner, header)) });
             }
-            _ => self.respond(written),
+            pb::ResponseOpResponse::Txn(pb::TxnResponse { header, succeeded: answer.succeeded, responses })
         }
     }
 }
@@ -515,6 +590,7 @@ impl<const MUTANT: u8> Subject for Toy<MUTANT> {
         let mut toy = Self {
             file,
             model: Model::new(),
+            compacted: -1,
             sequence: 0,
             offset: 0,
             connections: BTreeMap::new(),
@@ -586,8 +662,10 @@ fn mutants_are_caught() {
     assert_caught::<EMPTY_DELETE_TAKES_A_REVISION>("correctness");
     assert_caught::<APPLIES_LAST_RECORD_TWICE>("correctness");
     assert_caught::<GOES_ON_AFTER_ERROR>("goes on after an I/O error");
-    assert_caught::<PREVIOUS_PAIR_IS_THE_NEW_ONE>("prev_kv");
+    assert_caught::<PREVIOUS_PAIR_IS_THE_NEW_ONE>("pairs at");
     assert_caught::<LIMIT_HIDES_COUNT>("count");
     assert_caught::<WRITES_PLAIN>("correctness");
     assert_caught::<TRUSTS_WITHOUT_BARRIER>("correctness");
+    assert_caught::<FORGETS_COMPACTIONS>("was compacted");
+    assert_caught::<TRANSACTION_SUCCEEDS_ALWAYS>("correctness");
 }

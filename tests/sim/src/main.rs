@@ -1,0 +1,175 @@
+//! `trilith-sim`: runs seeds of the simulator and judges them.
+//!
+//! Owns: the command line and the report. Does not know: what a seed does.
+//!
+//! Usage: `trilith-sim --seed N [--verbose]`, or `trilith-sim --seeds N [--from S] [--jobs J]`. Every fiftieth seed, and
+//! a single one, runs twice: both traces must be equal. `--early-acknowledgement` makes the simulated disk lie, so that
+//! the run has to fail. The last line is the summary; the exit status is 0, or that of the gravest failure:
+//! 127 for a panic, 128 for a server that hangs, 129 for one that lies.
+
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use trilith_sim::simulation::{Failure, Options, Report, run};
+use trilith_sim::trace;
+use trilith_sim::trilith::Trilith;
+
+const EXIT_CRASH: i32 = 127;
+const EXIT_LIVENESS: u8 = 128;
+const EXIT_CORRECTNESS: u8 = 129;
+const EXIT_USAGE: u8 = 2;
+/// Of so many seeds one runs twice.
+const DOUBLE_RUN_EVERY: u64 = 50;
+
+thread_local! {
+    static SEED: Cell<u64> = const { Cell::new(0) };
+}
+
+#[derive(Clone, Copy)]
+struct Arguments {
+    first: u64,
+    count: u64,
+    jobs: u64,
+    verbose: bool,
+    early_acknowledgement: bool,
+}
+
+fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let mut parsed = Arguments { first: 0, count: 1, jobs: 1, verbose: false, early_acknowledgement: false };
+    let mut arguments = arguments;
+    while let Some(name) = arguments.next() {
+        let (name, inline) = match name.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (name, None),
+        };
+        let mut number = || {
+            let text = inline.clone().or_else(|| arguments.next()).ok_or_else(|| format!("{name} needs a number"))?;
+            text.parse::<u64>().map_err(|_| format!("{name} needs a number, not {text:?}"))
+        };
+        match name.as_str() {
+            "--seed" => (parsed.first, parsed.count) = (number()?, 1),
+            "--seeds" => parsed.count = number()?,
+            "--from" | "--start" => parsed.first = number()?,
+            "--jobs" => parsed.jobs = number()?.clamp(1, 64),
+            "--verbose" | "--trace" => parsed.verbose = true,
+            "--early-acknowledgement" => parsed.early_acknowledgement = true,
+            other => return Err(format!("unknown argument {other}")),
+        }
+    }
+    Ok(parsed)
+}
+
+#[derive(Default)]
+struct Total {
+    seeds: u64,
+    failed: u64,
+    acknowledged: u64,
+    crashes: u64,
+    witnesses: u64,
+    virtual_seconds: f64,
+    liveness: u64,
+    correctness: u64,
+    coverage: BTreeMap<String, u64>,
+}
+
+fn main() -> ExitCode {
+    let arguments = match parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(text) => {
+            eprintln!("{text}\nusage: trilith-sim --seed N [--verbose] | --seeds N [--from S] [--jobs J]");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    report_panics();
+    let next = AtomicU64::new(0);
+    let total = Mutex::new(Total::default());
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.jobs {
+            scope.spawn(|| {
+                loop {
+                    let position = next.fetch_add(1, Ordering::Relaxed);
+                    if position >= arguments.count {
+                        break;
+                    }
+                    let report = run_seed(arguments, arguments.first + position);
+                    let mut total = total.lock().expect("a panic ends the process");
+                    add(&mut total, arguments.first + position, &report);
+                }
+            });
+        }
+    });
+    let total = total.into_inner().expect("a panic ends the process");
+    for (what, count) in &total.coverage {
+        println!("{count:>10} {what}");
+    }
+    println!(
+        "{} passed, {} failed; {} seeds, {} acknowledged operations, {} crashes, {} media checked at \
+         acknowledgements, {:.0} virtual seconds, {} violations",
+        total.seeds - total.failed,
+        total.failed,
+        total.seeds,
+        total.acknowledged,
+        total.crashes,
+        total.witnesses,
+        total.virtual_seconds,
+        total.failed
+    );
+    match (total.correctness, total.liveness) {
+        (0, 0) => ExitCode::SUCCESS,
+        (0, _) => ExitCode::from(EXIT_LIVENESS),
+        _ => ExitCode::from(EXIT_CORRECTNESS),
+    }
+}
+
+fn run_seed(arguments: Arguments, seed: u64) -> Report {
+    SEED.set(seed);
+    let Arguments { verbose, early_acknowledgement, .. } = arguments;
+    let mut report = run::<Trilith>(Options { seed, verbose, early_acknowledgement });
+    if report.failure.is_none() && (arguments.count == 1 || seed.is_multiple_of(DOUBLE_RUN_EVERY)) {
+        let again = run::<Trilith>(Options { seed, verbose: false, early_acknowledgement });
+        if again.trace_hash != report.trace_hash {
+            let text = format!("trace {:x}, then {:x}: not deterministic", report.trace_hash, again.trace_hash);
+            report.failure = Some(Failure::Correctness(text));
+        }
+    }
+    if let Some(failure) = &report.failure {
+        println!("{}seed {seed}: {failure}", trace::tail());
+    } else if arguments.count == 1 {
+        println!("seed {seed}: trace {:x}, {} turns", report.trace_hash, report.turns);
+    }
+    report
+}
+
+fn add(total: &mut Total, seed: u64, report: &Report) {
+    total.seeds += 1;
+    total.acknowledged += report.acknowledged;
+    total.crashes += report.crashes;
+    total.witnesses += report.witnesses;
+    total.virtual_seconds += report.virtual_time as f64 / 1e9;
+    for (what, count) in &report.coverage {
+        *total.coverage.entry(what.clone()).or_insert(0) += count;
+    }
+    match &report.failure {
+        None => return,
+        Some(Failure::Liveness(_)) => total.liveness += 1,
+        Some(Failure::Correctness(_)) => total.correctness += 1,
+    }
+    total.failed += 1;
+    println!("reproduce with: trilith-sim --seed {seed} --verbose");
+}
+
+/// A panic of the server ends the run: the last events and the seed are all that is left to say.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let seed = SEED.get();
+        println!("{}seed {seed}: crash: {panic}", trace::tail());
+        println!("{}", std::backtrace::Backtrace::force_capture());
+        println!("reproduce with: trilith-sim --seed {seed} --verbose\n0 passed, 1 failed; stopped by a panic");
+        std::process::exit(EXIT_CRASH);
+    }));
+}
