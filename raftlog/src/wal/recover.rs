@@ -540,8 +540,9 @@ impl Scan {
         records.chain(seals.map(|(_, seal)| seal.after)).max().unwrap_or(Lsn::ZERO)
     }
 
-    /// Steps 6 and 7.
+    /// Steps 6 to 9.
     fn walk(&self, kept: &[Found], watermark: Lsn) -> Result<Walked, RecoverError> {
+        let kept = &kept[..proven_end(kept, watermark)];
         let reaches = |found: &Found| found.whole && found.header.first_index() <= self.options.after.next();
         let base = kept.iter().rposition(reaches);
         let mut walked = match base {
@@ -635,7 +636,7 @@ impl Scan {
         (records > 0).then(|| DroppedTail { first_lsn: last_lsn.next(), records })
     }
 
-    /// Step 10.
+    /// Step 11.
     fn layout(
         &self,
         kept: &[Found],
@@ -682,6 +683,20 @@ impl Scan {
         }
         layout
     }
+}
+
+/// How many of the records by LSN stand before the first hole above every watermark: that hole is a tear wherever the
+/// walk begins, so what is kept does not depend on the checkpoint.
+fn proven_end(kept: &[Found], watermark: Lsn) -> usize {
+    // Before the first record lies what was freed.
+    let mut expected = kept.first().map_or(Lsn::ZERO, |found| found.header.lsn).max(watermark.next());
+    for (at, found) in kept.iter().enumerate().skip_while(|(_, found)| found.header.lsn <= watermark) {
+        if found.header.lsn > expected || !found.whole {
+            return at;
+        }
+        expected = found.header.lsn.next();
+    }
+    kept.len()
 }
 
 /// Entries after a base position.

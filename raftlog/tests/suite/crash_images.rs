@@ -4,10 +4,13 @@
 //! At sampled moments all subsets of the writes in flight are enumerated, and torn variants of them by 512-byte sector.
 //! Lives follow each other on one of those images; a killed life's appends may land late in the next one.
 
+use std::sync::Arc;
 use trilith_raftlog::wal::hard_state::HardStateCopy;
 use trilith_raftlog::wal::hard_state_file_name;
-use trilith_raftlog::{Entry, HardState, Index, Options, Role, Term};
 
+use trilith_raftlog::{Entry, EntryType, HardState, Index, Lsn, MemberId, Message, MessageBody, Options, Role, Term};
+
+use crate::cluster::Cluster;
 use crate::support::{Answer, Flight, Image, Member, Rng, seeds, small_options};
 
 /// Enumerated subsets: 2^5 of the oldest writes in flight; later ones are drawn.
@@ -302,4 +305,35 @@ fn the_last_durable_record_is_never_freed() {
     member.propose(vec![3; 12_000]);
     member.settle();
     assert_eq!(member.image.files.keys().filter(|name| name.contains("seg")).count(), 3);
+}
+
+#[test]
+fn what_is_kept_does_not_depend_on_the_checkpoint() {
+    let mut cluster = Cluster::default();
+    (1..=3).for_each(|id| cluster.boot(id, &[1, 2, 3]));
+    cluster.settle();
+    cluster.tick(1, 1_500_000_000);
+    cluster.settle();
+    assert_eq!(cluster.nodes[&1].raft.commit(), Index(2));
+    // A leader cut off: index 3 is durable, index 4 in flight when a new leader replaces both.
+    cluster.propose(1, b"a");
+    cluster.complete(1, 0);
+    cluster.propose(1, b"b");
+    let previous = cluster.nodes[&1].raft.entry(Index(2)).expect("in memory").position();
+    let noop = Entry::new(previous.digest, Index(3), Term(3), EntryType::NoOp, Arc::default());
+    let body = MessageBody::Append { previous, entries: vec![noop], commit: Index(2) };
+    cluster.deliver(Message { from: MemberId(2), to: MemberId(1), term: Term(3), body });
+    cluster.complete(1, 1);
+    cluster.complete(1, 1);
+    // Index 4's write is lost, the one that supersedes it lands: a hole above every watermark.
+    let node = &cluster.nodes[&1];
+    let lsns: Vec<&Answer> = node.flights.iter().map(|flight| &flight.answer).collect();
+    assert_eq!(lsns, [&Answer::Append(Lsn(5)), &Answer::Append(Lsn(6))]);
+    let mut image = node.image.clone();
+    node.flights[1].land(&mut image);
+    for after in 0..=2 {
+        let recovered = image.recover(Index(after)).expect("a tear");
+        assert_eq!((recovered.last_lsn, recovered.last().index), (Lsn(4), Index(3)), "after {after}");
+        assert_eq!(recovered.dropped.map(|tail| tail.records), Some(1));
+    }
 }
