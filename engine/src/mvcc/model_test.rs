@@ -16,8 +16,12 @@ use crate::mvcc::{
 };
 use crate::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
 use crate::store::key_entry::KeyEntry;
-use crate::store::row_log::{RowLog, RowLogOptions, RowLogRoot};
+use crate::store::row_log::{RowCheckpoint, RowLog, RowLogOptions, RowLogRoot};
 use crate::store::test_disk::Disk;
+use crate::store::{
+    CheckpointRequest, CheckpointStep, SUPERBLOCK_BYTES, Store, StoreEffect, StoreMedia, StoreOptions, Tree, recover,
+};
+use trilith_raftlog::{ClusterId, Digest, Identity, Incarnation, Index, LogPosition, MemberId, Term};
 
 const OPTIONS: RowLogOptions = RowLogOptions {
     segment_bytes: 128 * 1024,
@@ -55,7 +59,7 @@ impl PageSource for Pages {
             self.misses.set(self.misses.get() + 1);
             return Err(Unavailable::Missing(block));
         }
-        if block.file.kind == FileKind::Index { Ok(&[]) } else { self.disk.block(block) }
+        if block.file == MAP_FILE { Ok(&[]) } else { self.disk.block(block) }
     }
 }
 
@@ -63,9 +67,12 @@ impl PageSource for Pages {
 #[derive(Clone, Debug, Default)]
 struct MapTree(BTreeMap<Vec<u8>, Vec<u8>>);
 
+/// Where the pages of a [`MapTree`] are thought to be.
+const MAP_FILE: StoreFile = StoreFile { kind: FileKind::Index, number: u32::MAX };
+
 fn page_of(key: &[u8]) -> Block {
     let offset = key.iter().fold(0, |sum, &byte| (sum * 257 + u64::from(byte)) % 4096);
-    Block { file: StoreFile { kind: FileKind::Index, number: 0 }, offset, len: 1 }
+    Block { file: MAP_FILE, offset, len: 1 }
 }
 
 struct MapScan<'a> {
@@ -100,39 +107,153 @@ impl<'a> KeyScan<'a> for MapScan<'a> {
     }
 }
 
-/// What a checkpoint leaves on the disk.
-#[derive(Debug)]
-struct Checkpoint {
-    tree: MapTree,
-    root: RowLogRoot,
-    state: KeyspaceState,
-    /// Payloads of everything applied since.
-    log: Vec<Vec<u8>>,
+/// What holds checkpoints: an ordered map, or the store.
+trait Backing {
+    type Tree: KeyTree + std::fmt::Debug;
+
+    fn new(pages: &mut Pages) -> Self;
+
+    /// Begins to keep the frozen changes.
+    fn begin(&mut self, space: &mut Keyspace<Self::Tree>, rows: RowCheckpoint, applied: u64, random: &mut Random);
+
+    /// Goes on with it; a tree once it is durable.
+    fn go_on(&mut self, space: &mut Keyspace<Self::Tree>, pages: &mut Pages) -> Option<Self::Tree>;
+
+    /// What a start finds: tree, row log, scalars and the applied index.
+    fn restart(&mut self, pages: &mut Pages) -> (Self::Tree, RowLogRoot, KeyspaceState, u64);
 }
 
-struct Machine {
+/// Checkpoints as clones of a map.
+struct Maps {
+    durable: (MapTree, RowLogRoot, KeyspaceState, u64),
+    pending: Option<(MapTree, RowLogRoot, KeyspaceState, u64)>,
+}
+
+impl Backing for Maps {
+    type Tree = MapTree;
+
+    fn new(_: &mut Pages) -> Self {
+        Self { durable: (MapTree::default(), RowLogRoot::EMPTY, KeyspaceState::FRESH, 0), pending: None }
+    }
+
+    /// A tombstone nobody can see any more leaves the index at times, as reclaim would do it.
+    fn begin(&mut self, space: &mut Keyspace<MapTree>, rows: RowCheckpoint, applied: u64, random: &mut Random) {
+        let mut tree = space.tree().clone();
+        let frozen = space.frozen().unwrap();
+        let mut cursor = frozen.seek(&[]);
+        while let Some((key, entry, after)) = frozen.next(cursor) {
+            let mut bytes = Vec::new();
+            entry.encode_into(&mut bytes);
+            tree.0.insert(key.to_vec(), bytes);
+            cursor = after;
+        }
+        if random.one_in(2) {
+            let compacted = space.state().compacted;
+            let seen = |entry: KeyEntry| !entry.is_tombstone() || entry.row.main >= compacted;
+            tree.0.retain(|_, bytes| seen(KeyEntry::decode(bytes).unwrap()));
+        }
+        self.pending = Some((tree, rows.root, space.state(), applied));
+    }
+
+    fn go_on(&mut self, _: &mut Keyspace<MapTree>, _: &mut Pages) -> Option<MapTree> {
+        self.durable = self.pending.take()?;
+        Some(self.durable.0.clone())
+    }
+
+    fn restart(&mut self, _: &mut Pages) -> (MapTree, RowLogRoot, KeyspaceState, u64) {
+        self.pending = None;
+        self.durable.clone()
+    }
+}
+
+const STORE_OPTIONS: StoreOptions = StoreOptions {
+    index_file_bytes: 64 * 4096,
+    index_files_max: 1000,
+    row_segment_bytes: OPTIONS.segment_bytes,
+    write_bytes_max: 8192,
+    writes_in_flight_max: 4,
+};
+
+const IDENTITY: Identity = Identity { cluster_id: ClusterId(1), member_id: MemberId(2), incarnation: Incarnation(3) };
+
+impl StoreMedia for Pages {
+    fn read(&mut self, file: StoreFile, offset: u64, len: usize) -> Result<Option<Vec<u8>>, String> {
+        let bytes = self.disk.files.get(&file).and_then(|bytes| bytes.get(offset as usize..)?.get(..len));
+        Ok(bytes.map(<[u8]>::to_vec))
+    }
+}
+
+impl Backing for Store {
+    type Tree = Tree;
+
+    fn new(pages: &mut Pages) -> Self {
+        for number in 0..2 {
+            let file = StoreFile { kind: FileKind::Superblock, number };
+            pages.disk.files.insert(file, vec![0; SUPERBLOCK_BYTES as usize]);
+        }
+        Self::new(STORE_OPTIONS, IDENTITY)
+    }
+
+    fn begin(&mut self, space: &mut Keyspace<Tree>, rows: RowCheckpoint, applied: u64, _: &mut Random) {
+        self.begin_checkpoint(CheckpointRequest {
+            position: LogPosition { index: Index(applied), term: Term(1), digest: Digest(5) },
+            keyspace: space.state(),
+            rows,
+            tables: Vec::new(),
+        });
+    }
+
+    fn go_on(&mut self, space: &mut Keyspace<Tree>, pages: &mut Pages) -> Option<Tree> {
+        for _ in 0..3 {
+            let step = self.step(20, space.frozen()?, pages);
+            assert!(!matches!(step, CheckpointStep::NeedPages(Unavailable::Corrupt(_))), "{step:?}");
+            let Some(effect) = self.poll_effect(space.rows_mut()) else { continue };
+            match &effect {
+                StoreEffect::CreateFile { file, bytes, .. } => {
+                    drop(pages.disk.files.insert(*file, vec![0; *bytes as usize]));
+                }
+                StoreEffect::Write(write) => pages.disk.write(write.file, write.offset, write.bytes.as_slice()),
+                StoreEffect::Sync { .. } | StoreEffect::Populate { .. } => {}
+            }
+            self.handle_complete(effect.token(), space.rows_mut());
+        }
+        self.take_published().map(|published| published.keys)
+    }
+
+    fn restart(&mut self, pages: &mut Pages) -> (Tree, RowLogRoot, KeyspaceState, u64) {
+        *self = recover(STORE_OPTIONS, IDENTITY, pages).unwrap();
+        match self.superblock() {
+            Some(found) => (self.keys(), found.rows, found.keyspace, found.position.index.0),
+            None => (self.keys(), RowLogRoot::EMPTY, KeyspaceState::FRESH, 0),
+        }
+    }
+}
+
+struct Machine<B: Backing> {
     random: Random,
-    space: Keyspace<MapTree>,
+    space: Keyspace<B::Tree>,
     pages: Pages,
     model: Model,
-    durable: Checkpoint,
-    /// The checkpoint under way.
-    frozen: Option<Checkpoint>,
+    backing: B,
+    /// Payloads of everything ever applied.
+    log: Vec<Vec<u8>>,
     applied: u64,
     tally: BTreeMap<&'static str, u64>,
 }
 
-impl Machine {
+impl<B: Backing> Machine<B> {
     fn new(seed: u64) -> Self {
-        let rows = RowLog::new(OPTIONS);
-        let state = KeyspaceState::FRESH;
+        let mut pages = Pages::default();
+        let mut backing = B::new(&mut pages);
+        let (tree, root, state, applied) = backing.restart(&mut pages);
+        assert_eq!((root, applied), (RowLogRoot::EMPTY, 0));
         Self {
             random: Random(seed),
-            space: Keyspace::new(MapTree::default(), rows, state, 0),
-            pages: Pages::default(),
+            space: Keyspace::new(tree, RowLog::new(OPTIONS), state, 0),
+            pages,
             model: Model::new(),
-            durable: Checkpoint { tree: MapTree::default(), root: RowLogRoot::EMPTY, state, log: Vec::new() },
-            frozen: None,
+            backing,
+            log: Vec::new(),
             applied: 0,
             tally: BTreeMap::new(),
         }
@@ -141,7 +262,7 @@ impl Machine {
     fn step(&mut self) {
         match self.random.below(1000) {
             0..4 => self.begin_checkpoint(),
-            4..10 => self.end_checkpoint(),
+            4..10 => self.go_on(),
             10..12 => self.restart(),
             12..30 => self.pages.resident.borrow_mut().clear(),
             30..50 => self.pages.disk.drain(self.space.rows_mut()),
@@ -208,10 +329,7 @@ impl Machine {
             _ => "error",
         };
         self.note(what);
-        self.durable.log.push(payload.clone());
-        if let Some(frozen) = &mut self.frozen {
-            frozen.log.push(payload);
-        }
+        self.log.push(payload);
     }
 
     /// Applies a payload as a replica does, and resolves the addresses of its answer.
@@ -238,7 +356,7 @@ impl Machine {
     fn suspended(
         &mut self,
         mut call: impl FnMut(
-            &mut Keyspace<MapTree>,
+            &mut Keyspace<B::Tree>,
             &Pages,
         ) -> Result<Result<OpOutcome, crate::mvcc::MvccError>, Unavailable>,
     ) -> Answered {
@@ -282,64 +400,48 @@ impl Machine {
     }
 
     fn begin_checkpoint(&mut self) {
-        if self.frozen.is_some() {
+        if self.space.frozen().is_some() {
             return;
         }
-        let state = self.space.state();
         self.space.freeze();
         let rows = self.space.rows_mut().handle_checkpoint();
         self.pages.disk.drain(self.space.rows_mut());
         assert!(self.space.rows().is_written_through(rows.last_token));
-        let tree = self.merge(state.compacted);
-        self.frozen = Some(Checkpoint { tree, root: rows.root, state, log: Vec::new() });
-        self.note("checkpoint");
+        self.backing.begin(&mut self.space, rows, self.applied, &mut self.random);
     }
 
-    /// The tree and the frozen changes; a tombstone nobody can see any more leaves the index, as reclaim would do it.
-    fn merge(&mut self, compacted: i64) -> MapTree {
-        let mut tree = self.space.tree().clone();
-        let frozen = self.space.frozen().unwrap();
-        let mut cursor = frozen.seek(&[]);
-        while let Some((key, entry, after)) = frozen.next(cursor) {
-            let mut bytes = Vec::new();
-            entry.encode_into(&mut bytes);
-            tree.0.insert(key.to_vec(), bytes);
-            cursor = after;
+    fn go_on(&mut self) {
+        for _ in 0..self.random.below(200) {
+            if self.space.frozen().is_none() {
+                return;
+            }
+            if let Some(tree) = self.backing.go_on(&mut self.space, &mut self.pages) {
+                let mut retired = self.space.install_tree(tree).unwrap();
+                while !retired.free_slice(1) {}
+                self.note("checkpoint");
+            }
         }
-        let keep = |bytes: &[u8]| {
-            let entry = KeyEntry::decode(bytes).unwrap();
-            !entry.is_tombstone() || entry.row.main >= compacted
-        };
-        if self.random.one_in(2) {
-            tree.0.retain(|_, bytes| keep(bytes));
-        }
-        tree
-    }
-
-    fn end_checkpoint(&mut self) {
-        let Some(checkpoint) = self.frozen.take() else { return };
-        let mut retired = self.space.install_tree(checkpoint.tree.clone()).unwrap();
-        while !retired.free_slice(1) {}
-        self.durable = checkpoint;
     }
 
     /// A crash: the last durable checkpoint and the log after it yield the same state.
     fn restart(&mut self) {
-        let before = self.space.state();
+        let before = (self.space.state(), self.applied);
         if self.random.one_in(2) {
             self.pages.disk.drain(self.space.rows_mut());
         }
-        self.frozen = None;
         self.pages.resident.borrow_mut().clear();
-        let rows = RowLog::open(OPTIONS, self.durable.root, &self.pages.disk).unwrap();
-        self.space = Keyspace::new(self.durable.tree.clone(), rows, self.durable.state, 0);
-        self.applied = 0;
-        for payload in std::mem::take(&mut self.durable.log) {
+        let (tree, root, state, applied) = self.backing.restart(&mut self.pages);
+        let rows = RowLog::open(OPTIONS, root, &self.pages.disk).unwrap();
+        self.space = Keyspace::new(tree, rows, state, applied);
+        self.applied = applied;
+        let log = std::mem::take(&mut self.log);
+        for payload in &log[applied as usize..] {
             // What it answers was compared when it was first applied.
-            let _: Answered = self.apply(&payload);
-            self.durable.log.push(payload);
+            let _: Answered = self.apply(payload);
         }
-        assert_eq!(self.space.state(), before, "revision, compaction and digest survive a restart");
+        self.log = log;
+        let after = (self.space.state(), self.applied);
+        assert_eq!(after, before, "revision, compaction, digest and applied index survive a restart");
         self.note("restart");
     }
 
@@ -522,13 +624,12 @@ fn kv(row: &RowView<'_>) -> Kv {
     }
 }
 
-#[test]
-fn answers_like_the_model_through_checkpoints_and_restarts() {
-    let ops = std::env::var("TRILITH_MODEL_OPS").map_or(50_000, |ops| ops.parse().unwrap());
+fn run<B: Backing>(ops: u64) {
+    let ops = std::env::var("TRILITH_MODEL_OPS").map_or(ops, |ops| ops.parse().unwrap());
     let seeds = 5;
     let mut tally = BTreeMap::new();
     for seed in 1..=seeds {
-        let mut machine = Machine::new(seed * 7919);
+        let mut machine = Machine::<B>::new(seed * 7919);
         for _ in 0..ops / seeds {
             machine.step();
         }
@@ -543,4 +644,14 @@ fn answers_like_the_model_through_checkpoints_and_restarts() {
     {
         assert!(tally.get(what).is_some_and(|&count| count >= 10), "{what} is exercised: {tally:?}");
     }
+}
+
+#[test]
+fn answers_like_the_model_over_an_ordered_map() {
+    run::<Maps>(50_000);
+}
+
+#[test]
+fn answers_like_the_model_over_the_store() {
+    run::<Store>(50_000);
 }
