@@ -36,12 +36,17 @@ pub fn connection(data: &[u8]) {
     let mut connection = Connection::new(&ConnectionLimits::new(route), 0);
     let (mut rest, mut now, mut output) = (data, 0u64, Vec::new());
     let mut piece_bytes = data.len() / 2 + 1;
+    let mut postponed: Vec<(StreamId, bool)> = Vec::new();
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(rest.len().min(piece_bytes));
         rest = after;
         piece_bytes = piece_bytes / 2 + 1;
         now += 1_000_000;
         connection.handle_bytes(piece.to_vec(), now);
+        // Answers to earlier pieces: their streams may be gone by now.
+        for (stream, is_http) in postponed.drain(..) {
+            answer(&mut connection, stream, is_http);
+        }
         while let Some(event) = connection.poll_event(&mut budget, now) {
             let (stream, is_http) = match event {
                 ConnectionEvent::GrpcRequest { stream, .. } => (stream, false),
@@ -49,7 +54,11 @@ pub fn connection(data: &[u8]) {
                 ConnectionEvent::HttpRequest { stream, .. } => (stream, true),
                 _ => continue,
             };
-            answer(&mut connection, stream, is_http);
+            if stream.number() / 2 % 3 == 0 {
+                postponed.push((stream, is_http));
+            } else {
+                answer(&mut connection, stream, is_http);
+            }
         }
         output.clear();
         connection.take_output(&mut output, now);

@@ -114,6 +114,7 @@ impl RequestHead {
     }
 
     /// Records a pseudo header field (or a part of an HTTP/1.1 request line); false if it was there already.
+    #[inline]
     pub(crate) fn push_pseudo(&mut self, field: Known, value: &[u8]) -> bool {
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(value);
@@ -124,6 +125,7 @@ impl RequestHead {
     #[inline]
     pub(crate) fn push_field(&mut self, name: &[u8], value: &[u8], known: Option<Known>) {
         let start = self.bytes.len() as u32;
+        self.bytes.reserve(name.len() + value.len());
         self.bytes.extend_from_slice(name);
         self.bytes.extend_from_slice(value);
         self.fields.push(Field { start, name_len: name.len() as u32, value_len: value.len() as u32 });

@@ -270,7 +270,7 @@ impl Connection {
         matches!(&self.protocol, Protocol::Http2(server) if server.waits_for_budget())
     }
 
-    /// Whether nothing remains but to write the output and close.
+    /// Whether nothing remains but to write the output and close. No event follows: the owner forgets all streams.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         dispatch!(self, server => server.is_finished(), false)

@@ -20,13 +20,18 @@ impl Meter {
 
     /// Takes one; false when the allowance is spent.
     pub(super) fn spend(&mut self, now: u64) -> bool {
+        self.spend_many(1, now)
+    }
+
+    /// Takes `count`; false when less than that was left.
+    pub(super) fn spend_many(&mut self, count: u64, now: u64) -> bool {
         let regained = now.saturating_sub(self.refilled_at) / (SECOND / self.per_second);
         if regained > 0 {
             self.earn(regained);
             self.refilled_at = now;
         }
-        let allowed = self.left > 0;
-        self.left = self.left.saturating_sub(1);
+        let allowed = self.left >= count;
+        self.left = self.left.saturating_sub(count);
         allowed
     }
 

@@ -24,6 +24,8 @@ use crate::h2::streams::{Closed, Response, Streams};
 use crate::h2::timers::Timers;
 use crate::hpack::{Decoder, ResponseEncoder};
 
+/// Visiting so many streams counts as one more control frame.
+const STREAMS_PER_CONTROL_FRAME: u64 = 64;
 /// The largest window (section 6.9.1).
 const WINDOW_MAX: i64 = (1 << 31) - 1;
 
@@ -336,10 +338,12 @@ impl Server {
         if !payload.len().is_multiple_of(6) {
             return fatal(ErrorCode::FrameSizeError, "SETTINGS of odd length");
         }
+        let window_before = self.initial_send_window;
         for parameter in payload.as_chunks::<6>().0 {
             let &[i0, i1, v0, v1, v2, v3] = parameter;
-            self.apply_setting(u16::from_be_bytes([i0, i1]), u32::from_be_bytes([v0, v1, v2, v3]), now)?;
+            self.apply_setting(u16::from_be_bytes([i0, i1]), u32::from_be_bytes([v0, v1, v2, v3]))?;
         }
+        self.shift_stream_windows(self.initial_send_window - window_before, now)?;
         frame::put_header(&mut self.out, 0, kind::SETTINGS, flag::ACK, 0);
         if self.phase == Phase::AwaitSettings {
             self.phase = Phase::Open;
@@ -348,14 +352,14 @@ impl Server {
         Ok(())
     }
 
-    fn apply_setting(&mut self, identifier: u16, value: u32, now: u64) -> Result<(), Fatal> {
+    fn apply_setting(&mut self, identifier: u16, value: u32) -> Result<(), Fatal> {
         match identifier {
             setting::HEADER_TABLE_SIZE => self.encoder.set_table_size(value as usize),
             setting::ENABLE_PUSH if value > 1 => return fatal(ErrorCode::ProtocolError, "ENABLE_PUSH above 1"),
             setting::INITIAL_WINDOW_SIZE if i64::from(value) > WINDOW_MAX => {
                 return fatal(ErrorCode::FlowControlError, "INITIAL_WINDOW_SIZE too large");
             }
-            setting::INITIAL_WINDOW_SIZE => self.change_initial_window(i64::from(value), now)?,
+            setting::INITIAL_WINDOW_SIZE => self.initial_send_window = i64::from(value),
             setting::MAX_FRAME_SIZE if !(16_384..1 << 24).contains(&value) => {
                 return fatal(ErrorCode::ProtocolError, "MAX_FRAME_SIZE out of range");
             }
@@ -366,11 +370,15 @@ impl Server {
         Ok(())
     }
 
-    /// Section 6.9.2: the difference applies to every open stream.
-    fn change_initial_window(&mut self, window: i64, now: u64) -> Result<(), Fatal> {
-        let difference = window - self.initial_send_window;
-        self.initial_send_window = window;
-        let ids: Vec<StreamId> = if difference == 0 { Vec::new() } else { self.streams.ids().collect() };
+    /// Section 6.9.2: a changed initial window applies to every open stream. That costs time, hence allowance.
+    fn shift_stream_windows(&mut self, difference: i64, now: u64) -> Result<(), Fatal> {
+        if difference == 0 {
+            return Ok(());
+        }
+        let ids: Vec<StreamId> = self.streams.ids().collect();
+        if !self.control.spend_many(ids.len() as u64 / STREAMS_PER_CONTROL_FRAME, now) {
+            return fatal(ErrorCode::EnhanceYourCalm, "too many changes of the initial window");
+        }
         for id in ids {
             let stream = self.streams.get(id).expect("ids are of open streams");
             stream.send_window += difference;

@@ -53,7 +53,12 @@ impl Decoder {
         let mut at_start = true;
         while let Some(&first) = input.bytes.first() {
             if first & 0x80 != 0 {
-                let index = input.integer(7)?;
+                let index = if first == 0xff {
+                    input.integer(7)?
+                } else {
+                    input.bytes = &input.bytes[1..];
+                    usize::from(first & 0x7f)
+                };
                 let (name, value, mark) = self.table.get(index).ok_or(HpackError)?;
                 sink.field(name, value, mark);
             } else if first & 0xe0 == 0x20 {

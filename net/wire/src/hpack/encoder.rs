@@ -29,22 +29,15 @@ pub struct ResponseEncoder {
     /// Wire index of each field once inserted.
     content_type_index: Option<u8>,
     grpc_status_index: Option<u8>,
-    /// Largest table the peer allows now, and the smallest it allowed since the last block.
+    /// Size of the table as the peer knows it from our blocks.
     table_bytes: usize,
-    /// Sizes to signal before the next block: the smallest and the current one.
+    /// Sizes to signal before the next block: the smallest since the last one, and the newest.
     resize: Option<(usize, usize)>,
-    announced_bytes: usize,
 }
 
 impl Default for ResponseEncoder {
     fn default() -> Self {
-        Self {
-            content_type_index: None,
-            grpc_status_index: None,
-            table_bytes: HEADER_TABLE_BYTES_MAX,
-            resize: None,
-            announced_bytes: HEADER_TABLE_BYTES_MAX,
-        }
+        Self { content_type_index: None, grpc_status_index: None, table_bytes: HEADER_TABLE_BYTES_MAX, resize: None }
     }
 }
 
@@ -53,7 +46,7 @@ impl ResponseEncoder {
     pub fn set_table_size(&mut self, bytes: usize) {
         let wanted = bytes.min(HEADER_TABLE_BYTES_MAX);
         let smallest = self.resize.map_or(wanted, |(smallest, _)| smallest.min(wanted));
-        self.resize = (smallest < self.announced_bytes || wanted != self.announced_bytes).then_some((smallest, wanted));
+        self.resize = (smallest < self.table_bytes || wanted != self.table_bytes).then_some((smallest, wanted));
     }
 
     /// The head of a gRPC response: `:status: 200`, `content-type: application/grpc`.
@@ -129,17 +122,16 @@ impl ResponseEncoder {
 
     fn signal_resize(&mut self, out: &mut Vec<u8>) {
         let Some((smallest, current)) = self.resize.take() else { return };
-        if smallest < self.announced_bytes {
+        if smallest < self.table_bytes {
             integer(out, 0x20, 5, smallest);
             if smallest < TABLE_BYTES {
                 self.content_type_index = None;
                 self.grpc_status_index = None;
             }
         }
-        if current != smallest || smallest >= self.announced_bytes {
+        if current != smallest || smallest >= self.table_bytes {
             integer(out, 0x20, 5, current);
         }
-        self.announced_bytes = current;
         self.table_bytes = current;
     }
 }

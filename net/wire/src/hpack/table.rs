@@ -103,6 +103,7 @@ impl DynamicTable {
     }
 
     /// The field at a wire index: static from 1, dynamic from 62 with the newest first.
+    #[inline]
     pub(super) fn get(&self, index: usize) -> Option<(&[u8], &[u8], Mark)> {
         if index <= STATIC.len() {
             let (name, value) = STATIC.get(index.checked_sub(1)?)?;

@@ -50,6 +50,23 @@ fn floods_of_control_frames_end_the_connection() {
 }
 
 #[test]
+fn window_changes_cost_by_the_streams_they_touch() {
+    let change = |round: u64| {
+        if round < 2_000 {
+            headers(1 + 2 * round as u32, 0, &call_fields("/test/Stream"))
+        } else {
+            // Many changes in one frame count once: only the last one is applied.
+            let parameter = |value: u8| [0, 4, 0, 0, 0, value];
+            let both = [parameter(1), parameter(2), parameter(round as u8)].concat();
+            frame(SETTINGS, 0, 0, &both)
+        }
+    };
+    let (rounds, code, _) = flood(CONTROL_FRAMES_BURST_MAX, change).expect("it must end");
+    assert_eq!(code, ENHANCE_YOUR_CALM);
+    assert!((2_200..2_500).contains(&rounds), "{rounds}");
+}
+
+#[test]
 fn a_busy_clients_control_frames_are_no_flood() {
     let work = |round| {
         let stream = 1 + 2 * round as u32;
