@@ -1,1 +1,4 @@
-//! (under construction)
+//! Benchmarks of Trilith: the load generator, the hardware floor and the cost of single parts.
+//!
+//! Owns: what the binaries under `src/bin` share. Does not know: the server's code; everything here speaks the public
+//! protocol (only `append` looks at one part, the reactor, by itself).

@@ -33,8 +33,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Entries of each glommio ring: a burst of ready sockets fits without extra system calls.
 const RING_DEPTH: usize = 2048;
-/// How long tasks may run before glommio looks at its rings again.
-const PREEMPT: Duration = Duration::from_millis(2);
+/// glommio's preemption timer, in effect off. When it fires between glommio's look at its rings and its first task (the
+/// kernel took the processor away), glommio 0.9 goes to sleep with runnable tasks and forgets them until the next event.
+/// Tasks of ours give way by themselves: see I2 of `inbox.rs`.
+const PREEMPT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Turns in a row before the rings are looked at.
+const TURNS_PER_IO_ROUND_MAX: u32 = 16;
 
 /// Why a reactor did not start or did not go on.
 #[derive(Debug)]
@@ -95,7 +99,7 @@ impl GlommioPort {
             sys::catch_stop_signals(&event)?;
         }
         let directory = Directory::new(options.data_directory.clone());
-        let inbox = Rc::new(Inbox::default());
+        let inbox = Rc::new(Inbox::new(Arc::clone(&event)));
         Ok(Self {
             clock: Clock::start(),
             ring: FileRing::new(&event).map_err(start::explain_ring_error)?,
@@ -359,7 +363,7 @@ fn spawn_wake_up(port: &GlommioPort) -> io::Result<Task<()>> {
     Ok(glommio::spawn_local(async move {
         // A failed read of an event descriptor is impossible while we own it; without it the core would sleep for good.
         while wake_up.wait().await.is_ok() {
-            inbox.wake();
+            inbox.end_io_round();
         }
         std::process::abort();
     }))
@@ -369,6 +373,7 @@ fn spawn_wake_up(port: &GlommioPort) -> io::Result<Task<()>> {
 async fn turn<L: CoreLoop<GlommioPort>>(port: &mut GlommioPort, core: &mut L) -> io::Result<i32> {
     let mut events = Vec::new();
     let inbox = Rc::clone(&port.inbox);
+    let mut turns = 0_u32;
     port.clock.read();
     loop {
         let next = core.handle_turn(port, &mut events);
@@ -376,6 +381,10 @@ async fn turn<L: CoreLoop<GlommioPort>>(port: &mut GlommioPort, core: &mut L) ->
         port.end_turn()?;
         if let Turn::Stop(status) = next {
             return Ok(status);
+        }
+        turns = turns.wrapping_add(1);
+        if turns.is_multiple_of(TURNS_PER_IO_ROUND_MAX) {
+            inbox.io_round().await;
         }
         while events.is_empty() {
             inbox.wait().await;

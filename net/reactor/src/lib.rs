@@ -29,7 +29,7 @@ mod wake;
 
 pub use glommio_port::{GlommioPort, RunError, run};
 pub use options::{ListenOptions, LogOutput, ReactorOptions};
-pub use sys::end_by_signal;
 pub use port::{
     BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
 };
+pub use sys::end_by_signal;

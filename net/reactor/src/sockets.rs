@@ -26,6 +26,8 @@ use std::time::Duration;
 const READ_BYTES_MAX: usize = 64 << 10;
 /// Reads of one connection before others get their turn.
 const READS_PER_ROUND_MAX: usize = 2;
+/// Connections accepted in a row before others get their turn.
+const ACCEPTS_PER_ROUND_MAX: usize = 64;
 /// After a close: how long the peer may take to read what was sent and to close its side.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -208,7 +210,7 @@ impl Sockets {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        context.waker().wake_by_ref();
+        self.inbox.wake_after_io_round(context.waker());
         Poll::Pending
     }
 }
@@ -231,11 +233,13 @@ impl Connection {
 /// Accepts until the task is cancelled.
 pub(crate) async fn accept_all(sockets: Rc<Sockets>, number: ListenerId, listener: TcpListener) {
     loop {
-        match listener.accept().await {
-            Ok(stream) => sockets.adopt(number, stream),
-            Err(_) => glommio::timer::sleep(ACCEPT_PAUSE).await,
+        for _ in 0..ACCEPTS_PER_ROUND_MAX {
+            match listener.accept().await {
+                Ok(stream) => sockets.adopt(number, stream),
+                Err(_) => glommio::timer::sleep(ACCEPT_PAUSE).await,
+            }
         }
-        glommio::yield_if_needed().await;
+        sockets.inbox.io_round().await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! The port against the real kernel: files in a temporary directory, sockets on the loopback interface.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::cell::RefCell;
 use std::fs;
 use std::io::{Read, Write};
