@@ -115,16 +115,18 @@ pub fn reencode<'a, M: Message<'a>>(bytes: &'a [u8]) -> Result<Vec<u8>, DecodeEr
     Ok(out)
 }
 
-const WIRE_VARINT: u32 = 0;
-const WIRE_FIXED64: u32 = 1;
-const WIRE_LEN: u32 = 2;
-const WIRE_START_GROUP: u32 = 3;
-const WIRE_FIXED32: u32 = 5;
+const WIRE_VARINT: u64 = 0;
+const WIRE_FIXED64: u64 = 1;
+const WIRE_LEN: u64 = 2;
+const WIRE_START_GROUP: u64 = 3;
+const WIRE_FIXED32: u64 = 5;
 
 /// Bytes of 64 bits, seven a byte.
 const VARINT_BYTES_MAX: usize = 10;
 /// Highest field number: 2^29 - 1.
 const FIELD_NUMBER_MAX: u64 = (1 << 29) - 1;
+/// Highest number inside an unknown group.
+const GROUP_NUMBER_MAX: u64 = (1 << 31) - 1;
 
 /// The unread rest of one message, with what is left of the bounds.
 #[derive(Debug)]
@@ -268,6 +270,10 @@ impl<'a> Reader<'a> {
     /// Skips the value of an unknown field whose tag was just read.
     #[cold]
     pub fn skip(&mut self, tag: u32) -> Result<(), DecodeError> {
+        self.skip_value(u64::from(tag))
+    }
+
+    fn skip_value(&mut self, tag: u64) -> Result<(), DecodeError> {
         match tag & 7 {
             WIRE_VARINT => self.varint().map(drop),
             WIRE_FIXED64 => self.skip_bytes(8),
@@ -284,15 +290,19 @@ impl<'a> Reader<'a> {
     }
 
     /// Skips to the end-group tag of the same field number.
-    fn skip_group(&mut self, start: u32) -> Result<(), DecodeError> {
+    fn skip_group(&mut self, start: u64) -> Result<(), DecodeError> {
         self.depth_left = self.depth_left.checked_sub(1).ok_or(DecodeError::TooDeep)?;
         let end = start + 1;
         loop {
-            match self.tag()? {
-                None => return Err(DecodeError::Truncated),
-                Some(tag) if tag == end => break,
-                Some(tag) => self.skip(tag)?,
+            let tag = self.varint()?;
+            // Inside a group Go lets numbers through that are too high for a field.
+            if !(1..=GROUP_NUMBER_MAX).contains(&(tag >> 3)) {
+                return Err(DecodeError::InvalidTag);
             }
+            if tag == end {
+                break;
+            }
+            self.skip_value(tag)?;
         }
         self.depth_left += 1;
         Ok(())
@@ -449,6 +459,9 @@ mod tests {
             reader.skip(tag)
         };
         assert_eq!(skip(&[0x3b, 0x44]), Err(DecodeError::InvalidTag), "closed by another number");
+        assert_eq!(skip(&[0x3b, 0x00, 0x3c]), Err(DecodeError::InvalidTag), "number zero inside");
+        assert_eq!(skip(&[0x3b, 0xf8, 0xff, 0xff, 0xff, 0x3f, 0x00, 0x3c]), Ok(()), "number 2^31 - 1 inside");
+        assert_eq!(skip(&[0x3b, 0x80, 0x80, 0x80, 0x80, 0x40, 0x00, 0x3c]), Err(DecodeError::InvalidTag), "2^31");
         assert_eq!(skip(&[0x3b]), Err(DecodeError::Truncated), "never closed");
         assert_eq!(skip(&[0x3c]), Err(DecodeError::InvalidTag), "end without start");
         assert_eq!(skip(&[0x3e]), Err(DecodeError::InvalidTag), "wire type 6");
