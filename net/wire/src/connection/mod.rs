@@ -8,7 +8,7 @@
 //!    [`Connection::handle_timer`] at [`Connection::deadline`];
 //! 2. after any of these, [`Connection::poll_event`] until `None`, answering at once or in a later turn;
 //! 3. once a turn, if no earlier output is still on its way to the kernel: [`Connection::take_output`], one write;
-//! 4. if [`Connection::is_finished`]: close after that write.
+//! 4. if [`Connection::is_finished`] after that: close behind that write.
 //!
 //! Invariants
 //! - I1: the events do not depend on how the input was cut into pieces.
@@ -256,7 +256,7 @@ impl Connection {
     #[must_use]
     pub fn wants_bytes(&self) -> bool {
         let pending_bytes = self.input.len() - self.at;
-        !self.is_finished()
+        !dispatch!(self, server => server.is_closed(), false)
             && match &self.protocol {
                 Protocol::Undecided(_) => true,
                 Protocol::Http2(server) => !server.is_backlogged() && pending_bytes < limits::INPUT_BYTES_MAX,
@@ -270,7 +270,8 @@ impl Connection {
         matches!(&self.protocol, Protocol::Http2(server) if server.waits_for_budget())
     }
 
-    /// Whether nothing remains but to write the output and close. No event follows: the owner forgets all streams.
+    /// Whether the protocol has ended and its last bytes have been taken: the owner writes those and closes. No event
+    /// follows: it forgets all streams.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         dispatch!(self, server => server.is_finished(), false)

@@ -264,7 +264,13 @@ impl Server {
     }
 
     pub(crate) fn is_finished(&self) -> bool {
-        self.phase == Phase::Closed || (self.timers.is_drained() && self.streams.is_empty())
+        let ended = self.phase == Phase::Closed || (self.timers.is_drained() && self.streams.is_empty());
+        ended && self.out.is_empty()
+    }
+
+    /// Whether input is of no use any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.phase == Phase::Closed
     }
 
     /// Ends the connection: GOAWAY, then silence (I4).
@@ -278,6 +284,7 @@ impl Server {
 
     /// Ends the connection without a word: nobody listens, or nobody spoke HTTP/2.
     pub(super) fn abandon(&mut self) {
+        self.out.clear();
         self.phase = Phase::Closed;
         self.events.clear();
     }

@@ -148,10 +148,11 @@ impl Server {
     }
 
     pub(crate) fn deadline(&self) -> Option<u64> {
-        if self.phase == Phase::Closed {
-            return None;
-        }
         let timers = &self.timers;
+        if self.phase == Phase::Closed {
+            // Last words must be taken in time too.
+            return if self.out.is_empty() { None } else { timers.write_check_at };
+        }
         let optional =
             [timers.preface_by, timers.block_by, timers.write_due(), timers.blocked_due(), timers.drain_due()];
         optional.into_iter().flatten().chain([timers.keepalive_due()]).min()
@@ -159,15 +160,19 @@ impl Server {
 
     pub(crate) fn handle_timer(&mut self, now: u64) {
         let due = |deadline: Option<u64>| deadline.is_some_and(|deadline| deadline <= now);
-        if self.phase == Phase::Closed {
-            return;
-        }
-        if due(self.timers.preface_by) || due(self.timers.block_by) || due(self.timers.write_due()) {
+        if due(self.timers.write_due()) {
             self.abandon();
             return;
         }
         if due(self.timers.write_check_at) {
             self.timers.write_check_at = self.timers.write_due();
+        }
+        if self.phase == Phase::Closed {
+            return;
+        }
+        if due(self.timers.preface_by) || due(self.timers.block_by) {
+            self.abandon();
+            return;
         }
         if due(self.timers.drain_due()) {
             self.finish_drain();

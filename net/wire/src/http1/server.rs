@@ -349,15 +349,16 @@ impl Server {
     }
 
     pub(crate) fn deadline(&self) -> Option<u64> {
-        if matches!(self.phase, Phase::Closed) {
-            return None;
-        }
         let write_by = self.handed_over_at.map(|since| since.saturating_add(self.limits.write_timeout));
+        if matches!(self.phase, Phase::Closed) {
+            return write_by.filter(|_| !self.out.is_empty());
+        }
         write_by.into_iter().chain(self.input_by).min()
     }
 
     pub(crate) fn handle_timer(&mut self, now: u64) {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.out.clear();
             self.phase = Phase::Closed;
         }
     }
@@ -375,6 +376,11 @@ impl Server {
     }
 
     pub(crate) fn is_finished(&self) -> bool {
+        matches!(self.phase, Phase::Closed) && self.out.is_empty()
+    }
+
+    /// Whether input is of no use any more.
+    pub(crate) fn is_closed(&self) -> bool {
         matches!(self.phase, Phase::Closed)
     }
 

@@ -169,6 +169,31 @@ fn keepalive_pings_at_the_allowed_interval_are_fine_while_a_stream_is_open() {
 }
 
 #[test]
+fn last_words_are_taken_before_the_end_or_given_up_in_time() {
+    let limits = ConnectionLimits::new(route);
+    for kernel_takes in [true, false] {
+        let (mut owner, mut client) = start(&limits);
+        owner.connection.handle_bytes(frame(PING, 0, 0, &[0; 8]), 0);
+        owner.poll();
+        let mut output = Vec::new();
+        owner.connection.take_output(&mut output, 0);
+        // While that is on its way to the kernel the client breaks the protocol.
+        owner.connection.handle_bytes(frame(DATA, 0, 9, &[]), SECOND);
+        owner.poll();
+        assert!(!owner.connection.is_finished() && !owner.connection.wants_bytes());
+        if kernel_takes {
+            owner.connection.handle_sent(2 * SECOND);
+            client.read(&owner.drain());
+            assert_eq!(client.goaways.len(), 1);
+        } else {
+            assert_eq!(owner.connection.deadline(), Some(limits.write_timeout));
+            owner.connection.handle_timer(limits.write_timeout);
+        }
+        assert!(owner.connection.is_finished() && owner.connection.deadline().is_none());
+    }
+}
+
+#[test]
 fn silence_has_deadlines() {
     let limits = ConnectionLimits::new(route);
     // Nothing, half a preface, a preface without SETTINGS.
