@@ -18,8 +18,9 @@ use crate::page_source::{Block, StoreFile};
 /// Something to do with a file of the store.
 #[derive(Clone, Debug)]
 pub enum StoreEffect {
-    /// Create a file of zeros of exactly this size, its space reserved, synced with its directory; an older file of
-    /// that name is left over from a crash and is replaced. From its completion on the file can be read.
+    /// Create a file of exactly this size, its space reserved, synced with its directory. A file of that name is left
+    /// over from a crash: it is replaced, or kept if it has the size, its name being durable then (what it holds is
+    /// nobody's). From its completion on the file can be read.
     CreateFile {
         /// Names the effect.
         token: u64,

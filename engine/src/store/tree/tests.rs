@@ -127,6 +127,9 @@ impl Grove {
         self.files.bytes.resize(self.extents.files() as usize, vec![0xee; file_bytes]);
         while let Some((page, bytes)) = writer.pop() {
             assert!(bytes.len() <= self.write_bytes_max as usize && !bytes.is_empty());
+            let units = (bytes.len() / UNIT_BYTES) as u32;
+            let marked = (page.0..page.0 + units).any(|unit| self.verified.is_marked(PageId(unit)));
+            assert!(!marked, "a page written anew is verified anew");
             let block = self.verified.block(page, 1);
             self.bytes_written += bytes.len() as u64;
             self.files.bytes[block.file.number as usize][block.offset as usize..][..bytes.len()]
