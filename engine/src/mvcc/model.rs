@@ -60,8 +60,7 @@ impl Model {
     pub(super) fn txn(&mut self, txn: &Txn<'_>) -> Answered {
         let mut choices = Vec::new();
         self.choose(txn, &mut choices);
-        let answer = self.check_puts(txn, &mut choices.clone().into_iter());
-        let answer = answer.and_then(|()| self.check_ranges(txn, &mut choices.clone().into_iter()));
+        let answer = self.check(txn, &mut choices.clone().into_iter());
         let answer = answer.and_then(|()| self.run(txn, &mut choices.into_iter()));
         self.end(answer)
     }
@@ -236,29 +235,16 @@ impl Model {
         })
     }
 
-    fn check_puts(&self, txn: &Txn<'_>, choices: &mut dyn Iterator<Item = bool>) -> Result<(), MvccError> {
+    fn check(&self, txn: &Txn<'_>, choices: &mut dyn Iterator<Item = bool>) -> Result<(), MvccError> {
         for op in if choices.next().unwrap() { &txn.success } else { &txn.failure } {
             match op {
-                Op::Txn(nested) => self.check_puts(nested, choices)?,
-                Op::Put(put) => {
-                    let missing = self.live(put.key, b"", i64::MAX).is_empty();
-                    if (put.ignore_value || put.ignore_lease) && missing {
-                        return Err(MvccError::KeyNotFound);
-                    }
-                    if put.lease != 0 {
-                        return Err(MvccError::LeaseNotFound);
-                    }
+                Op::Txn(nested) => self.check(nested, choices)?,
+                Op::Put(put) if put.lease != 0 => return Err(MvccError::LeaseNotFound),
+                Op::Put(put)
+                    if (put.ignore_value || put.ignore_lease) && self.live(put.key, b"", i64::MAX).is_empty() =>
+                {
+                    return Err(MvccError::KeyNotFound);
                 }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn check_ranges(&self, txn: &Txn<'_>, choices: &mut dyn Iterator<Item = bool>) -> Result<(), MvccError> {
-        for op in if choices.next().unwrap() { &txn.success } else { &txn.failure } {
-            match op {
-                Op::Txn(nested) => self.check_ranges(nested, choices)?,
                 Op::Range(query) if query.revision > self.revision => return Err(MvccError::FutureRevision),
                 Op::Range(query) if query.revision != 0 && query.revision < self.compacted => {
                     return Err(MvccError::Compacted);
