@@ -3,7 +3,7 @@
 //! Owns: an in-memory B-tree from key to [`KeyEntry`], its memory account, and what each change adds to the number of
 //! live keys. Does not know: rows' bytes, pages, or the merge into the key tree.
 //!
-//! A node holds up to [`FANOUT`] sorted slots. Beside each slot stands a *head*: the eight bytes of its key after the
+//! A node holds up to `FANOUT` sorted slots. Beside each slot stands a *head*: the eight bytes of its key after the
 //! bytes that all keys of the node share. Most comparisons end there, inside the node; only equal heads read a key.
 //! A node knows the separators around it; what these share, every key that comes down to the node shares too, so an
 //! inner node compares no prefix. Only nodes at the edges (and the root) share what their present keys do, and compare.

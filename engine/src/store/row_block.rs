@@ -5,12 +5,13 @@
 //!
 //! Every block is a multiple of 4096 bytes, little-endian:
 //! ```text
-//! header   0 magic "TRWB"   4 crc u32 (CRC-32/IEEE of bytes 8..)   8 len u32   12 kind u8   13 format u8 = 1   14 0 u16
-//!         16 count u32     20 last.sub u32     24 last.main i64                                     (32 bytes)
+//! header   0 magic "TRWB"   4 crc u32 (CRC-32/IEEE of bytes 8..)   8 len u32   12 kind u8   13 format u8 = 1
+//!         14 0 u16   16 count u32   20 last.sub u32   24 last.main i64                              (32 bytes)
 //! rows     rows back to back from 32, zeros, and at the end of the block their offsets, u32 each, in order
 //! row      0 main i64   8 sub u32   12 key len u32   16 create i64   24 version i64   32 lease i64   40 prev.main i64
 //!         48 jump.main i64   56 prev.sub u32   60 jump.sub u32   64 value len u32   68 key, value
-//! directory  count entries from 32: first.main i64, first.sub u32, offset u32, checksum u32, len u16, 0 u16   (24 bytes)
+//! directory  count entries from 32: first.main i64, first.sub u32, offset u32, checksum u32, len u16, 0 u16
+//!          (24 bytes)
 //! table    count records from 32: above.main i64, above.sub u32, file u32, used u32, blocks u32,
 //!          directory: file u32, offset u32, len u32, checksum u32                                        (40 bytes)
 //! ```

@@ -4,8 +4,8 @@
 //! written. Does not know: which rows are live, the key index, or when a checkpoint happens. Byte layout:
 //! `docs/format/store.md`, section "Row log".
 //!
-//! Rows are packed into blocks, blocks into segment files; a row is addressed by (revision, sub), found by binary search
-//! over segments, blocks and the block's offset table, so moving a block moves no pointer. Full blocks are written
+//! Rows are packed into blocks, blocks into segment files; a row is addressed by (revision, sub), found by binary
+//! search over segments, blocks and the block's offset table, so moving a block moves no pointer. Full blocks are written
 //! ahead. A checkpoint pads the open block, appends the directory of every segment that changed and the table of all
 //! segments; the table's place is the root a superblock names. After a crash the log continues behind that root, over
 //! blocks no checkpoint named.
