@@ -4,8 +4,8 @@
 //! (docs/format/store.md section 6). Does not know: what stands in a page, who writes it.
 //!
 //! A unit is free, in use, or in quarantine: freed by a checkpoint, but needed by the one before as long as that is the
-//! older retained one, or by a pin. A running checkpoint allocates free units only; what it frees enters quarantine when
-//! it is durable. A crash throws all of this away and starts from the persisted map.
+//! older retained one, or by a pin. A running checkpoint allocates free units only; what it frees enters quarantine
+//! when it is durable. A crash throws all of this away and starts from the persisted map.
 //!
 //! Invariants
 //! - I1: a unit that the newest or the older durable checkpoint uses is never allocated.

@@ -1,7 +1,7 @@
 //! From new pages to writes.
 //!
-//! Owns: the pages of a checkpoint that are made but not handed out, joined into contiguous writes. Does not know: trees,
-//! when writes leave.
+//! Owns: the pages of a checkpoint that are made but not handed out, joined into contiguous writes. Does not know:
+//! trees, when writes leave.
 //!
 //! Invariants
 //! - I1: a write is contiguous, inside one file, and at most `write_bytes_max` long; every page made is in exactly one

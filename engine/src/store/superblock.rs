@@ -1,7 +1,7 @@
 //! The superblock: the one place that names everything a checkpoint consists of.
 //!
-//! Owns: its bytes (docs/format/store.md section 2). Does not know: how the things it names are read, which of two copies
-//! is used, or when a checkpoint happens.
+//! Owns: its bytes (docs/format/store.md section 2). Does not know: how the things it names are read, which of two
+//! copies is used, or when a checkpoint happens.
 //!
 //! Invariants
 //! - I1: the copy of sequence n is number n % 2, so a write never touches the newest valid copy.

@@ -2,9 +2,10 @@
 //!
 //! Owns: where a page ends, separators, fill. Does not know: the old tree, changes, where pages go.
 //!
-//! A builder collects the entries that one old page (a *region*) turns into. At the region's end they become one page, or
-//! two even halves, so that a page keeps room for the next checkpoint's inserts; within a long run of new entries pages
-//! are filled to the brim. What is too little for a page is carried into the next region, which the merge then opens.
+//! A builder collects the entries that one old page (a *region*) turns into. At the region's end they become one page,
+//! or two even halves, so that a page keeps room for the next checkpoint's inserts; within a long run of new entries
+//! pages are filled to the brim. What is too little for a page is carried into the next region, which the merge then
+//! opens.
 //!
 //! Invariants
 //! - I1: keys ascend strictly within a level, over the whole merge.

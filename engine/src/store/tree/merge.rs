@@ -4,15 +4,15 @@
 //! ([`PageSink`]), where changes come from ([`ChangeStream`]), what a value means.
 //!
 //! The walk opens an old page only if a change falls into its range, or if the rest of a page before it was too little
-//! for a page of its own; any other subtree is taken over as it is, by its reference. An opened page is freed. The state
-//! between two steps is the path of opened branches with the next child of each, the place in the opened leaf, and for
-//! each level the entries that are not in pages yet: a step may end after any entry.
+//! for a page of its own; any other subtree is taken over as it is, by its reference. An opened page is freed. The
+//! state between two steps is the path of opened branches with the next child of each, the place in the opened leaf,
+//! and for each level the entries that are not in pages yet: a step may end after any entry.
 //!
 //! Invariants
 //! - I1: changes ascend strictly and each is consumed once.
 //! - I2: an unusable page stops the walk before anything changes, so the step may be repeated.
-//! - I3: entries below the walk's place are all in new pages, in taken-over subtrees or in a builder, lower levels' being
-//!   the later ones; so a subtree is taken over only if all builders below its level are empty.
+//! - I3: entries below the walk's place are all in new pages, in taken-over subtrees or in a builder, lower levels'
+//!   being the later ones; so a subtree is taken over only if all builders below its level are empty.
 //! - I4: the new tree's entry count is the old one plus keys that entered minus keys that left.
 
 use crate::page_source::{PageSource, Unavailable};

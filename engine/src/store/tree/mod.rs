@@ -1,7 +1,7 @@
 //! The copy-on-write B+tree of the index files.
 //!
-//! Owns: reading a tree: lookup, counts, ascending walks, verification at the first use of a page. Does not know: what a
-//! value means beyond "live or not", who writes pages ([`merge`] makes them), residency.
+//! Owns: reading a tree: lookup, counts, ascending walks, verification at the first use of a page. Does not know: what
+//! a value means beyond "live or not", who writes pages ([`merge`] makes them), residency.
 //!
 //! A [`Tree`] is one checkpoint's tree: immutable, cheap to clone. Reads borrow keys and values from the page source
 //! and allocate nothing (a walk: one small stack).
