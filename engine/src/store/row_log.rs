@@ -5,10 +5,10 @@
 //! `docs/format/store.md`, section "Row log".
 //!
 //! Rows are packed into blocks, blocks into segment files; a row is addressed by (revision, sub), found by binary
-//! search over segments, blocks and the block's offset table, so moving a block moves no pointer. Full blocks are written
-//! ahead. A checkpoint pads the open block, appends the directory of every segment that changed and the table of all
-//! segments; the table's place is the root a superblock names. After a crash the log continues behind that root, over
-//! blocks no checkpoint named.
+//! search over segments, blocks and the block's offset table, so moving a block moves no pointer. Full blocks are
+//! written ahead. A checkpoint pads the open block, appends the directory of every segment that changed and the table
+//! of all segments; the table's place is the root a superblock names. After a crash the log continues behind that
+//! root, over blocks no checkpoint named.
 //!
 //! Invariants
 //! - I1: rows ascend strictly in (main, sub), within a block and across blocks.
