@@ -104,7 +104,7 @@ impl Directory {
         open().map_err(|error| in_context(error, &format!("cannot open {}", path.display())))
     }
 
-    /// Makes a file of `bytes` bytes. `pause` is called between chunks of work, so that urgent work can go first.
+    /// Makes a file of `bytes` bytes; an older file of that name is replaced. `pause` is called between chunks of work, so that urgent work can go first.
     pub(crate) fn create(
         &self,
         name: &str,
@@ -117,9 +117,6 @@ impl Directory {
         let path = self.path(name);
         let unfinished = self.path(&format!("{name}{UNFINISHED}"));
         let mut create = || {
-            if fs::exists(&path)? {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
             remove_if_there(&unfinished)?;
             let file = open_direct(&unfinished, mode, OpenOptions::new().read(true).write(true).create_new(true))?;
             lock_within(&file, Duration::ZERO)?;

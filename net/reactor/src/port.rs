@@ -108,7 +108,8 @@ pub trait Port {
     fn sync(&mut self, token: Token, file: FileId);
     /// Reads exactly `len` bytes at `offset` from the medium, past any cache (`O_DIRECT`).
     fn read(&mut self, token: Token, file: FileId, offset: u64, len: usize);
-    /// Creates `name` (relative to the data directory, `/`-separated) of `bytes` bytes, off the core loop.
+    /// Creates `name` (relative to the data directory, `/`-separated) of `bytes` bytes, off the core loop. An older file
+    /// of that name, left over from a crash, is replaced.
     fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, preparation: Preparation);
     /// Closes `file` and removes its name, off the core loop; its mapping lives until the call and is gone after it.
     fn unlink(&mut self, token: Token, file: FileId, name: &str);
@@ -144,7 +145,7 @@ pub trait BootFiles {
     /// Opens a file in `mode` and takes its lock on the very description its I/O uses, waiting up to
     /// `wait_max` nanoseconds for a killed predecessor's in-flight writes to end.
     fn open(&mut self, name: &str, mode: FileMode, wait_max: u64) -> io::Result<FileId>;
-    /// Creates, prepares, locks and syncs a file and its directory.
+    /// Creates, prepares, locks and syncs a file and its directory; an older file of that name is replaced.
     fn create(&mut self, name: &str, bytes: u64, mode: FileMode, preparation: Preparation) -> io::Result<FileId>;
     /// Length in bytes.
     fn len(&mut self, file: FileId) -> io::Result<u64>;

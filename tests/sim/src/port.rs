@@ -68,7 +68,6 @@ enum Pending {
     },
     Create {
         token: Token,
-        name: String,
         change: u64,
         mode: FileMode,
     },
@@ -458,11 +457,7 @@ impl SimPort {
                 let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof));
                 Event::Read { token, result: outcome(fails).and(bytes) }
             }
-            Pending::Create { token, name, change, mode } => {
-                if !fails && self.disk.lookup(&name).is_some() {
-                    self.disk.abandon_change(change);
-                    return Some(Event::Created { token, result: Err(io::ErrorKind::AlreadyExists.into()) });
-                }
+            Pending::Create { token, change, mode } => {
                 if fails {
                     self.disk.abandon_change(change);
                     return Some(Event::Created { token, result: Err(io::Error::from_raw_os_error(EIO)) });
@@ -680,7 +675,7 @@ impl Port for SimPort {
         }
         let change = self.disk.begin_change(NameChange::Create { name: name.to_owned(), bytes: bytes as usize });
         let at = self.due_after(self.weather.sync);
-        let what = Pending::Create { token, name: name.to_owned(), change, mode };
+        let what = Pending::Create { token, change, mode };
         self.schedule_submission(at, what, fails, fatal);
     }
 
@@ -859,9 +854,6 @@ impl BootFiles for SimPort {
     fn create(&mut self, name: &str, bytes: u64, mode: FileMode, _preparation: Preparation) -> io::Result<FileId> {
         self.trace.event(self.now, format_args!("-> boot create {name} {bytes}"));
         self.boot_submit(self.weather.sync)?;
-        if self.disk.lookup(name).is_some() {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
         let change = self.disk.begin_change(NameChange::Create { name: name.to_owned(), bytes: bytes as usize });
         if self.dead && self.rng.chance(500) {
             return Err(crash_error());
