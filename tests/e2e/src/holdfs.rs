@@ -47,6 +47,8 @@ struct HeldWrite {
 #[derive(Default)]
 struct Held {
     holding: bool,
+    /// When the newest write of the held folder came.
+    newest: Option<Instant>,
     next: u64,
     writes: BTreeMap<u64, HeldWrite>,
 }
@@ -80,9 +82,18 @@ impl HoldFs {
         Ok(Self { shared, session: Some(session) })
     }
 
-    /// From now on writes are held.
-    pub fn hold(&self) {
-        self.shared.lock().holding = true;
+    /// Waits until no write came for the length of `quiet`, and holds every write from then on.
+    pub fn hold_when_quiet(&self, quiet: Duration, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        let mut held = self.shared.lock();
+        while held.newest.is_some_and(|newest| newest.elapsed() < quiet) {
+            if started.elapsed() > limit {
+                bail!("writes came without a pause of {quiet:?} for {limit:?}");
+            }
+            held = self.shared.changed.wait_timeout(held, quiet / 4).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        held.holding = true;
+        Ok(())
     }
 
     /// Waits until a write that contains `mark` is held.
@@ -489,7 +500,11 @@ impl Filesystem for Passthrough {
         };
         drop(tree);
         let mut held = self.shared.lock();
-        if !held.holding || !self.is_holdable(&path) {
+        let is_holdable = self.is_holdable(&path);
+        if is_holdable {
+            held.newest = Some(Instant::now());
+        }
+        if !held.holding || !is_holdable {
             drop(held);
             return answer_write(&file, offset, bytes, reply);
         }

@@ -17,6 +17,8 @@ use crate::setup::{Outcome, Setup};
 const PUTS: u64 = 2000;
 /// How long an answer that must not come is waited for.
 const SILENCE: Duration = Duration::from_millis(500);
+/// A pause of the log after which nothing more is written: far above the delay of its watermark, 2 ms.
+const QUIET: Duration = Duration::from_millis(300);
 /// How long what must come may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -123,7 +125,8 @@ pub(super) fn held_writes_hold_answers(setup: &Setup) -> Result<Outcome> {
 
 fn hold_two_batches(server: &Server, disk: &HoldFs) -> Result<()> {
     runtime()?.block_on(async { Connection::open(server.address()).await?.put(b"held/before", b"v").await })?;
-    disk.hold();
+    // The record that marks a quiet log as durable must not take a place beside the batches.
+    disk.hold_when_quiet(QUIET, PATIENCE)?;
     let first = put_in_thread(server, "held/first-batch");
     let first_write = disk.wait_held(b"held/first-batch", PATIENCE).context("the first batch was not written")?;
     let second = put_in_thread(server, "held/second-batch");
