@@ -161,7 +161,7 @@ impl Checker {
     }
 
     fn blame(&self, id: OperationId, why: &str) -> String {
-        format!("operation {id} {:?}: {why}", brief(&self.operations[id as usize].request))
+        format!("operation {id}, {:?}: {why}", self.operations[id as usize].request)
     }
 
     fn handle_answer(&mut self, id: OperationId, response: Response) -> Result<(), String> {
@@ -394,15 +394,4 @@ fn difference(seen: &[KeyValue], expected: &[KeyValue]) -> String {
         show(seen),
         show(expected)
     )
-}
-
-/// A request without its padding.
-fn brief(request: &Request) -> String {
-    match request {
-        Request::Put { key, value, .. } => {
-            let key = String::from_utf8_lossy(key);
-            format!("put {key} = {} ({} bytes)", String::from_utf8_lossy(&value[..value.len().min(11)]), value.len())
-        }
-        other => format!("{other:?}"),
-    }
 }

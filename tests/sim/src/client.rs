@@ -17,6 +17,8 @@ use crate::port::SimPort;
 use crate::rng::Rng;
 use crate::weather::{Workload, draw_weighted};
 
+/// Values in transactions are shorter, so that eight of them fit a request.
+const TXN_VALUE_BYTES_MAX: u64 = 1_000;
 /// gRPC's UNAVAILABLE: the server stops, nobody knows what became of the request.
 const UNAVAILABLE: u32 = 14;
 
@@ -203,7 +205,7 @@ fn draw_range(workload: &Workload, rng: &mut Rng) -> KeyRange {
 pub fn draw_request(workload: &Workload, checker: &Checker, rng: &mut Rng) -> Request {
     let single = |rng: &mut Rng| KeyRange::single(draw_key(workload, rng));
     match draw_weighted(rng, &workload.weights) {
-        0 => draw_put(workload, draw_key(workload, rng), checker, rng),
+        0 => draw_put(draw_key(workload, rng), workload.value_bytes_max, checker, rng),
         1 => {
             let newest = checker.highest_returned().max(1) as u64;
             let revision = if rng.chance(300) { rng.between(1, newest + 2) as i64 } else { 0 };
@@ -226,8 +228,8 @@ pub fn draw_request(workload: &Workload, checker: &Checker, rng: &mut Rng) -> Re
     }
 }
 
-fn draw_put(workload: &Workload, key: Vec<u8>, checker: &Checker, rng: &mut Rng) -> Request {
-    let len = rng.log_between(12, workload.value_bytes_max) as usize;
+fn draw_put(key: Vec<u8>, value_bytes_max: u64, checker: &Checker, rng: &mut Rng) -> Request {
+    let len = rng.log_between(12, value_bytes_max) as usize;
     Request::Put { key, value: unique_value(checker.next_operation(), len), prev_kv: rng.chance(200) }
 }
 
@@ -267,7 +269,7 @@ fn draw_branch(workload: &Workload, checker: &Checker, rng: &mut Rng) -> Vec<Req
         }
         written.push(key.clone());
         operations.push(if rng.chance(600) {
-            draw_put(workload, key, checker, rng)
+            draw_put(key, workload.value_bytes_max.min(TXN_VALUE_BYTES_MAX), checker, rng)
         } else {
             Request::DeleteRange { range: KeyRange::single(key), prev_kv: rng.chance(300) }
         });

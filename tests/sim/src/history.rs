@@ -3,6 +3,7 @@
 //! Owns: the operations of the workload. Does not know: whether an answer is right (see [`crate::checker`]).
 
 use std::cmp::Ordering;
+use std::fmt;
 
 use trilith_wire::proto::codec::Limits;
 use trilith_wire::proto::etcdserverpb as pb;
@@ -46,7 +47,7 @@ impl Relation {
 }
 
 /// A condition of a transaction on one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the text of each variant names its fields")]
 pub enum Compare {
     /// On the version; 0 for a missing key.
@@ -57,6 +58,20 @@ pub enum Compare {
     Modified { key: Vec<u8>, relation: Relation, revision: i64 },
     /// On the value; false for a missing key.
     Value { key: Vec<u8>, relation: Relation, value: Vec<u8> },
+}
+
+impl fmt::Debug for Compare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = String::from_utf8_lossy(self.key());
+        match self {
+            Self::Version { relation, version, .. } => write!(f, "version({key}) {relation:?} {version}"),
+            Self::Created { relation, revision, .. } => write!(f, "create({key}) {relation:?} {revision}"),
+            Self::Modified { relation, revision, .. } => write!(f, "mod({key}) {relation:?} {revision}"),
+            Self::Value { relation, value, .. } => {
+                write!(f, "value({key}) {relation:?} {}", String::from_utf8_lossy(value))
+            }
+        }
+    }
 }
 
 impl Compare {
@@ -97,7 +112,7 @@ impl Compare {
 }
 
 /// What a client asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the text of each variant names its fields")]
 pub enum Request {
     /// Put one pair. Values are unique in a run, so that every version names the request that made it.
@@ -110,6 +125,29 @@ pub enum Request {
     Txn { compares: Vec<Compare>, success: Vec<Self>, failure: Vec<Self> },
     /// Forget what is older than `revision`.
     Compact { revision: i64 },
+}
+
+impl fmt::Debug for Request {
+    /// Short enough for a report: values by their beginning.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = String::from_utf8_lossy;
+        match self {
+            Self::Put { key, value, prev_kv } => {
+                let beginning = text(&value[..value.len().min(11)]);
+                write!(f, "put {} = {beginning} ({} bytes, prev_kv {prev_kv})", text(key), value.len())
+            }
+            Self::DeleteRange { range, prev_kv } => write!(f, "delete {range:?} (prev_kv {prev_kv})"),
+            Self::Range { range, limit, revision, serializable, keys_only, count_only } => write!(
+                f,
+                "read {range:?} at {revision} (limit {limit}, serializable {serializable}, keys_only {keys_only}, \
+                 count_only {count_only})"
+            ),
+            Self::Txn { compares, success, failure } => {
+                write!(f, "txn if {compares:?} then {success:?} else {failure:?}")
+            }
+            Self::Compact { revision } => write!(f, "compact {revision}"),
+        }
+    }
 }
 
 impl Request {

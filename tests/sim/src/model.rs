@@ -8,6 +8,7 @@
 //! - I2: versions count puts since the key was last created; a delete ends the count.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::history::{Answer, Compare, Request};
 
@@ -29,12 +30,18 @@ pub struct KeyValue {
 }
 
 /// A key range in etcd's encoding.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct KeyRange {
     /// The first key.
     pub key: Vec<u8>,
     /// Empty: that key alone. One zero byte: no end. Otherwise the first key beyond.
     pub range_end: Vec<u8>,
+}
+
+impl fmt::Debug for KeyRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.key.escape_ascii(), self.range_end.escape_ascii())
+    }
 }
 
 impl KeyRange {

@@ -251,7 +251,7 @@ fn draw_weather(rng: &mut Rng) -> Weather {
         },
         timer_late: draw_latency(rng, MICROSECOND, MILLISECOND, 2 * SECOND),
         segment_bytes_max: rng.log_between(1, 64 * 1024) as usize + 15,
-        witness_per_mille: if rng.chance(500) { 10 } else { 0 },
+        witness_per_mille: if rng.chance(500) { 40 } else { 0 },
         hang_up_per_mille: if rng.chance(300) { rng.between(1, 20) } else { 0 },
         early_acknowledgement: false,
     }
