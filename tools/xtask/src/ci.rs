@@ -146,7 +146,8 @@ fn rust_tests(cargo: &mut std::process::Command) -> Result<Tally> {
 }
 
 fn simulation(context: &Context) -> Result<Tally> {
-    sim::simulate(&context.workspace, &["--seeds", CRASH_SEEDS].map(str::to_owned))
+    let jobs = std::thread::available_parallelism()?.to_string();
+    sim::simulate(&context.workspace, &["--seeds", CRASH_SEEDS, "--jobs", &jobs].map(str::to_owned))
 }
 
 fn end_to_end(context: &Context) -> Result<Tally> {

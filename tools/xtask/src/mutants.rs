@@ -1,10 +1,10 @@
 //! Seeded bugs: patches under `tests/mutants` that a named harness must catch.
 //!
-//! Each patch opens with a line `harness: ARGUMENTS`, where the arguments are those of one of
+//! Each patch opens with lines `harness: ARGUMENTS`, where the arguments are those of one of
 //!   `sim --seeds N`, `e2e --only NAME` or `test PACKAGE [FILTER]`,
-//! followed by prose that says what the bug is. The patch is applied to a scratch copy of the tree, never to the tree.
+//! followed by prose that says what the bug is. Every harness it names must catch it. The patch is applied to a scratch copy of the tree, never to the tree.
 //!
-//! I1  A mutant counts as caught only if it builds and its harness then fails: a mutant that does not build proves
+//! I1  A mutant counts as caught only if it builds and its harnesses then fail: a mutant that does not build proves
 //!     nothing.
 //! I2  A harness must pass on the copy without a patch, so that its failure means the mutant.
 
@@ -17,11 +17,14 @@ use crate::options::Options;
 use crate::process::{self, Tally};
 use crate::workspace::Workspace;
 
+/// A command line of a harness, in words.
+type Harness = Vec<String>;
+
 /// One seeded bug.
 struct Mutant {
     name: String,
     patch: PathBuf,
-    harness: Vec<String>,
+    harnesses: Vec<Harness>,
 }
 
 /// `mutants [NAME..]`: all of them by default.
@@ -35,28 +38,47 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Tries the named mutants and counts a caught one as passed.
+/// Tries the named mutants; each harness that catches its mutant counts as passed.
 pub(crate) fn hunt(workspace: &Workspace, names: &[String]) -> Result<Tally> {
     let mutants = read_mutants(&workspace.root.join("tests/mutants"))?;
     if let Some(unknown) = names.iter().find(|name| !mutants.iter().any(|mutant| &mutant.name == *name)) {
         bail!("there is no mutant '{unknown}'");
     }
+    let mutants: Vec<Mutant> = mutants.into_iter().filter(|it| names.is_empty() || names.contains(&it.name)).collect();
+    let copy = Copy { tree: workspace.target.join("mutants/tree"), target: workspace.target.join("mutants/target") };
+    copy.refresh(&workspace.root)?;
+    check_harnesses(&copy, &mutants)?;
     let mut tally = Tally::default();
-    for mutant in mutants.iter().filter(|mutant| names.is_empty() || names.contains(&mutant.name)) {
-        let verdict = try_mutant(workspace, mutant).with_context(|| format!("mutant {}", mutant.name))?;
-        match verdict {
-            Verdict::Caught => tally.passed += 1,
-            Verdict::Survived => tally.failed += 1,
+    for mutant in &mutants {
+        copy.refresh(&workspace.root)?;
+        copy.apply(&mutant.patch).with_context(|| format!("{} does not apply", mutant.name))?;
+        for harness in &mutant.harnesses {
+            copy.build(harness).with_context(|| format!("{} does not build", mutant.name))?;
+            let caught = !copy.passes(harness)?;
+            if caught {
+                tally.passed += 1;
+            } else {
+                tally.failed += 1;
+            }
+            println!("{} {} by {}", mutant.name, if caught { "caught" } else { "NOT CAUGHT" }, harness.join(" "));
         }
-        println!("mutant {}: {}", mutant.name, if verdict == Verdict::Caught { "caught" } else { "NOT CAUGHT" });
     }
+    copy.refresh(&workspace.root)?;
     Ok(tally)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Caught,
-    Survived,
+/// Every harness passes on the unchanged copy (I2).
+fn check_harnesses(copy: &Copy, mutants: &[Mutant]) -> Result<()> {
+    let mut harnesses: Vec<&Harness> = mutants.iter().flat_map(|mutant| &mutant.harnesses).collect();
+    harnesses.sort();
+    harnesses.dedup();
+    for harness in harnesses {
+        copy.build(harness)?;
+        if !copy.passes(harness)? {
+            bail!("{} fails without any mutant", harness.join(" "));
+        }
+    }
+    Ok(())
 }
 
 fn read_mutants(folder: &Path) -> Result<Vec<Mutant>> {
@@ -68,34 +90,23 @@ fn read_mutants(folder: &Path) -> Result<Vec<Mutant>> {
         }
         let name = patch.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&patch)?;
-        let harness = parse_harness(&text).with_context(|| format!("{name}.patch"))?;
-        mutants.push(Mutant { name, patch, harness });
+        let harnesses = parse_harnesses(&text).with_context(|| format!("{name}.patch"))?;
+        mutants.push(Mutant { name, patch, harnesses });
     }
     mutants.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(mutants)
 }
 
-fn parse_harness(patch: &str) -> Result<Vec<String>> {
-    let line = patch.lines().next().and_then(|line| line.strip_prefix("harness: "));
-    let words: Vec<String> = line.context("the first line names no harness")?.split(' ').map(str::to_owned).collect();
-    match words.first().map(String::as_str) {
-        Some("sim" | "e2e" | "test") => Ok(words),
-        other => bail!("unknown harness {other:?}"),
+fn parse_harnesses(patch: &str) -> Result<Vec<Harness>> {
+    let lines = patch.lines().map_while(|line| line.strip_prefix("harness: "));
+    let harnesses: Vec<Harness> = lines.map(|line| line.split(' ').map(str::to_owned).collect()).collect();
+    if harnesses.is_empty() {
+        bail!("the first line names no harness");
     }
-}
-
-fn try_mutant(workspace: &Workspace, mutant: &Mutant) -> Result<Verdict> {
-    let copy = Copy { tree: workspace.target.join("mutants/tree"), target: workspace.target.join("mutants/target") };
-    copy.refresh(&workspace.root)?;
-    copy.build(&mutant.harness)?;
-    if !copy.passes(&mutant.harness)? {
-        bail!("its harness fails without the mutant");
+    match harnesses.iter().find(|words| !matches!(words[0].as_str(), "sim" | "e2e" | "test")) {
+        Some(words) => bail!("unknown harness '{}'", words[0]),
+        None => Ok(harnesses),
     }
-    let mut apply = Command::new("git");
-    apply.current_dir(&copy.tree).env("GIT_CEILING_DIRECTORIES", &workspace.target);
-    process::capture(apply.args(["apply", "--whitespace=nowarn"]).arg(&mutant.patch)).context("it does not apply")?;
-    copy.build(&mutant.harness).context("it does not build")?;
-    Ok(if copy.passes(&mutant.harness)? { Verdict::Survived } else { Verdict::Caught })
 }
 
 /// The scratch copy; its own target folder keeps what did not change compiled.
@@ -121,6 +132,13 @@ impl Copy {
         Ok(())
     }
 
+    fn apply(&self, patch: &Path) -> Result<()> {
+        let mut git = Command::new("git");
+        // The copy may stand inside the tree's own repository, which must not be looked at.
+        git.current_dir(&self.tree).env("GIT_CEILING_DIRECTORIES", self.tree.parent().unwrap_or(&self.tree));
+        process::capture(git.args(["apply", "--whitespace=nowarn"]).arg(patch)).map(drop)
+    }
+
     fn cargo(&self) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target);
@@ -131,22 +149,21 @@ impl Copy {
         let mut cargo = self.cargo();
         match harness[0].as_str() {
             "sim" => cargo.args(["build", "--profile", "sim", "--package", "trilith-sim"]),
-            "e2e" => cargo.args(["build", "--package", "trilith-server", "--package", "trilith-e2e"]),
+            "e2e" => {
+                cargo.args(["build", "--profile", "sim", "--package", "trilith-server", "--package", "trilith-e2e"])
+            }
             _ => cargo.args(["test", "--no-run", "--package"]).args(harness.get(1)),
         };
         process::capture(cargo.args(["--locked", "--quiet"])).map(drop)
     }
 
     fn passes(&self, harness: &[String]) -> Result<bool> {
+        let built = self.target.join("sim");
         let mut command = match harness[0].as_str() {
-            "sim" => {
-                let mut cargo = self.cargo();
-                cargo.args(["run", "--quiet", "--locked", "--profile", "sim", "--package", "trilith-sim", "--"]);
-                cargo
-            }
+            "sim" => Command::new(built.join("trilith-sim")),
             "e2e" => {
-                let mut command = Command::new(self.target.join("debug/e2e"));
-                command.arg("--trilithd").arg(self.target.join("debug/trilithd"));
+                let mut command = Command::new(built.join("e2e"));
+                command.args(["--require-all", "--trilithd"]).arg(built.join("trilithd"));
                 command
             }
             _ => {
@@ -164,10 +181,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_patch_names_its_harness_on_the_first_line() {
-        let words = parse_harness("harness: sim --seeds 20\nbug\n--- a/x\n").unwrap();
-        assert_eq!(words, ["sim", "--seeds", "20"]);
-        assert!(parse_harness("--- a/x\n").is_err());
-        assert!(parse_harness("harness: luck\n").is_err());
+    fn a_patch_opens_with_its_harnesses() {
+        let harnesses = parse_harnesses("harness: sim --seeds 20\nharness: e2e --only x\nbug\n--- a/x\n").unwrap();
+        assert_eq!(harnesses, [vec!["sim", "--seeds", "20"], vec!["e2e", "--only", "x"]]);
+        assert!(parse_harnesses("--- a/x\n").is_err());
+        assert!(parse_harnesses("harness: luck\n").is_err());
     }
 }

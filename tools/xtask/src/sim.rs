@@ -10,7 +10,8 @@ use crate::workspace::Workspace;
 
 /// `sim [--seed N | --seeds N] ...`: every argument goes to the simulator.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    Options::parse(args, &["trace", "verbose"], &["seed", "seeds", "from"])?.no_arguments()?;
+    Options::parse(args, &["trace", "verbose", "early-acknowledgement"], &["seed", "seeds", "from", "jobs"])?
+        .no_arguments()?;
     let tally = simulate(&Workspace::find()?, args)?;
     if tally.failed > 0 {
         bail!("{} of {} seeds failed", tally.failed, tally.failed + tally.passed);
