@@ -168,7 +168,9 @@ fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let seed = SEED.get();
         println!("{}seed {seed}: crash: {panic}", trace::tail());
-        println!("{}", std::backtrace::Backtrace::force_capture());
+        let backtrace = std::backtrace::Backtrace::force_capture().to_string();
+        // Frames of this workspace name their files relative to it.
+        backtrace.lines().filter(|line| line.trim_start().starts_with("at ./")).for_each(|line| println!("{line}"));
         println!("reproduce with: trilith-sim --seed {seed} --verbose\n0 passed, 1 failed; stopped by a panic");
         std::process::exit(EXIT_CRASH);
     }));

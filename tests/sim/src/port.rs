@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::rc::Rc;
 
 use trilith_reactor::{
     BootFiles, CloseReason, ConnectionId, Event, FileId, FileMode, ListenerId, Port, Preparation, Token,
@@ -68,6 +69,7 @@ enum Pending {
     },
     Create {
         token: Token,
+        name: String,
         change: u64,
         mode: FileMode,
     },
@@ -105,8 +107,9 @@ struct Due {
     fatal: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Handle {
+    name: Rc<str>,
     inode: InodeId,
     mode: FileMode,
 }
@@ -140,6 +143,7 @@ pub struct SimPort {
     fate: Fate,
     life_began: u64,
     submissions: u64,
+    aimed_submissions: u64,
     dead: bool,
     error_delivered_at: Option<u64>,
     stop_requested: bool,
@@ -168,6 +172,7 @@ impl SimPort {
             fate: Fate::Survive,
             life_began: now,
             submissions: 0,
+            aimed_submissions: 0,
             dead: false,
             error_delivered_at: None,
             stop_requested: false,
@@ -182,6 +187,7 @@ impl SimPort {
         self.fate = fate;
         self.life_began = self.now;
         self.submissions = 0;
+        self.aimed_submissions = 0;
         self.dead = false;
         self.error_delivered_at = None;
         self.stop_requested = false;
@@ -309,30 +315,44 @@ impl SimPort {
         self.queue.insert((at, self.sequence), Due { what, fails, fatal });
     }
 
-    /// Counts a submission. `None`: the process is dead and it has no effect. Otherwise whether it is fatal later.
-    fn submit(&mut self, is_file_operation: bool) -> Option<(bool, bool)> {
+    /// Counts a submission, to the file of that name if to any. `None`: the process is dead and it has no effect.
+    /// Otherwise whether it fails, and whether its completion is fatal.
+    fn submit(&mut self, file: Option<&str>) -> Option<(bool, bool)> {
         if self.dead {
             return None;
         }
         self.submissions += 1;
-        match self.fate {
-            Fate::CrashAt { number, phase, .. } if number == self.submissions => match phase {
-                Phase::BeforeSubmit => {
-                    self.dead = true;
-                    None
-                }
-                Phase::AfterSubmit => {
-                    self.dead = true;
-                    Some((false, false))
-                }
-                Phase::AfterCompletion => Some((false, true)),
-            },
-            Fate::ErrorAt { number } if self.submissions >= number && is_file_operation => {
-                self.fate = Fate::Survive;
-                Some((true, false))
+        let phase = match self.fate {
+            Fate::CrashAt { number, phase, .. } => (number == self.submissions).then_some(phase),
+            Fate::CrashOnFile { prefix, number, phase, .. } if file.is_some_and(|name| name.starts_with(prefix)) => {
+                self.aimed_submissions += 1;
+                (number == self.aimed_submissions).then_some(phase)
             }
-            _ => Some((false, false)),
+            Fate::ErrorAt { number } if self.submissions >= number && file.is_some() => {
+                self.fate = Fate::Survive;
+                return Some((true, false));
+            }
+            _ => None,
+        };
+        match phase {
+            None => Some((false, false)),
+            Some(Phase::BeforeSubmit) => {
+                self.dead = true;
+                None
+            }
+            Some(Phase::AfterSubmit) => {
+                self.dead = true;
+                Some((false, false))
+            }
+            Some(Phase::AfterCompletion) => Some((false, true)),
         }
+    }
+
+    /// Counts a submission to an open file.
+    fn submit_to(&mut self, file: FileId) -> Option<(bool, bool, Handle)> {
+        let handle = self.handle(file)?;
+        let (fails, fatal) = self.submit(Some(&handle.name))?;
+        Some((fails, fatal, handle))
     }
 
     /// The latency class of a file operation, drawn.
@@ -341,15 +361,15 @@ impl SimPort {
     }
 
     fn handle(&mut self, file: FileId) -> Option<Handle> {
-        let handle = self.handles.get(file.0 as usize).copied().flatten();
+        let handle = self.handles.get(file.0 as usize).cloned().flatten();
         if handle.is_none() && !self.dead {
             self.violations.push(format!("{file:?} is not open"));
         }
         handle
     }
 
-    fn open_handle(&mut self, inode: InodeId, mode: FileMode) -> FileId {
-        self.handles.push(Some(Handle { inode, mode }));
+    fn open_handle(&mut self, name: &str, inode: InodeId, mode: FileMode) -> FileId {
+        self.handles.push(Some(Handle { name: name.into(), inode, mode }));
         FileId(self.handles.len() as u32 - 1)
     }
 
@@ -457,13 +477,13 @@ impl SimPort {
                 let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof));
                 Event::Read { token, result: outcome(fails).and(bytes) }
             }
-            Pending::Create { token, change, mode } => {
+            Pending::Create { token, name, change, mode } => {
                 if fails {
                     self.disk.abandon_change(change);
                     return Some(Event::Created { token, result: Err(io::Error::from_raw_os_error(EIO)) });
                 }
                 let inode = self.disk.complete_change(change).expect("a create makes a file");
-                Event::Created { token, result: Ok(self.open_handle(inode, mode)) }
+                Event::Created { token, result: Ok(self.open_handle(&name, inode, mode)) }
             }
             Pending::Unlink { token, change } => {
                 if fails {
@@ -566,9 +586,10 @@ impl SimPort {
         Err(io::ErrorKind::InvalidInput.into())
     }
 
-    fn boot_submit(&mut self, latency: Latency) -> io::Result<bool> {
+    /// One blocking call on the file of that name. Whether the process dies right after it.
+    fn boot_submit(&mut self, name: &str, latency: Latency) -> io::Result<bool> {
         let was_dead = self.dead;
-        let submitted = self.submit(true);
+        let submitted = self.submit(Some(name));
         self.now += latency.draw(&mut self.rng);
         self.disk.advance(self.now);
         match submitted {
@@ -625,8 +646,7 @@ impl Port for SimPort {
     fn write(&mut self, token: Token, file: FileId, offset: u64, bytes: Vec<u8>) {
         self.trace.event(self.now, format_args!("-> write {} {file:?} {offset}+{}", token.0, bytes.len()));
         self.trace.bytes(&bytes);
-        let Some((fails, fatal)) = self.submit(true) else { return };
-        let Some(handle) = self.handle(file) else { return };
+        let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
         let _ = self.check_aligned("a write", offset, bytes.len());
         let (barrier, latency) = match handle.mode {
             FileMode::Log => (Barrier::AtCompletion, self.weather.log_write),
@@ -651,8 +671,7 @@ impl Port for SimPort {
 
     fn sync(&mut self, token: Token, file: FileId) {
         self.trace.event(self.now, format_args!("-> sync {} {file:?}", token.0));
-        let Some((fails, fatal)) = self.submit(true) else { return };
-        let Some(handle) = self.handle(file) else { return };
+        let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
         let covered = self.disk.begin_sync(handle.inode);
         let at = self.due_after(self.weather.sync);
         self.schedule_submission(at, Pending::Sync { token, inode: handle.inode, covered }, fails, fatal);
@@ -660,8 +679,7 @@ impl Port for SimPort {
 
     fn read(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
         self.trace.event(self.now, format_args!("-> read {} {file:?} {offset}+{len}", token.0));
-        let Some((fails, fatal)) = self.submit(true) else { return };
-        let Some(handle) = self.handle(file) else { return };
+        let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
         let _ = self.check_aligned("a read", offset, len);
         let at = self.due_after(self.weather.read);
         self.schedule_submission(at, Pending::Read { token, inode: handle.inode, offset, len }, fails, fatal);
@@ -669,19 +687,19 @@ impl Port for SimPort {
 
     fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, _preparation: Preparation) {
         self.trace.event(self.now, format_args!("-> create {} {name} {bytes}", token.0));
-        let Some((fails, fatal)) = self.submit(true) else { return };
+        let Some((fails, fatal)) = self.submit(Some(name)) else { return };
         if bytes == 0 || !bytes.is_multiple_of(4096) {
             self.violations.push(format!("{name} of {bytes} bytes is not made of whole blocks"));
         }
         let change = self.disk.begin_change(NameChange::Create { name: name.to_owned(), bytes: bytes as usize });
         let at = self.due_after(self.weather.sync);
-        let what = Pending::Create { token, change, mode };
+        let what = Pending::Create { token, name: name.to_owned(), change, mode };
         self.schedule_submission(at, what, fails, fatal);
     }
 
     fn unlink(&mut self, token: Token, file: FileId, name: &str) {
         self.trace.event(self.now, format_args!("-> unlink {} {file:?} {name}", token.0));
-        let Some((fails, fatal)) = self.submit(true) else { return };
+        let Some((fails, fatal)) = self.submit(Some(name)) else { return };
         if let Some(handle) = self.handle(file)
             && self.disk.lookup(name) != Some(handle.inode)
         {
@@ -697,8 +715,7 @@ impl Port for SimPort {
 
     fn populate(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
         self.trace.event(self.now, format_args!("-> populate {} {file:?} {offset}+{len}", token.0));
-        let Some((fails, fatal)) = self.submit(true) else { return };
-        let Some(handle) = self.handle(file) else { return };
+        let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
         if handle.mode != FileMode::Store {
             self.violations.push(format!("{file:?} is not mapped"));
         }
@@ -707,7 +724,7 @@ impl Port for SimPort {
     }
 
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
-        let handle = self.handles.get(file.0 as usize).copied().flatten()?;
+        let handle = self.handles.get(file.0 as usize)?.as_ref()?;
         if handle.mode != FileMode::Store {
             return None;
         }
@@ -717,7 +734,7 @@ impl Port for SimPort {
     fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>) {
         self.trace.event(self.now, format_args!("-> send {connection:?} {} bytes", bytes.len()));
         self.trace.bytes(&bytes);
-        let Some((_, fatal)) = self.submit(false) else { return };
+        let Some((_, fatal)) = self.submit(None) else { return };
         let network = self.due_after(self.weather.network);
         let sent_at = self.due_after(self.weather.send);
         let now = self.now;
@@ -818,7 +835,7 @@ impl BootFiles for SimPort {
     }
 
     fn create_directory(&mut self, directory: &str) -> io::Result<()> {
-        self.boot_submit(self.weather.sync)?;
+        self.boot_submit(directory, self.weather.sync)?;
         self.disk.create_directory(directory);
         self.alive()
     }
@@ -848,19 +865,19 @@ impl BootFiles for SimPort {
         self.now += wait;
         self.disk.advance(self.now);
         self.trace.event(self.now, format_args!("-> open {name} after {wait}"));
-        Ok(self.open_handle(inode, mode))
+        Ok(self.open_handle(name, inode, mode))
     }
 
     fn create(&mut self, name: &str, bytes: u64, mode: FileMode, _preparation: Preparation) -> io::Result<FileId> {
         self.trace.event(self.now, format_args!("-> boot create {name} {bytes}"));
-        self.boot_submit(self.weather.sync)?;
+        self.boot_submit(name, self.weather.sync)?;
         let change = self.disk.begin_change(NameChange::Create { name: name.to_owned(), bytes: bytes as usize });
         if self.dead && self.rng.chance(500) {
             return Err(crash_error());
         }
         let inode = self.disk.complete_change(change).expect("a create makes a file");
         self.alive()?;
-        Ok(self.open_handle(inode, mode))
+        Ok(self.open_handle(name, inode, mode))
     }
 
     fn len(&mut self, file: FileId) -> io::Result<u64> {
@@ -880,9 +897,9 @@ impl BootFiles for SimPort {
     fn write(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.trace.event(self.now, format_args!("-> boot write {file:?} {offset}+{}", bytes.len()));
         self.trace.bytes(bytes);
-        let fatal = self.boot_submit(self.weather.log_write)?;
         self.check_aligned("a boot write", offset, bytes.len())?;
         let handle = self.handle_while_dying(file)?;
+        let fatal = self.boot_submit(&handle.name, self.weather.log_write)?;
         let barrier = match handle.mode {
             FileMode::Log => Barrier::AtCompletion,
             FileMode::Store => Barrier::AtSync,
@@ -900,8 +917,8 @@ impl BootFiles for SimPort {
 
     fn sync(&mut self, file: FileId) -> io::Result<()> {
         self.trace.event(self.now, format_args!("-> boot sync {file:?}"));
-        let fatal = self.boot_submit(self.weather.sync)?;
         let handle = self.handle_while_dying(file)?;
+        let fatal = self.boot_submit(&handle.name, self.weather.sync)?;
         if !self.dead || fatal {
             let covered = self.disk.begin_sync(handle.inode);
             self.disk.complete_sync(handle.inode, &covered);
@@ -911,8 +928,8 @@ impl BootFiles for SimPort {
 
     fn unlink(&mut self, file: FileId, name: &str) -> io::Result<()> {
         self.trace.event(self.now, format_args!("-> boot unlink {name}"));
-        let fatal = self.boot_submit(self.weather.sync)?;
         let handle = self.handle_while_dying(file)?;
+        let fatal = self.boot_submit(name, self.weather.sync)?;
         if self.disk.lookup(name) != Some(handle.inode) {
             self.violations.push(format!("{file:?} is not {name}"));
         }
@@ -928,7 +945,7 @@ impl BootFiles for SimPort {
 impl SimPort {
     /// The handle of a boot call, also of the one in which the process dies.
     fn handle_while_dying(&mut self, file: FileId) -> io::Result<Handle> {
-        let handle = self.handles.get(file.0 as usize).copied().flatten();
+        let handle = self.handles.get(file.0 as usize).cloned().flatten();
         if handle.is_none() {
             self.violations.push(format!("{file:?} is not open"));
         }

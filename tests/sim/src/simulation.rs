@@ -219,7 +219,9 @@ impl Simulation {
 
     fn end_by_crash(&mut self, fate: Fate) -> Result<Ending, Failure> {
         match fate {
-            Fate::CrashAt { kind, .. } | Fate::CrashAfter { kind, .. } => self.crash(kind),
+            Fate::CrashAt { kind, .. } | Fate::CrashOnFile { kind, .. } | Fate::CrashAfter { kind, .. } => {
+                self.crash(kind)
+            }
             _ => unreachable!("only these fates kill"),
         }
     }

@@ -7,6 +7,9 @@
 
 use crate::rng::Rng;
 
+/// Families of files that crashes aim at, since some of them are written rarely.
+const AIMS: [&str; 5] = ["wal/hard-state", "wal/seg", "store/superblock", "store/index", "store/rows"];
+
 /// One virtual microsecond, in nanoseconds.
 pub const MICROSECOND: u64 = 1_000;
 /// One virtual millisecond, in nanoseconds.
@@ -103,6 +106,8 @@ pub enum Fate {
     Survive,
     /// A crash at the submission of this number (from 1, boot included).
     CrashAt { number: u64, phase: Phase, kind: CrashKind },
+    /// A crash at the submission of this number (from 1, boot included) among those to files whose names begin so.
+    CrashOnFile { prefix: &'static str, number: u64, phase: Phase, kind: CrashKind },
     /// A crash between turns, so many nanoseconds after the start.
     CrashAfter { delay: u64, kind: CrashKind },
     /// A file operation at or after this submission fails with EIO: the server has to stop.
@@ -204,9 +209,14 @@ impl Swarm {
             choice => {
                 let kind = if choice == 0 { CrashKind::Kill } else { CrashKind::PowerLoss };
                 let phases = [Phase::BeforeSubmit, Phase::AfterSubmit, Phase::AfterCompletion];
+                let phase = phases[rng.index(phases.len())];
                 match rng.below(5) {
-                    4 => Fate::CrashAfter { delay, kind },
-                    draw => Fate::CrashAt { number, phase: phases[(draw % 3) as usize], kind },
+                    0 => Fate::CrashAfter { delay, kind },
+                    1 | 2 => {
+                        let prefix = AIMS[rng.index(AIMS.len())];
+                        Fate::CrashOnFile { prefix, number: rng.log_between(1, 30), phase, kind }
+                    }
+                    _ => Fate::CrashAt { number, phase, kind },
                 }
             }
         }
