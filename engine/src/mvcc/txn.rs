@@ -18,7 +18,7 @@ use crate::mvcc::changes::{Change, Changes, next_at};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::{Evaluated, Keyspace};
 use crate::mvcc::outcome::{DeleteOutcome, MvccError, OpOutcome, PutOutcome, RowView, TxnOutcome, TxnRange};
-use crate::mvcc::range::shape;
+use crate::mvcc::range::{Ranged, shape};
 use crate::mvcc::view::{View, entry_view};
 use crate::page_source::{PageSource, Unavailable};
 use crate::store::key_entry::{KeyEntry, Revision};
@@ -145,7 +145,15 @@ impl<'c, T: KeyTree> Run<'_, 'c, T> {
 
     fn range(&self, query: &RangeQuery<'_>) -> Evaluated<TxnRange> {
         let revision = self.changes.revision();
-        let ranged = self.view().range(query, revision)?;
+        let view = self.view();
+        let ranged = view.range(query, revision)?;
+        if let Ok(Ranged { rows, .. }) = &ranged {
+            for found in rows {
+                // Read now even for keys alone: the answer is made from the rows, and after the installation nothing may
+                // be missing.
+                view.value(found.at)?;
+            }
+        }
         Ok(ranged.map(|ranged| TxnRange {
             revision,
             rows: ranged.rows.iter().map(|found| found.at).collect(),

@@ -370,8 +370,8 @@ impl RowLog {
         let bytes = Arc::new(bytes);
         let first_token = self.next_token;
         self.push_writes(file, offset, &bytes);
+        // Nothing is evicted here: a row that was read before this append is readable to the end of the step.
         self.resident.push_back(Resident { first, bytes, first_token, last_token: self.next_token - 1 });
-        self.evict();
     }
 
     /// Appends a directory or table block.
