@@ -490,13 +490,7 @@ fn encode_answer<'a>(
         }
         Request::Range { .. } => {
             let Answer { more, count, .. } = *answer;
-            pb::ResponseOpResponse::Range(pb::RangeResponse {
-                header,
-                kvs,
-                more,
-                count,
-                ..pb::RangeResponse::default()
-            })
+            pb::ResponseOpResponse::Range(pb::RangeResponse { header, kvs, more, count })
         }
         Request::Txn { .. } | Request::Compact { .. } => {
             let mut responses = Vec::new();
@@ -517,7 +511,6 @@ fn borrowed(pair: &KeyValue) -> mvccpb::KeyValue<'_> {
         mod_revision: pair.mod_revision,
         version: pair.version,
         lease: pair.lease,
-        ..mvccpb::KeyValue::default()
     }
 }
 

@@ -1,0 +1,43 @@
+//! Trilith itself under the simulator: some seeds pass, equal seeds give equal traces, and a disk that reports log
+//! writes too early is noticed.
+
+#![forbid(unsafe_code)]
+
+use trilith_sim::simulation::{Failure, Options, Report, run};
+use trilith_sim::trace;
+use trilith_sim::trilith::Trilith;
+
+fn run_seed(seed: u64, early_acknowledgement: bool) -> Report {
+    run::<Trilith>(Options { seed, verbose: false, early_acknowledgement })
+}
+
+#[test]
+fn seeds_pass() {
+    let (mut acknowledged, mut crashes) = (0, 0);
+    for seed in 1_000_000..1_000_020 {
+        let report = run_seed(seed, false);
+        if let Some(failure) = &report.failure {
+            panic!("{}seed {seed}: {failure}", trace::tail());
+        }
+        acknowledged += report.acknowledged;
+        crashes += report.crashes;
+    }
+    assert!(acknowledged > 1_000 && crashes > 50, "{acknowledged} acknowledged operations, {crashes} crashes");
+}
+
+#[test]
+fn same_seed_same_trace() {
+    for seed in 0..5 {
+        let (first, second) = (run_seed(seed, false), run_seed(seed, false));
+        assert_eq!((first.trace_hash, first.turns), (second.trace_hash, second.turns), "seed {seed}");
+    }
+}
+
+/// Either the checker misses acknowledged writes, or the server itself does, and refuses to start.
+#[test]
+fn early_acknowledgement_is_caught() {
+    let failures: Vec<Failure> = (0..40).filter_map(|seed| run_seed(seed, true).failure).collect();
+    let lost = failures.iter().filter(|failure| matches!(failure, Failure::Correctness(_))).count();
+    let refused = failures.iter().filter(|failure| failure.to_string().contains("refuses to start")).count();
+    assert!(lost > 0 && refused > 0 && lost + refused == failures.len(), "{failures:?}");
+}
