@@ -7,7 +7,7 @@
 //! bytes that all keys of the node share. Most comparisons end there, inside the node; only equal heads read a key.
 //! A node knows the separators around it; what these share, every key that comes down to the node shares too, so an
 //! inner node compares no prefix. Only nodes at the edges (and the root) share what their present keys do, and compare.
-//! Leaves are linked for walks; a branch's slot is its child's smallest key when the child was made. Keys lie in
+//! Leaves are linked for walks; a branch's slot is a bound of its child's keys from below. Keys lie in
 //! chunks, so a frozen overlay of 350,000 keys is freed by the chunk ([`Overlay::free_slice`]), not by the key.
 //!
 //! Invariants
@@ -231,10 +231,14 @@ impl Overlay {
             let entry = self.push_entry(key, entry);
             return (delta, self.insert(id, slot, key, entry, NIL, delta));
         }
+        let lowest = slot == 0 && !found;
         let slot = if found { slot } else { slot.saturating_sub(1) };
         let child = node.children[slot];
         let (change, split) = self.put_below(child, key, entry, live_below);
         self.nodes[id as usize].deltas[slot] += change;
+        if lowest {
+            self.lower_bound(id);
+        }
         let Some(right) = split else { return (change, None) };
         let delta = self.node(right).delta();
         self.nodes[id as usize].deltas[slot] -= delta;
@@ -253,6 +257,14 @@ impl Overlay {
         held.entry = entry;
         self.nodes[id as usize].deltas[slot] += change;
         change
+    }
+
+    /// The key put last went below a branch's first slot, at the left edge: it is the new bound of that slot. With the old
+    /// bound, a later split of the child would set a smaller separator behind a greater one.
+    fn lower_bound(&mut self, id: u32) {
+        let newest = u32::try_from(self.len - 1).expect("entries are numbered in 32 bits");
+        self.nodes[id as usize].entries[0] = newest;
+        self.rehead(id);
     }
 
     fn insert_child(&mut self, id: u32, slot: usize, bound: u32, child: u32, delta: i32) -> Option<u32> {
@@ -538,6 +550,32 @@ mod tests {
             assert!(overlay.next(cursor).is_none());
             while !overlay.free_slice(3) {}
         }
+    }
+
+    /// Numbers as Go's benchmark client writes them (LEB128, zero-padded): no early key is the smallest, so the left
+    /// edge keeps growing downwards at every level.
+    #[test]
+    fn the_left_edge_grows_downwards() {
+        let mut random = Random(12_345);
+        let (mut overlay, mut model) = (Overlay::new(), BTreeMap::new());
+        for main in 2..400_002 {
+            let mut number = random.below(1_000_000) << 1;
+            let mut key = vec![0; 32];
+            for byte in &mut key[..3] {
+                *byte = (number & 0x7f) as u8 | if number >= 0x80 { 0x80 } else { 0 };
+                number >>= 7;
+            }
+            assert_eq!(overlay.get(&key).map(|held| held.row.main), model.get(&key).copied());
+            overlay.put(&key, entry(main, true), false);
+            model.insert(key, main);
+        }
+        let mut cursor = overlay.seek(&[]);
+        for (key, main) in &model {
+            let (found, held, after) = overlay.next(cursor).unwrap();
+            assert_eq!((found, held.row.main), (key.as_slice(), *main));
+            cursor = after;
+        }
+        assert!(overlay.next(cursor).is_none());
     }
 
     #[test]
