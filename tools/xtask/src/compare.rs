@@ -1,12 +1,12 @@
 //! Speed of Trilith beside etcd and beside the floor, measured on the same machine in the same minutes.
 //!
-//! Owns the cases, the interleaving and the table. Every measurement starts a server on a fresh data directory, drives
-//! it with the project's load generator (which checks the status and the body of every response), and stops it.
+//! Owns the cases, the interleaving and the table. Puts start on a fresh server each; ranges share one that holds every
+//! key. The project's load generator drives them and checks the status and the body of every response.
 //!
-//! I1  Rounds are interleaved: within a round every system runs a case before the next case begins, so that a change
-//!     of the machine's mood hits all of them.
+//! I1  Rounds are interleaved: within a round every system runs a group of cases before the next group begins, so that
+//!     a change of the machine's mood hits all of them.
 //! I2  A figure with failed requests is not a figure: it ends the comparison.
-//! I3  Systems are compared by medians over rounds; the spread stands beside them in the JSON.
+//! I3  Systems are compared by medians over rounds; every run stands in the JSON.
 
 mod servers;
 mod table;
@@ -35,25 +35,32 @@ struct Case {
     operation: Operation,
     connections: u32,
     streams: u32,
-    /// Size of the key space; 1 is one hot key.
-    keys: u32,
+    distribution: &'static str,
 }
 
 const KEY_BYTES: u32 = 32;
 const VALUE_BYTES: u32 = 256;
+const KEYS: u64 = 1_000_000;
 
 const CASES: &[Case] = &[
-    case("put-10x100", Operation::Put, 10, 100, 1_000_000),
-    case("put-10x100-hot", Operation::Put, 10, 100, 1),
-    case("put-1000x1", Operation::Put, 1000, 1, 1_000_000),
-    case("put-1x1", Operation::Put, 1, 1, 1_000_000),
-    case("range-10x100", Operation::Range, 10, 100, 1_000_000),
-    case("range-10x100-hot", Operation::Range, 10, 100, 1),
-    case("range-1x1", Operation::Range, 1, 1, 1_000_000),
+    case("put-10x100", Operation::Put, 10, 100, "random"),
+    case("put-10x100-hot", Operation::Put, 10, 100, "one"),
+    case("put-1000x1", Operation::Put, 1000, 1, "random"),
+    case("put-1x1", Operation::Put, 1, 1, "random"),
+    case("range-10x100", Operation::Range, 10, 100, "random"),
+    case("range-10x100-hot", Operation::Range, 10, 100, "one"),
+    case("range-1000x1", Operation::Range, 1000, 1, "random"),
+    case("range-1x1", Operation::Range, 1, 1, "random"),
 ];
 
-const fn case(name: &'static str, operation: Operation, connections: u32, streams: u32, keys: u32) -> Case {
-    Case { name, operation, connections, streams, keys }
+const fn case(
+    name: &'static str,
+    operation: Operation,
+    connections: u32,
+    streams: u32,
+    distribution: &'static str,
+) -> Case {
+    Case { name, operation, connections, streams, distribution }
 }
 
 /// How much to measure.
@@ -62,6 +69,7 @@ struct Plan<'a> {
     rounds: u64,
     seconds: f64,
     warmup_seconds: f64,
+    keys: u64,
     cases: Vec<&'static Case>,
 }
 
@@ -76,9 +84,9 @@ pub(crate) struct Measurement {
     operations: f64,
 }
 
-/// `compare [--quick] [--rounds N] [--seconds N] [--only CASE,..] [--json FILE]`.
+/// `compare [--quick] [--rounds N] [--seconds N] [--keys N] [--only CASE,..] [--json FILE]`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let options = Options::parse(args, &["quick"], &["rounds", "seconds", "only", "json"])?;
+    let options = Options::parse(args, &["quick"], &["rounds", "seconds", "keys", "only", "json"])?;
     options.no_arguments()?;
     let workspace = Workspace::find()?;
     let quick = options.has("quick");
@@ -87,6 +95,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         rounds: options.number("rounds", if quick { 1 } else { 5 })?,
         seconds: options.number("seconds", if quick { 2 } else { 5 })? as f64,
         warmup_seconds: 1.0,
+        keys: options.number("keys", if quick { KEYS / 10 } else { KEYS })?,
         cases: select(options.text("only"))?,
     };
     crate::peers::ensure(&workspace.peers(), &["etcd"])?;
@@ -94,7 +103,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let measurements = measure(&plan, &[System::Trilith, System::Etcd, System::Floor])?;
     let file = options.text("json").map_or_else(|| workspace.target.join("compare.json"), PathBuf::from);
     std::fs::write(&file, serde_json::to_string_pretty(&report(&plan, &measurements)?)?)?;
-    print!("{}", table::render(&facts()?, &plan.cases.iter().map(|case| case.name).collect::<Vec<_>>(), &measurements));
+    print!(
+        "{}",
+        table::render(&facts(&plan)?, &plan.cases.iter().map(|case| case.name).collect::<Vec<_>>(), &measurements)
+    );
     println!("every run: {}", file.display());
     Ok(())
 }
@@ -102,10 +114,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 /// Every case once and briefly against Trilith and the floor; a case that ran without an error counts as passed.
 pub(crate) fn smoke(workspace: &Workspace) -> Result<Tally> {
     workspace.build_release(&["trilith-server", "trilith-bench"])?;
-    let plan = Plan { workspace, rounds: 1, seconds: 1.0, warmup_seconds: 0.2, cases: select(None)? };
+    let plan = Plan { workspace, rounds: 1, seconds: 1.0, warmup_seconds: 0.2, keys: 10_000, cases: select(None)? };
     let measurements = measure(&plan, &[System::Trilith, System::Floor])?;
     let names: Vec<&str> = plan.cases.iter().map(|case| case.name).collect();
-    print!("{}", table::render(&facts()?, &names, &measurements));
+    print!("{}", table::render(&facts(&plan)?, &names, &measurements));
     Ok(Tally { passed: measurements.len() as u64, ..Tally::default() })
 }
 
@@ -117,87 +129,96 @@ fn select(only: Option<&str>) -> Result<Vec<&'static Case>> {
 }
 
 fn measure(plan: &Plan<'_>, systems: &[System]) -> Result<Vec<Measurement>> {
+    let (puts, ranges): (Vec<&Case>, Vec<&Case>) = plan.cases.iter().partition(|case| case.operation == Operation::Put);
+    let mut groups: Vec<Vec<&'static Case>> = puts.into_iter().map(|case| vec![case]).collect();
+    if !ranges.is_empty() {
+        groups.push(ranges);
+    }
     let mut measurements = Vec::new();
-    for round in 0..plan.rounds {
-        for case in &plan.cases {
+    for round in 1..=plan.rounds {
+        for group in &groups {
             for system in systems {
-                if *system == System::Floor && case.operation == Operation::Range {
-                    continue;
+                let server = servers::Server::start(plan.workspace, *system)?;
+                if group[0].operation == Operation::Range {
+                    let fill = Drive { case: group[0], seconds: 0.1, preload: true };
+                    drive(plan, &server, &fill).with_context(|| format!("filling {}", system.name()))?;
                 }
-                let measurement =
-                    measure_one(plan, case, *system).with_context(|| format!("{} on {}", case.name, system.name()))?;
-                eprintln!(
-                    "round {}: {:<16} {:<8} {:>9.0}/s",
-                    round + 1,
-                    case.name,
-                    system.name(),
-                    measurement.operations_per_second
-                );
-                measurements.push(measurement);
+                for case in group {
+                    let measurement = measure_one(plan, &server, case, *system);
+                    let measurement = measurement.with_context(|| format!("{} on {}", case.name, system.name()))?;
+                    let (name, speed) = (system.name(), measurement.operations_per_second);
+                    eprintln!("round {round}: {:<16} {name:<8} {speed:>9.0}/s", case.name);
+                    measurements.push(measurement);
+                }
             }
         }
     }
     Ok(measurements)
 }
 
-fn measure_one(plan: &Plan<'_>, case: &'static Case, system: System) -> Result<Measurement> {
-    let server = servers::Server::start(plan.workspace, system)?;
-    if case.operation == Operation::Range {
-        let seconds = if case.keys == 1 { 0.2 } else { 2.0 };
-        drive(plan, &server, &Case { operation: Operation::Put, connections: 10, streams: 100, ..*case }, seconds)?;
-    }
-    if plan.warmup_seconds > 0.0 {
-        drive(plan, &server, case, plan.warmup_seconds)?;
-    }
-    let cpu_before = server.cpu_seconds()?;
-    let result = drive(plan, &server, case, plan.seconds)?;
-    let cpu_after = server.cpu_seconds()?;
-    let number = |name: &str| result[name].as_f64().with_context(|| format!("load printed no number '{name}'"));
+fn measure_one(plan: &Plan<'_>, server: &servers::Server, case: &'static Case, system: System) -> Result<Measurement> {
+    drive(plan, server, &Drive { case, seconds: plan.warmup_seconds, preload: false })?;
+    let result = drive(plan, server, &Drive { case, seconds: plan.seconds, preload: false })?;
+    let number = |value: &Value, name: &str| value.as_f64().with_context(|| format!("load printed no '{name}'"));
+    let cpu = &result["server_cpu_seconds"];
     Ok(Measurement {
         system,
         case: case.name,
-        operations_per_second: number("operations_per_second")?,
-        p50_us: number("p50_us")?,
-        p99_us: number("p99_us")?,
-        server_cpu_seconds: cpu_after - cpu_before,
-        operations: number("operations")?,
+        operations_per_second: number(&result["per_second"], "per_second")?,
+        p50_us: number(&result["latency_us"]["p50"], "p50")?,
+        p99_us: number(&result["latency_us"]["p99"], "p99")?,
+        server_cpu_seconds: number(&cpu["user"], "user")? + number(&cpu["system"], "system")?,
+        operations: number(&result["requests"], "requests")?,
     })
 }
 
-/// One run of the load generator; an error of any request is an error here (I2).
-fn drive(plan: &Plan<'_>, server: &servers::Server, case: &Case, seconds: f64) -> Result<Value> {
-    let mut load = Command::new(plan.workspace.release("load"));
-    load.arg(match case.operation {
-        Operation::Put => "put",
-        Operation::Range => "range",
-    });
+/// One run of the load generator.
+struct Drive {
+    case: &'static Case,
+    seconds: f64,
+    /// Put every key once before.
+    preload: bool,
+}
+
+/// Runs the load generator, which fails if any answer was wrong (I2).
+fn drive(plan: &Plan<'_>, server: &servers::Server, run: &Drive) -> Result<Value> {
+    let mut load = Command::new(plan.workspace.release("trilith-load"));
+    let operation = if run.case.operation == Operation::Put { "put" } else { "range" };
     for (flag, value) in [
         ("--endpoint", server.address().to_string()),
-        ("--connections", case.connections.to_string()),
-        ("--streams", case.streams.to_string()),
-        ("--keys", case.keys.to_string()),
+        ("--operation", operation.to_owned()),
+        ("--distribution", run.case.distribution.to_owned()),
+        ("--connections", run.case.connections.to_string()),
+        ("--streams", run.case.streams.to_string()),
+        ("--keys", plan.keys.to_string()),
         ("--key-bytes", KEY_BYTES.to_string()),
         ("--value-bytes", VALUE_BYTES.to_string()),
-        ("--seconds", seconds.to_string()),
+        ("--seconds", run.seconds.to_string()),
+        ("--pid", server.process_id().to_string()),
     ] {
         load.args([flag, &value]);
     }
-    let text = process::capture(load.arg("--json"))?;
+    if run.preload {
+        // The whole key space, whatever keys the case itself asks for.
+        load.args(["--preload", "--distribution", "random"]);
+    }
+    let text = process::capture(&mut load)?;
     let result: Value = serde_json::from_str(text.trim()).context("load prints JSON")?;
-    if result["errors"].as_u64() != Some(0) {
-        bail!("{} of {} requests failed", result["errors"], result["operations"]);
+    if result["error_count"].as_u64() != Some(0) {
+        bail!("{} of {} requests failed", result["error_count"], result["requests"]);
     }
     Ok(result)
 }
 
 /// What must stand beside a figure: the machine and the mode of durability.
-fn facts() -> Result<Vec<String>> {
+fn facts(plan: &Plan<'_>) -> Result<Vec<String>> {
     let cores = std::thread::available_parallelism()?;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     Ok(vec![
-        format!("one member, {cores} cores shared by server and load generator, Linux {}", kernel.trim()),
+        format!("one member; {cores} cores shared by server and load generator; Linux {}", kernel.trim()),
         "durability: every put is flushed to the disk before its answer, on all three systems".to_owned(),
-        format!("keys of {KEY_BYTES} bytes, values of {VALUE_BYTES} bytes; CxS is C connections with S streams each"),
+        format!("keys of {KEY_BYTES} bytes, values of {VALUE_BYTES} bytes; random: {} keys, hot: one", plan.keys),
+        format!("CxS: C connections with S requests each; {} rounds of {} s, medians", plan.rounds, plan.seconds),
     ])
 }
 
@@ -212,5 +233,5 @@ fn report(plan: &Plan<'_>, measurements: &[Measurement]) -> Result<Value> {
             })
         })
         .collect();
-    Ok(json!({ "facts": facts()?, "rounds": plan.rounds, "seconds": plan.seconds, "runs": runs }))
+    Ok(json!({ "facts": facts(plan)?, "rounds": plan.rounds, "seconds": plan.seconds, "runs": runs }))
 }

@@ -42,6 +42,8 @@ func main() {
 	s.gets()
 	s.deletes()
 	s.errors()
+	s.transactions()
+	s.compactions()
 	s.cluster(os.Args[1])
 	fmt.Println("done")
 }
@@ -152,6 +154,64 @@ func (s session) errors() {
 	s.get("future revision", "key/03", clientv3.WithRev(1<<40))
 	s.get("negative revision", "bytes/\x00\xff", clientv3.WithRev(-5))
 	s.put("too large", strings.Repeat("x", 1600<<10))
+}
+
+func (s session) txn(name string, txn clientv3.Txn) {
+	answer, err := txn.Commit()
+	show("txn "+name, answer, err)
+}
+
+func (s session) transactions() {
+	begin := func() clientv3.Txn { return s.client.Txn(s.ctx) }
+	put, get, del := clientv3.OpPut, clientv3.OpGet, clientv3.OpDelete
+	s.txn("empty", begin())
+	s.txn("puts", begin().Then(put("txn/a", "1"), put("txn/b", "2"), put("txn/c", "3")))
+	s.txn("reads only", begin().Then(get("txn/", clientv3.WithPrefix()), get("txn/a", clientv3.WithCountOnly())))
+	s.txn("absent", begin().If(clientv3.Compare(clientv3.CreateRevision("txn/x"), "=", 0)).
+		Then(put("txn/x", "made"), get("txn/x")).Else(get("txn/x")))
+	s.txn("present", begin().If(clientv3.Compare(clientv3.CreateRevision("txn/x"), "=", 0)).
+		Then(put("txn/x", "made")).Else(get("txn/x")))
+	for _, sign := range []string{"=", "!=", "<", ">"} {
+		s.txn("value "+sign, begin().If(clientv3.Compare(clientv3.Value("txn/b"), sign, "2")).Then(get("txn/b")))
+		s.txn("version "+sign, begin().If(clientv3.Compare(clientv3.Version("txn/b"), sign, 1)).Then(get("txn/b")))
+		s.txn("mod "+sign, begin().If(clientv3.Compare(clientv3.ModRevision("txn/b"), sign, 3)).Then(get("txn/b")))
+		s.txn("lease "+sign, begin().If(clientv3.Compare(clientv3.LeaseValue("txn/b"), sign, 0)).Then(get("txn/b")))
+		s.txn("range "+sign, begin().If(clientv3.Compare(clientv3.Version("txn/"), sign, 1).WithPrefix()).Then(get("txn/b")))
+	}
+	s.txn("delete and read", begin().Then(del("txn/a", clientv3.WithPrevKV()), get("txn/", clientv3.WithPrefix()),
+		put("txn/d", "4", clientv3.WithPrevKV()), get("txn/d")))
+	s.txn("nested", begin().Then(
+		put("txn/outer", "1"),
+		clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.Version("txn/outer"), "=", 0)},
+			[]clientv3.Op{put("txn/inner", "then")}, []clientv3.Op{put("txn/inner", "else")})))
+	s.txn("duplicate key", begin().Then(put("txn/a", "1"), put("txn/a", "2")))
+	s.txn("put below a deleted range", begin().Then(del("txn/", clientv3.WithPrefix()), put("txn/a", "1")))
+	s.txn("failing put", begin().Then(put("txn/z", "1"), put("txn/nobody", "", clientv3.WithIgnoreValue())))
+	s.txn("future revision", begin().Then(put("txn/z", "1"), get("txn/a", clientv3.WithRev(1<<40))))
+	many := make([]clientv3.Op, 129)
+	for i := range many {
+		many[i] = put(fmt.Sprintf("txn/many/%03d", i), "x")
+	}
+	s.txn("too many", begin().Then(many...))
+	s.txn("as many as allowed", begin().Then(many[:128]...))
+	s.get("after transactions", "txn/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+}
+
+func (s session) compactions() {
+	compact := func(revision int64, options ...clientv3.CompactOption) {
+		answer, err := s.client.Compact(s.ctx, revision, options...)
+		show(fmt.Sprintf("compact %d", revision), answer, err)
+	}
+	compact(20)
+	compact(20)
+	compact(19)
+	compact(0)
+	compact(1 << 40)
+	s.get("below the compaction", "txn/", clientv3.WithPrefix(), clientv3.WithRev(19))
+	s.get("at the compaction", "txn/", clientv3.WithPrefix(), clientv3.WithRev(20))
+	compact(25, clientv3.WithCompactPhysical())
+	s.get("newest", "", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	s.put("after compaction", "x", clientv3.WithPrevKV())
 }
 
 func (s session) cluster(endpoint string) {

@@ -47,8 +47,7 @@ pub(super) fn second_daemon_on_data_dir(setup: &Setup) -> Result<Outcome> {
     }
     let first = setup.start()?;
     let second = Launch { ports: Ports::pick()?, ..first.launch().clone() };
-    let data = first.data().to_string_lossy().into_owned();
-    expect_refusal(&second, &[&data])?;
+    expect_refusal(&second, &["data directory", "in use"])?;
     put(&first, "still here")?;
     first.stop(&[])?;
     Ok(Outcome::Passed)
@@ -91,8 +90,12 @@ pub(super) fn bad_command_lines(setup: &Setup) -> Result<Outcome> {
     let program = setup.program(setup.subject).context("the server program is missing")?;
     for (arguments, code, text) in [
         (&["--no-such-flag"][..], 2, "no-such-flag"),
-        (&["--listen-client-urls", "http://example.com:2379"], 1, "example.com"),
-        (&["--listen-client-urls", "nonsense"], 2, "nonsense"),
+        (
+            &["--listen-client-urls", "http://example.com:1", "--advertise-client-urls", "http://127.0.0.1:1"],
+            1,
+            "example.com",
+        ),
+        (&["--listen-client-urls", "nonsense", "--advertise-client-urls", "http://127.0.0.1:1"], 2, "nonsense"),
         (&["--listen-client-urls", "http://127.0.0.1:1"], 1, "advertise-client-urls"),
         (&["--version"], 0, "etcd Version: 3.7.3"),
     ] {

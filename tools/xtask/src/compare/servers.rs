@@ -52,8 +52,8 @@ impl Server {
         let data = folder.join("data");
         let mut command = match system {
             System::Floor => {
-                let mut command = Command::new(workspace.release("floor"));
-                command.arg("--listen").arg(address.to_string()).arg("--data-dir").arg(&data);
+                let mut command = Command::new(workspace.release("trilith-floor"));
+                command.arg("--listen").arg(address.to_string()).arg("--file").arg(&data);
                 command
             }
             System::Trilith => etcd_like(workspace.release("trilithd"), client, peer, &data),
@@ -71,14 +71,9 @@ impl Server {
         self.address
     }
 
-    /// User and system time of all threads so far.
-    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after_name = stat.rsplit_once(") ").context("stat names the program")?.1;
-        let fields: Vec<&str> = after_name.split(' ').collect();
-        let ticks = |index: usize| -> Result<f64> { Ok(fields.get(index).context("stat is short")?.parse()?) };
-        // Fields 14 and 15 of proc(5), in ticks of 10 ms.
-        Ok((ticks(11)? + ticks(12)?) / 100.0)
+    /// The process whose processor time counts.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.id()
     }
 
     fn wait_ready(&mut self, system: System) -> Result<()> {
