@@ -140,7 +140,8 @@ impl Worker<'_> {
         let mut completions = Vec::new();
         loop {
             self.issue();
-            if self.outstanding == 0 && self.is_over(Instant::now()) {
+            let planned_out = self.share.rate.is_some() && self.next_planned().is_none();
+            if self.outstanding == 0 && (planned_out || self.is_over(Instant::now())) {
                 return Ok(());
             }
             let timeout = self.next_planned().map_or(SILENCE_MAX, |planned| {

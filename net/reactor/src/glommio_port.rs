@@ -33,10 +33,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Entries of each glommio ring: a burst of ready sockets fits without extra system calls.
 const RING_DEPTH: usize = 2048;
-/// glommio's preemption timer, in effect off. When it fires between glommio's look at its rings and its first task (the
-/// kernel took the processor away), glommio 0.9 goes to sleep with runnable tasks and forgets them until the next event.
-/// Tasks of ours give way by themselves: see I2 of `inbox.rs`.
+/// glommio's preemption timer, in effect off: tasks of ours give way by themselves, see I2 of `inbox.rs`.
 const PREEMPT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long glommio can oversleep while the core is busy. If anything lands in its latency ring between its look at the
+/// rings and its first task (the end of a cancelled timer does, once in some ten thousand rounds), glommio 0.9 goes to
+/// sleep with runnable tasks. A timer of its own makes it look again.
+const OVERSLEEP_MAX: Duration = Duration::from_millis(1);
+/// After so many such looks without a turn the core is idle and the timer rests.
+const IDLE_LOOKS: u32 = 20;
 /// Turns in a row before the rings are looked at.
 const TURNS_PER_IO_ROUND_MAX: u32 = 16;
 
@@ -333,7 +337,9 @@ where
         let mut core = make(&mut port).map_err(RunError::Shell)?;
         port.start_accepting(listeners);
         let waking = spawn_wake_up(&port).map_err(RunError::Environment)?;
+        let looking = glommio::spawn_local(look_again(Rc::clone(&port.inbox)));
         let result = turn(&mut port, &mut core).await;
+        looking.cancel().await;
         waking.cancel().await;
         result.map_err(RunError::Environment)
     })
@@ -369,6 +375,20 @@ fn spawn_wake_up(port: &GlommioPort) -> io::Result<Task<()>> {
     }))
 }
 
+/// Bounds how long glommio can oversleep, see [`OVERSLEEP_MAX`].
+async fn look_again(inbox: Rc<Inbox>) {
+    let (mut turns, mut idle_looks) = (0, 0);
+    loop {
+        glommio::timer::sleep(OVERSLEEP_MAX).await;
+        idle_looks = if inbox.turns() == turns { idle_looks + 1 } else { 0 };
+        turns = inbox.turns();
+        if idle_looks == IDLE_LOOKS {
+            inbox.next_turn().await;
+            idle_looks = 0;
+        }
+    }
+}
+
 /// Turns the loop until it stops.
 async fn turn<L: CoreLoop<GlommioPort>>(port: &mut GlommioPort, core: &mut L) -> io::Result<i32> {
     let mut events = Vec::new();
@@ -376,6 +396,7 @@ async fn turn<L: CoreLoop<GlommioPort>>(port: &mut GlommioPort, core: &mut L) ->
     let mut turns = 0_u32;
     port.clock.read();
     loop {
+        inbox.count_turn();
         let next = core.handle_turn(port, &mut events);
         assert!(events.is_empty(), "the loop takes every event of its turn");
         port.end_turn()?;
