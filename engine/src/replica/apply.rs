@@ -56,12 +56,12 @@ pub enum Outcome {
     Txn(TxnOutcome),
     /// KV.Compact.
     Compact(CompactOutcome),
-    /// Maintenance.Alarm: whether the set of alarms changed.
+    /// Maintenance.Alarm.
     Alarm {
         /// The alarm named.
         alarm: Alarm,
-        /// True if it was raised or cleared by this command.
-        changed: bool,
+        /// Whether the answer lists it: it is on now, or was cleared by this command.
+        listed: bool,
     },
     /// A member published itself.
     Published,
@@ -143,9 +143,12 @@ impl<T: KeyTree> State<T> {
         };
         let next_sequence = match entry.entry_type {
             EntryType::Commands => {
-                Entry::decode(&payload).expect("I3: an entry this version can read").header.first_sequence
+                let commands = Entry::decode(&payload).expect("I3: an entry this version can read");
+                // Looked at whole before any of it changes anything.
+                commands.check().expect("I3: commands this version can read, as many as announced");
+                commands.header.first_sequence
             }
-            _ => 0,
+            EntryType::Configuration | EntryType::NoOp => 0,
         };
         self.cursor = Some(Cursor { index: entry.index, payload, position: 0, next_sequence });
     }
@@ -157,13 +160,13 @@ impl<T: KeyTree> State<T> {
         if payload.is_empty() {
             return self.finish_entry(cursor.index);
         }
-        let mut entry = Entry::decode(&payload).expect("I3: checked when it was handed in");
+        let mut entry = Entry::decode(&payload).expect("checked when it was handed in");
         let header = entry.header;
         if cursor.position > 0 {
             entry.skip_to(cursor.position);
         }
         let Some(command) = entry.next_command() else { return self.finish_entry(cursor.index) };
-        let command = command.expect("I3: a command this version can read");
+        let command = command.expect("checked when it was handed in");
         let id = CommandId { member: header.member, boot: header.boot, sequence: cursor.next_sequence };
         match self.apply(&command, pages) {
             Ok(result) => {
@@ -203,10 +206,12 @@ impl<T: KeyTree> State<T> {
             Command::Txn(txn) => self.keyspace.apply_txn(txn, pages)?.map(Outcome::Txn).map_err(mvcc),
             Command::Compact { revision } => self.keyspace.apply_compact(*revision).map(Outcome::Compact).map_err(mvcc),
             Command::AlarmActivate(alarm) => {
-                Ok(Outcome::Alarm { alarm: *alarm, changed: self.tables.apply_activate(*alarm) })
+                // One that was on already is listed as well, as in etcd.
+                self.tables.apply_activate(*alarm);
+                Ok(Outcome::Alarm { alarm: *alarm, listed: true })
             }
             Command::AlarmDeactivate(alarm) => {
-                Ok(Outcome::Alarm { alarm: *alarm, changed: self.tables.apply_deactivate(*alarm) })
+                Ok(Outcome::Alarm { alarm: *alarm, listed: self.tables.apply_deactivate(*alarm) })
             }
             Command::PublishMember(publish) => {
                 self.tables.apply_publish(publish);
@@ -233,5 +238,94 @@ impl<T: KeyTree> State<T> {
             _ => false,
         };
         (grows && active(ALARM_NOSPACE)).then_some(ApplyError::NoSpace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trilith_raftlog::{ClusterId, Digest, Identity, Incarnation, MemberId, Term};
+
+    use super::*;
+    use crate::command::{Put, append_command, begin_entry};
+    use crate::mvcc::KeyspaceState;
+    use crate::store::row_log::{RowLog, RowLogOptions};
+    use crate::store::test_disk::Disk;
+    use crate::store::{Store, StoreOptions, Tree};
+
+    const ROWS: RowLogOptions = RowLogOptions {
+        segment_bytes: 1 << 20,
+        block_bytes: 8192,
+        rows_resident_bytes_max: 1 << 20,
+        write_bytes_max: 8192,
+    };
+    const STORE: StoreOptions = StoreOptions {
+        index_file_bytes: 256 << 10,
+        index_files_max: 1,
+        row_segment_bytes: 1 << 20,
+        write_bytes_max: 8192,
+        writes_in_flight_max: 1,
+    };
+
+    fn state() -> State<Tree> {
+        let identity = Identity { cluster_id: ClusterId(1), member_id: MemberId(1), incarnation: Incarnation(1) };
+        let tree = Store::new(STORE, identity).keys();
+        let keyspace = Keyspace::new(tree, RowLog::new(ROWS), KeyspaceState::FRESH, 0);
+        State::new(keyspace, Tables::default(), Index::ZERO)
+    }
+
+    fn entry(payload: Vec<u8>) -> LogEntry {
+        LogEntry::new(Digest::default(), Index(1), Term(2), EntryType::Commands, Arc::new(payload))
+    }
+
+    fn apply(state: &mut State<Tree>, commands: &[Command<'_>]) -> Vec<Result<Outcome, ApplyError>> {
+        let mut payload = Vec::new();
+        begin_entry(&mut payload, 1, 1, 1);
+        commands.iter().for_each(|command| append_command(&mut payload, command));
+        let index = state.applied().next();
+        let previous = Digest::default();
+        state.begin_entry(&LogEntry::new(previous, index, Term(2), EntryType::Commands, Arc::new(payload)));
+        let mut results = Vec::new();
+        while let ApplyStep::Applied(applied) = state.apply_next(&Disk::default()) {
+            results.push(applied.result);
+        }
+        results
+    }
+
+    #[test]
+    #[should_panic(expected = "as many as announced")]
+    fn an_entry_cut_between_two_commands_changes_nothing() {
+        let mut payload = Vec::new();
+        begin_entry(&mut payload, 1, 1, 1);
+        append_command(&mut payload, &Command::Put(Put { key: b"a", ..Put::default() }));
+        let cut = payload.len();
+        append_command(&mut payload, &Command::Put(Put { key: b"b", ..Put::default() }));
+        payload.truncate(cut);
+        state().begin_entry(&entry(payload));
+    }
+
+    #[test]
+    fn alarms_refuse_what_grows_until_each_is_cleared_exactly() {
+        let mut state = state();
+        let alarm = Alarm { member: 5, alarm: ALARM_NOSPACE };
+        let put = Command::Put(Put { key: b"k", ..Put::default() });
+        let listed = |listed| Ok(Outcome::Alarm { alarm, listed });
+        let raised = apply(&mut state, &[Command::AlarmActivate(alarm), Command::AlarmActivate(alarm), put.clone()]);
+        assert_eq!(raised, [listed(true), listed(true), Err(ApplyError::NoSpace)]);
+        let results = apply(
+            &mut state,
+            &[
+                Command::Compact { revision: 1 },
+                Command::AlarmDeactivate(Alarm { member: 0, ..alarm }),
+                put.clone(),
+                Command::AlarmDeactivate(alarm),
+                Command::AlarmDeactivate(alarm),
+                put,
+            ],
+        );
+        assert!(matches!(results[0], Ok(Outcome::Compact(_))), "compaction frees space");
+        assert!(matches!(results[1], Ok(Outcome::Alarm { listed: false, .. })), "member 0 is no wildcard");
+        assert_eq!(results[2], Err(ApplyError::NoSpace));
+        assert_eq!(results[3..5], [listed(true), listed(false)]);
+        assert!(matches!(results[5], Ok(Outcome::Put(_))));
     }
 }

@@ -18,6 +18,7 @@ mod batch;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use trilith_raftlog::wal::frame::record_bytes;
 use trilith_raftlog::{
     AppendWrite, Boot, BootNumber, Generation, Identity, Index, LogPosition, Lsn, MemberId, PrepareSegment, Raft,
     RaftEffect, ReadError, Recovered, Role, SegmentSequence, Term,
@@ -44,7 +45,7 @@ pub struct ReplicaOptions {
     pub checkpoint_overlay_bytes: u64,
     /// A checkpoint starts at so many changed keys.
     pub checkpoint_changes: usize,
-    /// A checkpoint starts at this much log, in bytes.
+    /// A checkpoint starts at this much log above the one before, in bytes of file.
     pub checkpoint_log_bytes: u64,
     /// Commands waiting for a place in the log, in bytes; beyond it the answer is "too many requests".
     pub pending_bytes_max: usize,
@@ -147,6 +148,9 @@ pub struct Replica {
     reads: VecDeque<ReadAnswer>,
     effects: VecDeque<Effect>,
     position: LogPosition,
+    /// Bytes of log applied since the newest checkpoint began. Not the length of the live log: that includes what the
+    /// older checkpoint needs, and would call for the next one as soon as this one ends.
+    log_bytes_since_checkpoint: u64,
     stopping: bool,
 }
 
@@ -180,6 +184,7 @@ impl Replica {
             reads: VecDeque::new(),
             effects: VecDeque::new(),
             position: boot.position,
+            log_bytes_since_checkpoint: 0,
             stopping: false,
         }
     }
@@ -264,7 +269,8 @@ impl Replica {
         self.store.poll_effect(self.state.keyspace.rows_mut()).map(Effect::Store)
     }
 
-    /// Applies the next committed command, or says why not.
+    /// Applies the next committed command, or says why not. A checkpoint that is due begins at the end of an entry, not
+    /// when the shell looks: under load that would be in mid-entry almost always.
     pub fn apply_step(&mut self, pages: &dyn PageSource) -> ApplyStep {
         if self.state.is_between_entries() {
             if self.state.applied() >= self.commit {
@@ -273,41 +279,41 @@ impl Replica {
             let index = self.state.applied().next();
             let entry = self.raft.entry(index).expect("a committed entry stays in memory until it is applied");
             self.position = entry.position();
+            self.log_bytes_since_checkpoint += record_bytes(entry.payload.len());
             self.state.begin_entry(entry);
         }
         let step = self.state.apply_next(pages);
         if let ApplyStep::EntryDone(index) = step {
             self.raft.handle_applied(index);
+            if self.is_checkpoint_due() {
+                self.begin_checkpoint();
+            }
         }
         step
     }
 
-    /// Starts a checkpoint when one is due, and works on the running one for at most `work_units` (about 0.1 us each).
+    /// Works on the running checkpoint, if any, for at most `work_units` (about 0.1 us each).
     pub fn checkpoint_step(&mut self, work_units: u32, pages: &dyn PageSource) -> CheckpointStep {
         if !self.store.is_checkpointing() {
-            if !self.is_checkpoint_due() {
-                return CheckpointStep::Idle;
-            }
-            self.begin_checkpoint();
+            return CheckpointStep::Idle;
         }
         let frozen = self.state.keyspace.frozen().expect("a running checkpoint has its frozen overlay");
         self.store.step(work_units, frozen, pages)
     }
 
     fn is_checkpoint_due(&self) -> bool {
-        if !self.state.is_between_entries() || self.stopping {
+        if self.store.is_checkpointing() || self.stopping {
             return false;
         }
         let overlay = self.state.keyspace.overlay();
-        let covered = self.store.superblock().map_or(Index::ZERO, |superblock| superblock.position.index);
-        self.state.applied() > covered
-            && (overlay.bytes() >= self.options.checkpoint_overlay_bytes
-                || overlay.len() >= self.options.checkpoint_changes
-                || self.raft.log_file_bytes() >= self.options.checkpoint_log_bytes)
+        overlay.bytes() >= self.options.checkpoint_overlay_bytes
+            || overlay.len() >= self.options.checkpoint_changes
+            || self.log_bytes_since_checkpoint >= self.options.checkpoint_log_bytes
     }
 
     fn begin_checkpoint(&mut self) {
         assert_eq!(self.position.index, self.state.applied(), "a checkpoint is taken between entries");
+        self.log_bytes_since_checkpoint = 0;
         self.state.keyspace.freeze();
         let rows = self.state.keyspace.rows_mut().handle_checkpoint();
         self.store.begin_checkpoint(CheckpointRequest {
@@ -437,13 +443,12 @@ impl Replica {
     /// What etcd calls the database size: used store extents, pending rows and the overlay.
     #[must_use]
     pub fn store_bytes(&self) -> u64 {
-        let rows = self.state.keyspace.rows();
-        self.store.index_bytes() + rows.file_bytes() + rows.unwritten_bytes() + self.state.keyspace.overlay().bytes()
+        self.store.index_bytes() + self.state.keyspace.rows().used_bytes() + self.state.keyspace.overlay().bytes()
     }
 }
 
-/// The row log opened from a store's newest checkpoint needs pages; so does the table blob. Both are read by the shell at
-/// boot through [`open_state`], which is repeated while pages are missing.
+/// The state that a store's newest checkpoint holds; `None` if there is no checkpoint, or its tables are of no form this
+/// version knows. To be repeated while pages are missing: all that are known to be needed are asked for in one call.
 ///
 /// # Errors
 /// A page is not usable: load it and call again, or refuse to start.

@@ -101,6 +101,8 @@ pub struct RowLog {
     segments: Vec<Segment>,
     /// The next segment's file number.
     next_file: u32,
+    /// What all segments use.
+    used_bytes: u64,
     open: OpenBlock,
     newest: Revision,
     /// Sealed blocks in memory, oldest first.
@@ -153,6 +155,7 @@ impl RowLog {
             options,
             segments: Vec::new(),
             next_file: 0,
+            used_bytes: 0,
             open: OpenBlock::new(),
             newest: Revision::NONE,
             resident: VecDeque::new(),
@@ -176,10 +179,18 @@ impl RowLog {
         }
         let table = read_meta(root, BlockKind::Table, pages)?;
         let corrupt = Unavailable::Corrupt(place(root));
+        let mut missing = None;
         for record in row_block::table_records(table).ok_or(corrupt)? {
             let mut blocks = Vec::new();
             if record.directory.len > 0 {
-                let bytes = read_meta(record.directory, BlockKind::Directory, pages)?;
+                let bytes = match read_meta(record.directory, BlockKind::Directory, pages) {
+                    // The source sees every directory it lacks in one call, however many there are.
+                    Err(block @ Unavailable::Missing(_)) => {
+                        missing = missing.or(Some(block));
+                        continue;
+                    }
+                    read => read?,
+                };
                 let corrupt = Unavailable::Corrupt(place(record.directory));
                 blocks = row_block::directory_entries(bytes).ok_or(corrupt)?;
             }
@@ -192,7 +203,8 @@ impl RowLog {
             log.segments.push(Segment { file, used, above, blocks, directory: record.directory, dirty: false });
         }
         log.newest = row_block::newest(table).ok_or(corrupt)?;
-        Ok(log)
+        log.used_bytes = log.segments.iter().map(|segment| segment.used).sum();
+        missing.map_or(Ok(log), Err)
     }
 
     /// The address of the newest row; `NONE` in an empty log.
@@ -309,10 +321,16 @@ impl RowLog {
         self.resident_bytes + self.open.len() as u64 + (entries * size_of::<row_block::DirectoryEntry>()) as u64
     }
 
-    /// Bytes used in segment files.
+    /// Bytes used in segment files, or about to be: those of the open block included.
     #[must_use]
-    pub fn file_bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.used).sum()
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes + self.open.len() as u64
+    }
+
+    /// Whether the log holds anything in this file; if not, it is left over from a crash.
+    #[must_use]
+    pub fn has_file(&self, file: StoreFile) -> bool {
+        self.segments.iter().any(|segment| row_file(segment.file) == file)
     }
 
     /// The block that would hold the row at `at`, from memory or its file.
@@ -427,6 +445,7 @@ impl RowLog {
         let segment = self.segments.last_mut().expect("a segment was just made");
         let offset = segment.used;
         segment.used += len;
+        self.used_bytes += len;
         (segment.file, offset)
     }
 
@@ -480,6 +499,8 @@ fn read_meta(root: RowLogRoot, kind: BlockKind, pages: &dyn PageSource) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
     use crate::store::test_disk::Disk;
 
@@ -557,6 +578,33 @@ mod tests {
         disk.drain(&mut log);
         assert_holds(&log, &rows, &disk);
         assert_holds(&RowLog::open(OPTIONS, root, &disk).unwrap(), &rows[..2800], &disk);
+    }
+
+    /// Every block is missing until it was asked for.
+    struct Loading<'a>(&'a Disk, RefCell<BTreeSet<Block>>);
+
+    impl PageSource for Loading<'_> {
+        fn block(&self, block: Block) -> Result<&[u8], Unavailable> {
+            if self.1.borrow_mut().insert(block) { Err(Unavailable::Missing(block)) } else { self.0.block(block) }
+        }
+    }
+
+    #[test]
+    fn opening_asks_for_all_directories_at_once() {
+        let (mut disk, mut log) = (Disk::default(), RowLog::new(OPTIONS));
+        for (at, value) in &rows(6000) {
+            log.append(&row(*at, value));
+        }
+        let root = log.handle_checkpoint().root;
+        disk.drain(&mut log);
+        assert!(log.segments.len() > 5);
+        let pages = Loading(&disk, RefCell::default());
+        for _ in ["the table", "the directories"] {
+            assert!(matches!(RowLog::open(OPTIONS, root, &pages), Err(Unavailable::Missing(_))));
+        }
+        let reopened = RowLog::open(OPTIONS, root, &pages).unwrap();
+        assert_eq!((reopened.newest(), reopened.used_bytes()), (log.newest(), log.used_bytes()));
+        assert!((0..6).all(|number| reopened.has_file(row_file(number))) && !reopened.has_file(row_file(99)));
     }
 
     #[test]

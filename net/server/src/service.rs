@@ -323,8 +323,8 @@ impl Service {
             Outcome::Compact(compact) => {
                 send(connection, caller, &pb::CompactionResponse { header: Some(self.header(compact.revision)) });
             }
-            Outcome::Alarm { alarm, changed } => {
-                let alarms = changed.then(|| alarm_member(*alarm)).into_iter().collect();
+            Outcome::Alarm { alarm, listed } => {
+                let alarms = listed.then(|| alarm_member(*alarm)).into_iter().collect();
                 send(connection, caller, &pb::AlarmResponse { header: Some(self.current_header()), alarms });
             }
             Outcome::Published => unreachable!("only the server itself publishes"),
