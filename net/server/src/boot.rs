@@ -241,6 +241,11 @@ fn open_store<P: BootFiles>(
     for file in files {
         let name = store_file_name(file);
         let id = io(port.open(&name, FileMode::Store, options.lock_wait), || format!("opening {name}"))?;
+        if file.kind == FileKind::Superblock {
+            // A killed predecessor may have written it and never synced it. What is about to be believed must not be
+            // lost together with the other copy, which the next checkpoint overwrites.
+            io(port.sync(id), || format!("syncing {name}"))?;
+        }
         let bytes = io(port.len(id), || format!("measuring {name}"))?;
         disk.add_store_file(file, id, bytes);
     }

@@ -183,6 +183,8 @@ pub struct Swarm {
     pub fate_weights: [u64; 4],
     /// Crash points are drawn up to this submission number.
     pub crash_number_max: u64,
+    /// If set, every crash aims at this family of files, early: some failures take two crashes of a kind in a row.
+    pub aim: Option<&'static str>,
 }
 
 impl Swarm {
@@ -196,6 +198,7 @@ impl Swarm {
             lives: rng.between(3, 8) as usize,
             fate_weights: [draw_weight(rng), draw_weight(rng) + 1, draw_weight(rng) / 2, draw_weight(rng) / 2],
             crash_number_max: rng.log_between(40, 1_500),
+            aim: rng.chance(250).then(|| AIMS[rng.index(AIMS.len())]),
         }
     }
 
@@ -210,6 +213,9 @@ impl Swarm {
                 let kind = if choice == 0 { CrashKind::Kill } else { CrashKind::PowerLoss };
                 let phases = [Phase::BeforeSubmit, Phase::AfterSubmit, Phase::AfterCompletion];
                 let phase = phases[rng.index(phases.len())];
+                if let Some(prefix) = self.aim {
+                    return Fate::CrashOnFile { prefix, number: rng.log_between(1, 8), phase, kind };
+                }
                 match rng.below(5) {
                     0 => Fate::CrashAfter { delay, kind },
                     1 | 2 => {
@@ -290,7 +296,7 @@ fn draw_workload(rng: &mut Rng) -> Workload {
     Workload {
         clients: rng.between(1, 5) as usize,
         outstanding_max: rng.log_between(1, 32) as usize,
-        keys: rng.log_between(1, 60),
+        keys: if rng.chance(100) { 900 } else { rng.log_between(1, 60) },
         value_bytes_max: rng.log_between(24, 8_000),
         weights: [
             rng.between(1, 20),
