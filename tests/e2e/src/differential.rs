@@ -138,7 +138,8 @@ mod tests {
     #[test]
     fn only_the_implementations_own_figures_are_masked() {
         let text = masked(
-            "{\"level\":\"warn\"}\n{\"raftIndex\":7,\"header\":{\"revision\":3}}\nit took = 12ms ok\n\"DBSize\" : 9\nx\n",
+            "{\"level\":\"warn\"}\n{\"raftIndex\":7,\"header\":{\"revision\":3}}\n\
+             it took = 12ms ok\n\"DBSize\" : 9\nx\n",
         );
         assert_eq!(
             text,

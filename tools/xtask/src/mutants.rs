@@ -2,7 +2,8 @@
 //!
 //! Each patch opens with lines `harness: ARGUMENTS`, where the arguments are those of one of
 //!   `sim --seeds N`, `e2e --only NAME` or `test PACKAGE [FILTER]`,
-//! followed by prose that says what the bug is. Every harness it names must catch it. The patch is applied to a scratch copy of the tree, never to the tree.
+//! followed by prose that says what the bug is. Every harness it names must catch it. The patch is
+//! applied to a scratch copy of the tree, never to the tree.
 //!
 //! I1  A mutant counts as caught only if it builds and its harnesses then fail: a mutant that does not build proves
 //!     nothing.

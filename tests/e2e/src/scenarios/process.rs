@@ -85,7 +85,8 @@ pub(super) fn foreign_data_dir(setup: &Setup) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What the parser refuses exits with 2, what the checks after it refuse with 1, both with a reason; --version exits with 0.
+/// What the parser refuses exits with 2, what the checks after it refuse with 1, both with a reason; --version exits
+/// with 0.
 pub(super) fn bad_command_lines(setup: &Setup) -> Result<Outcome> {
     let program = setup.program(setup.subject).context("the server program is missing")?;
     for (arguments, code, text) in [
