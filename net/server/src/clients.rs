@@ -8,7 +8,7 @@
 //! - I2: a [`Caller`] names a connection for ever: once it is gone, answers to it have no effect.
 //! - I3: all bytes that became ready in a turn leave in one `send`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trilith_reactor::{ConnectionId, Port};
 use trilith_wire::connection::{AssemblyBudget, Connection, ConnectionLimits, StreamId};
@@ -55,6 +55,9 @@ pub struct Clients {
     vacant: Vec<usize>,
     by_id: BTreeMap<ConnectionId, usize>,
     touched: Vec<usize>,
+    /// Slots whose connections wait for budget, and the highest use of it that made one wait.
+    starved: BTreeSet<usize>,
+    starved_at: usize,
     deadlines: BTreeMap<(u64, usize), ()>,
     spare: Vec<Vec<u8>>,
     /// The core's account of partly received messages.
@@ -73,6 +76,8 @@ impl Clients {
             vacant: Vec::new(),
             by_id: BTreeMap::new(),
             touched: Vec::new(),
+            starved: BTreeSet::new(),
+            starved_at: 0,
             deadlines: BTreeMap::new(),
             spare: Vec::new(),
             budget: AssemblyBudget::new(assembly_bytes_max),
@@ -176,7 +181,7 @@ impl Clients {
         }
     }
 
-    /// Marks every connection for [`Self::take_touched`], e.g. after service begins or budget was returned.
+    /// Touches every connection: those that spoke before service began.
     pub fn touch_all(&mut self) {
         for slot in 0..self.slots.len() {
             if self.slots[slot].is_some() {
@@ -185,11 +190,40 @@ impl Clients {
         }
     }
 
-    /// The slots touched since the last flush, in order of their first touch; they stay marked until
-    /// [`Self::flush`].
+    /// The slot touched as number `position` since the last [`Self::flush`], if there is one: an index, so that the list
+    /// may grow on the way.
     #[must_use]
-    pub fn take_touched(&self) -> Vec<usize> {
-        self.touched.clone()
+    pub fn touched(&self, position: usize) -> Option<usize> {
+        self.touched.get(position).copied()
+    }
+
+    /// To be called when a slot was polled to the end: whether it waits for budget is remembered.
+    pub fn handle_polled(&mut self, slot: usize) {
+        let starved = self.slots[slot].as_ref().is_some_and(|client| client.connection.waits_for_budget());
+        if starved {
+            self.starved.insert(slot);
+            self.starved_at = self.starved_at.max(self.budget.used_bytes());
+        }
+    }
+
+    /// Whether budget was returned since connections had to wait for it: they must be polled again.
+    #[must_use]
+    pub fn has_revived(&self) -> bool {
+        !self.starved.is_empty() && self.budget.used_bytes() < self.starved_at
+    }
+
+    /// Touches those that waited for budget, if some was returned.
+    pub fn revive(&mut self) {
+        if !self.has_revived() {
+            return;
+        }
+        self.starved_at = 0;
+        for slot in std::mem::take(&mut self.starved) {
+            // It may be vacant by now, or another's.
+            if self.slots[slot].is_some() {
+                self.touch(slot);
+            }
+        }
     }
 
     /// The connection in a slot, with the budget it polls against.
@@ -228,11 +262,9 @@ impl Clients {
         if !client.sending {
             client.connection.take_output(&mut buffer, now);
         }
-        if buffer.is_empty() {
-            self.spare.push(buffer);
-        } else {
+        if !buffer.is_empty() {
             client.sending = true;
-            port.send(client.id, buffer);
+            port.send(client.id, std::mem::take(&mut buffer));
         }
         if client.connection.is_finished() && !client.closing {
             client.closing = true;
@@ -253,6 +285,7 @@ impl Clients {
                 self.deadlines.insert((later, slot), ());
             }
         }
+        self.keep_buffer(buffer);
     }
 
     fn touch(&mut self, slot: usize) {
@@ -273,7 +306,8 @@ impl Clients {
 
     fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
         buffer.clear();
-        if self.spare.len() < SPARE_BUFFERS_MAX && buffer.capacity() <= SPARE_BUFFER_BYTES_MAX {
+        let worth = 1..=SPARE_BUFFER_BYTES_MAX;
+        if self.spare.len() < SPARE_BUFFERS_MAX && worth.contains(&buffer.capacity()) {
             self.spare.push(buffer);
         }
     }

@@ -256,7 +256,8 @@ impl Node {
             Completion::Append { lsn } => replica.handle_append_complete(lsn, now),
             Completion::Segment { sequence } => replica.handle_segment_prepared(sequence, now),
             Completion::Store { token } => replica.handle_store_complete(token),
-            Completion::Loaded | Completion::Progress => {}
+            Completion::Loaded => self.service.handle_loaded(),
+            Completion::Progress => {}
             Completion::Failed { what, error } => {
                 replica.handle_write_failed();
                 self.fail(port, &format!("{what}: {error}"));
@@ -281,19 +282,40 @@ impl Node {
         }
         let name = if signal == 2 { "interrupt" } else { "terminated" };
         self.options.log(port, Level::Info, "received signal; shutting down", &[("signal", Field::Text(name))]);
-        self.phase = Phase::Draining { signal, until: now + DRAIN_TIMEOUT };
         port.close_listeners();
         self.clients.start_drain(now);
+        match self.phase {
+            // I1: what was asked before service began is not served for a farewell.
+            Phase::Starting(_) => self.begin_closing(signal, now),
+            _ => self.phase = Phase::Draining { signal, until: now + DRAIN_TIMEOUT },
+        }
+    }
+
+    /// Refuses what still waits and writes the log's last record.
+    fn begin_closing(&mut self, signal: i32, now: u64) {
+        self.service.refuse_all(&mut self.clients);
+        self.service.replica.handle_stop(now);
+        self.phase = Phase::Closing { signal };
+        self.more = true;
+    }
+
+    /// Whether requests are looked at.
+    fn is_listening(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Draining { .. })
     }
 
     /// Looks at every touched connection for requests.
-    fn poll_clients(&mut self, port_wall_now: u64, now: u64) {
-        if matches!(self.phase, Phase::Starting(_) | Phase::Closing { .. }) {
+    fn poll_clients(&mut self, wall_now: u64, now: u64) {
+        if !self.is_listening() {
             return;
         }
-        self.clients.wall_now = port_wall_now;
-        for slot in self.clients.take_touched() {
+        self.clients.wall_now = wall_now;
+        self.clients.revive();
+        let mut position = 0;
+        while let Some(slot) = self.clients.touched(position) {
             self.poll_client(slot, now);
+            self.clients.handle_polled(slot);
+            position += 1;
         }
     }
 
@@ -342,13 +364,15 @@ impl Node {
         self.service.issue_reads(&mut self.clients);
         self.service.replica.propose_batch();
         self.carry_out(port);
-        self.more = false;
         self.apply(port);
         self.checkpoint(port);
+        // What apply released may let the log take more: no event would tell.
+        self.service.replica.propose_batch();
         self.carry_out(port);
         self.service.handle_read_answers(&mut self.clients);
-        let missing = self.service.answer_reads(&mut self.clients, &Pages { port: &*port, disk: &self.disk });
-        for unavailable in missing {
+        let reads = self.service.answer_reads(&mut self.clients, &Pages { port: &*port, disk: &self.disk });
+        self.more |= reads.more;
+        for unavailable in reads.missing {
             self.load(port, unavailable);
         }
     }
@@ -438,10 +462,7 @@ impl Node {
             Phase::Draining { signal, until } => {
                 let done = self.service.is_idle() && !self.service.replica.has_pending_commands();
                 if (done && self.clients.is_empty()) || now >= until {
-                    self.service.refuse_all(&mut self.clients);
-                    self.service.replica.handle_stop(now);
-                    self.phase = Phase::Closing { signal };
-                    self.more = true;
+                    self.begin_closing(signal, now);
                 }
             }
             _ => {}
@@ -479,6 +500,7 @@ impl Node {
 impl<P: Port> CoreLoop<P> for Node {
     fn handle_turn(&mut self, port: &mut P, events: &mut Vec<Event>) -> Turn {
         let now = port.now();
+        self.more = false;
         for event in events.drain(..) {
             if !self.failed {
                 self.handle_event(port, event, now);
@@ -496,6 +518,7 @@ impl<P: Port> CoreLoop<P> for Node {
         if self.failed {
             return Turn::Stop(1);
         }
+        self.more |= self.is_listening() && self.clients.has_revived();
         self.clients.flush(port, now);
         if let Phase::Closing { signal } = self.phase
             && self.service.replica.is_stopped()

@@ -8,14 +8,13 @@
 //! - I2: commands are answered in the order of their sequences; an outcome always belongs to the first waiter.
 //! - I3: a linearizable read is evaluated only after its read index, asked for after the read arrived, is applied.
 
-use std::collections::VecDeque;
-
 use trilith_engine::command::{Alarm, Command};
 use trilith_engine::mvcc::{RowView, check};
 use trilith_engine::page_source::{PageSource, Unavailable};
 use trilith_engine::replica::apply::{Applied, ApplyStep, Outcome};
 use trilith_engine::replica::{Replica, SubmitError};
 use trilith_engine::store::key_entry::Revision;
+use trilith_raftlog::ReadError;
 use trilith_wire::api::methods::Method;
 use trilith_wire::api::status::{self, Status};
 use trilith_wire::connection::{Connection, Known, RequestHead};
@@ -28,9 +27,16 @@ use crate::http::{CLUSTER_VERSION, Probe, SERVER_VERSION};
 
 mod admission;
 mod reads;
+mod waiters;
 
 pub use admission::Admission;
 use reads::{Read, ReadKind, Reads};
+use waiters::Waiters;
+
+/// Response bytes of reads in one turn; what is ready beyond is evaluated in the next one.
+const READ_BYTES_PER_TURN: usize = 4 << 20;
+/// Reads in one turn at most.
+const READS_PER_TURN: usize = 2048;
 
 /// A proposal or read without an answer for this long ends with an error: 5 s and two election timeouts, as in etcd.
 #[must_use]
@@ -49,15 +55,6 @@ pub enum Verdict {
     Refused(Status),
 }
 
-/// A command on its way through the log.
-#[derive(Debug)]
-struct Waiter {
-    sequence: u64,
-    /// Nobody: the caller was answered already, or the command is the server's own.
-    caller: Option<Caller>,
-    submitted: u64,
-}
-
 /// The service side of a member.
 #[derive(Debug)]
 pub struct Service {
@@ -67,8 +64,10 @@ pub struct Service {
     cluster_id: u64,
     member_id: u64,
     timeout: u64,
-    waiters: VecDeque<Waiter>,
+    waiters: Waiters,
     reads: Reads,
+    /// The command on its way that raises the space alarm.
+    alarm_on_its_way: Option<u64>,
 }
 
 /// Rows of the keyspace through a page source.
@@ -87,7 +86,8 @@ impl Service {
     /// A service over a booted replica.
     #[must_use]
     pub fn new(replica: Replica, admission: Admission, cluster_id: u64, member_id: u64, timeout: u64) -> Self {
-        Self { replica, admission, cluster_id, member_id, timeout, waiters: VecDeque::new(), reads: Reads::default() }
+        let (waiters, reads) = (Waiters::default(), Reads::default());
+        Self { replica, admission, cluster_id, member_id, timeout, waiters, reads, alarm_on_its_way: None }
     }
 
     /// Commands and reads that wait.
@@ -206,16 +206,16 @@ impl Service {
             return Ok(());
         }
         let alarm = Alarm { member: self.member_id, alarm: trilith_engine::replica::apply::ALARM_NOSPACE };
-        if !self.replica.tables().alarms().contains(&alarm) {
+        if self.alarm_on_its_way.is_none() && !self.replica.tables().alarms().contains(&alarm) {
             // If it cannot be taken now, the next refused write raises it.
-            let _ = self.submit_own(&Command::AlarmActivate(alarm), now);
+            self.alarm_on_its_way = self.submit_own(&Command::AlarmActivate(alarm), now).ok();
         }
         Err(status::NO_SPACE)
     }
 
     fn submit(&mut self, caller: Caller, command: &Command<'_>, now: u64) -> Result<Verdict, Status> {
         let sequence = self.replica.submit(command).map_err(submit_status)?;
-        self.waiters.push_back(Waiter { sequence, caller: Some(caller), submitted: now });
+        self.waiters.push(sequence, Some(caller), now);
         Ok(Verdict::Pending)
     }
 
@@ -225,7 +225,7 @@ impl Service {
     /// The replica does not take it now.
     pub fn submit_own(&mut self, command: &Command<'_>, now: u64) -> Result<u64, SubmitError> {
         let sequence = self.replica.submit(command)?;
-        self.waiters.push_back(Waiter { sequence, caller: None, submitted: now });
+        self.waiters.push(sequence, None, now);
         Ok(sequence)
     }
 
@@ -249,10 +249,14 @@ impl Service {
     /// Hands the reads gathered in this turn to raft as one round.
     pub fn issue_reads(&mut self, clients: &mut Clients) {
         let Some(context) = self.reads.issue() else { return };
-        if self.replica.read_index(context).is_err() {
-            self.reads.abort(context);
+        if let Err(error) = self.replica.read_index(context) {
+            let status = match error {
+                ReadError::NotLeader { .. } => status::NO_LEADER,
+                ReadError::Full => status::TOO_MANY_REQUESTS,
+                _ => status::STOPPED,
+            };
+            self.refuse_round(clients, context, &status);
         }
-        self.refuse_aborted(clients);
     }
 
     /// Takes raft's answers to issued rounds.
@@ -260,15 +264,14 @@ impl Service {
         while let Some(answer) = self.replica.poll_read() {
             match answer.index {
                 Some(index) => self.reads.confirm(answer.context, index.0),
-                None => self.reads.abort(answer.context),
+                None => self.refuse_round(clients, answer.context, &status::LEADER_CHANGED),
             }
         }
-        self.refuse_aborted(clients);
     }
 
-    fn refuse_aborted(&mut self, clients: &mut Clients) {
-        while let Some(read) = self.reads.take_aborted() {
-            refuse_read(clients, read, &status::LEADER_CHANGED);
+    fn refuse_round(&mut self, clients: &mut Clients, context: u64, status: &Status) {
+        for read in self.reads.end_round(context) {
+            refuse_read(clients, read, status);
         }
     }
 
@@ -285,12 +288,14 @@ impl Service {
                 if !self.replica.is_own(applied.id) {
                     return Ok(Progress::Moved);
                 }
-                let waiter = self.waiters.pop_front().expect("I2: every own command has a waiter");
-                assert_eq!(waiter.sequence, applied.id.sequence, "I2: outcomes in the order of the sequences");
-                if let Some(caller) = waiter.caller {
+                let sequence = applied.id.sequence;
+                if self.alarm_on_its_way == Some(sequence) {
+                    self.alarm_on_its_way = None;
+                }
+                if let Some(caller) = self.waiters.complete(sequence) {
                     self.answer_command(clients, caller, &applied, pages);
                 }
-                Ok(Progress::Own(applied.id.sequence))
+                Ok(Progress::Own(sequence))
             }
         }
     }
@@ -331,33 +336,46 @@ impl Service {
         }
     }
 
-    /// Evaluates the reads whose index is applied. Reads whose pages are missing stay; the missing blocks are returned.
-    pub fn answer_reads(&mut self, clients: &mut Clients, pages: &dyn PageSource) -> Vec<Unavailable> {
-        let mut missing = Vec::new();
-        let mut suspended = Vec::new();
-        while let Some(read) = self.reads.take_ready(self.replica.applied().0) {
+    /// Evaluates the reads whose index is applied, as many as fit a turn.
+    pub fn answer_reads(&mut self, clients: &mut Clients, pages: &dyn PageSource) -> ReadProgress {
+        let mut progress = ReadProgress { missing: Vec::new(), more: false };
+        let mut bytes = 0;
+        for _ in 0..READS_PER_TURN {
+            let Some(read) = self.reads.take_ready(self.replica.applied().0) else { return progress };
             match self.answer_read(clients, &read, pages) {
-                Ok(()) => {}
+                Ok(sent) => bytes += sent,
                 Err(unavailable) => {
-                    missing.push(unavailable);
-                    suspended.push(read);
+                    progress.missing.push(unavailable);
+                    self.reads.park(read);
                 }
             }
+            if bytes >= READ_BYTES_PER_TURN {
+                break;
+            }
         }
-        suspended.into_iter().for_each(|read| self.reads.start_local(read));
-        missing
+        progress.more = true;
+        progress
     }
 
-    fn answer_read(&self, clients: &mut Clients, read: &Read, pages: &dyn PageSource) -> Result<(), Unavailable> {
+    /// Pages that were missing have come: reads that lacked some are tried again.
+    pub fn handle_loaded(&mut self) {
+        self.reads.resume();
+    }
+
+    /// Answers a read; returns the length of the answer, roughly.
+    fn answer_read(&self, clients: &mut Clients, read: &Read, pages: &dyn PageSource) -> Result<usize, Unavailable> {
         let caller = read.caller;
-        let Some(connection) = clients.answer(caller) else { return Ok(()) };
+        let Some(connection) = clients.answer(caller) else { return Ok(0) };
         let header = self.current_header();
-        match &read.kind {
+        Ok(match &read.kind {
             ReadKind::Range => {
                 let request = decode::<pb::RangeRequest<'_>>(&read.message).expect("decoded when it arrived");
                 match self.replica.keyspace().range(&request::range(&request), pages)? {
                     Ok(outcome) => send(connection, caller, &response::range(header, &outcome)),
-                    Err(error) => refuse(connection, caller, &api::mvcc_status(error)),
+                    Err(error) => {
+                        refuse(connection, caller, &api::mvcc_status(error));
+                        0
+                    }
                 }
             }
             ReadKind::Txn => {
@@ -365,64 +383,57 @@ impl Service {
                 match self.replica.keyspace().read_txn(&request::txn(&request), pages)? {
                     Ok(outcome) => {
                         let rows = KeyspaceRows { replica: &self.replica, pages };
-                        send(connection, caller, &response::txn(self.header(outcome.revision), &outcome, &rows)?);
+                        send(connection, caller, &response::txn(self.header(outcome.revision), &outcome, &rows)?)
                     }
-                    Err(error) => refuse(connection, caller, &api::mvcc_status(error)),
+                    Err(error) => {
+                        refuse(connection, caller, &api::mvcc_status(error));
+                        0
+                    }
                 }
             }
             ReadKind::MemberList => send(connection, caller, &self.member_list()),
             ReadKind::Alarms(kind) => {
                 let wanted = |alarm: &&Alarm| *kind == 0 || alarm.alarm == *kind;
                 let alarms = self.replica.tables().alarms().iter().filter(wanted).map(|a| alarm_member(*a)).collect();
-                send(connection, caller, &pb::AlarmResponse { header: Some(header), alarms });
+                send(connection, caller, &pb::AlarmResponse { header: Some(header), alarms })
             }
             ReadKind::NoAlarms => {
-                send(connection, caller, &pb::AlarmResponse { header: Some(header), alarms: Vec::new() });
+                send(connection, caller, &pb::AlarmResponse { header: Some(header), alarms: Vec::new() })
             }
             ReadKind::Probe(probe) => {
                 let response = probe.as_ref().clone().finish(None, clients.wall_now);
                 send_http(clients.answer(caller).expect("present above"), caller, &response);
+                response.body.len()
             }
-        }
-        Ok(())
+        })
     }
 
     /// Ends what has waited too long.
     pub fn handle_time(&mut self, clients: &mut Clients, now: u64) {
-        let expired = |since: u64, timeout: u64| now.saturating_sub(since) > timeout;
-        for waiter in &mut self.waiters {
-            if !expired(waiter.submitted, self.timeout) {
-                break;
-            }
-            if let Some(caller) = waiter.caller.take()
-                && let Some(connection) = clients.answer(caller)
-            {
-                refuse(connection, caller, &status::TIMEOUT);
-            }
-        }
-        while let Some(read) = self.reads.take_started_before(now.saturating_sub(self.timeout)) {
-            refuse_read(clients, read, &status::TIMEOUT);
-        }
+        // Not before the timeout has passed; earlier than time zero nothing began.
+        self.refuse_before(clients, now.saturating_sub(self.timeout), &status::TIMEOUT);
     }
 
     /// When something that waits runs out of time.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        let oldest = self.waiters.iter().find(|waiter| waiter.caller.is_some()).map(|waiter| waiter.submitted);
-        [oldest, self.reads.oldest()].into_iter().flatten().min().map(|since| since + self.timeout + 1)
+        let oldest = [self.waiters.oldest(), self.reads.oldest()];
+        oldest.into_iter().flatten().min().map(|since| since.saturating_add(self.timeout + 1))
     }
 
     /// Answers everything that waits with "server stopped".
     pub fn refuse_all(&mut self, clients: &mut Clients) {
-        for waiter in &mut self.waiters {
-            if let Some(caller) = waiter.caller.take()
-                && let Some(connection) = clients.answer(caller)
-            {
-                refuse(connection, caller, &status::STOPPED);
+        self.refuse_before(clients, u64::MAX, &status::STOPPED);
+    }
+
+    fn refuse_before(&mut self, clients: &mut Clients, time: u64, status: &Status) {
+        while let Some(caller) = self.waiters.take_submitted_before(time) {
+            if let Some(connection) = clients.answer(caller) {
+                refuse(connection, caller, status);
             }
         }
-        while let Some(read) = self.reads.take_started_before(u64::MAX) {
-            refuse_read(clients, read, &status::STOPPED);
+        while let Some(read) = self.reads.take_started_before(time) {
+            refuse_read(clients, read, status);
         }
     }
 
@@ -485,6 +496,15 @@ impl Service {
     }
 }
 
+/// What [`Service::answer_reads`] came to.
+#[derive(Debug)]
+pub struct ReadProgress {
+    /// Blocks that reads lack; after they are loaded: [`Service::handle_loaded`].
+    pub missing: Vec<Unavailable>,
+    /// There may be more to evaluate.
+    pub more: bool,
+}
+
 /// What [`Service::apply_step`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -527,8 +547,11 @@ fn encode<'a>(message: &impl Message<'a>) -> Vec<u8> {
     bytes
 }
 
-fn send<'a>(connection: &mut Connection, caller: Caller, message: &impl Message<'a>) {
-    connection.send_unary(caller.stream, message.encoded_len(), |out| message.encode_into(out));
+/// Sends a unary answer; returns its length.
+fn send<'a>(connection: &mut Connection, caller: Caller, message: &impl Message<'a>) -> usize {
+    let len = message.encoded_len();
+    connection.send_unary(caller.stream, len, |out| message.encode_into(out));
+    len
 }
 
 fn refuse(connection: &mut Connection, caller: Caller, status: &Status) {

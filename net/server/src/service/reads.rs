@@ -6,7 +6,7 @@
 //! - I1: a read joins only the round that is issued after it arrived; rounds have fresh contexts.
 //! - I2: a read is in exactly one stage.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::clients::Caller;
 use crate::http::Probe;
@@ -44,35 +44,47 @@ pub(super) struct Read {
 #[derive(Debug)]
 struct Round {
     context: u64,
-    reads: Vec<Read>,
+    reads: VecDeque<Read>,
 }
+
+/// Order of arrival.
+type Arrival = (u64, u64);
 
 /// All reads that wait.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
-    gathering: Vec<Read>,
+    gathering: VecDeque<Read>,
     issued: VecDeque<Round>,
-    /// Confirmed or local reads with the index that must be applied.
-    ready: VecDeque<(u64, Read)>,
-    aborted: Vec<Read>,
+    /// Confirmed, with the index that must be applied; both ascend.
+    confirmed: VecDeque<(u64, Read)>,
+    /// May be evaluated.
+    ready: BTreeMap<Arrival, Read>,
+    /// Were evaluated and lacked a page.
+    parked: BTreeMap<Arrival, Read>,
     last_context: u64,
+    last_number: u64,
 }
 
 impl Reads {
     /// Nothing waits.
     #[must_use]
     pub(super) fn is_empty(&self) -> bool {
-        self.gathering.is_empty() && self.issued.is_empty() && self.ready.is_empty() && self.aborted.is_empty()
+        self.gathering.is_empty()
+            && self.issued.is_empty()
+            && self.confirmed.is_empty()
+            && self.ready.is_empty()
+            && self.parked.is_empty()
     }
 
     /// Takes a linearizable read into the round being gathered.
     pub(super) fn start(&mut self, read: Read) {
-        self.gathering.push(read);
+        self.gathering.push_back(read);
     }
 
     /// Takes a read that needs no confirmation.
     pub(super) fn start_local(&mut self, read: Read) {
-        self.ready.push_back((0, read));
+        let arrival = self.arrival(&read);
+        self.ready.insert(arrival, read);
     }
 
     /// Closes the round being gathered; its context, if it has reads.
@@ -88,59 +100,128 @@ impl Reads {
 
     /// A round's read index is known.
     pub(super) fn confirm(&mut self, context: u64, index: u64) {
-        for read in self.take_round(context) {
-            self.ready.push_back((index, read));
-        }
+        let reads = self.end_round(context);
+        self.confirmed.extend(reads.into_iter().map(|read| (index, read)));
     }
 
-    /// A round will not be confirmed.
-    pub(super) fn abort(&mut self, context: u64) {
-        let reads = self.take_round(context);
-        self.aborted.extend(reads);
-    }
-
-    /// The next read of an aborted round.
-    pub(super) fn take_aborted(&mut self) -> Option<Read> {
-        self.aborted.pop()
+    /// Ends a round, confirmed or not; its reads.
+    pub(super) fn end_round(&mut self, context: u64) -> VecDeque<Read> {
+        // Rounds end in their order, unless leadership is lost.
+        let position = self.issued.iter().position(|round| round.context == context);
+        position.and_then(|position| self.issued.remove(position)).map(|round| round.reads).unwrap_or_default()
     }
 
     /// The next read whose index is applied.
     pub(super) fn take_ready(&mut self, applied: u64) -> Option<Read> {
-        let position = self.ready.iter().position(|(index, _)| *index <= applied)?;
-        self.ready.remove(position).map(|(_, read)| read)
+        while let Some((_, read)) = self.confirmed.pop_front_if(|(index, _)| *index <= applied) {
+            self.start_local(read);
+        }
+        self.ready.pop_first().map(|(_, read)| read)
+    }
+
+    /// A read lacks a page: it waits for [`Self::resume`].
+    pub(super) fn park(&mut self, read: Read) {
+        let arrival = self.arrival(&read);
+        self.parked.insert(arrival, read);
+    }
+
+    /// Pages have come.
+    pub(super) fn resume(&mut self) {
+        self.ready.append(&mut self.parked);
     }
 
     /// Any read that arrived before `time`, whatever its stage.
     pub(super) fn take_started_before(&mut self, time: u64) -> Option<Read> {
         let early = |read: &Read| read.started < time;
-        if let Some(position) = self.gathering.iter().position(early) {
-            return Some(self.gathering.swap_remove(position));
-        }
-        for round in &mut self.issued {
-            if let Some(position) = round.reads.iter().position(early) {
-                return Some(round.reads.swap_remove(position));
-            }
-        }
-        let position = self.ready.iter().position(|(_, read)| early(read))?;
-        self.ready.remove(position).map(|(_, read)| read)
+        let round = self.issued.iter_mut().find(|round| !round.reads.is_empty());
+        let mut taken = round.and_then(|round| round.reads.pop_front_if(|read| early(read)));
+        taken = taken.or_else(|| self.gathering.pop_front_if(|read| early(read)));
+        taken = taken.or_else(|| self.confirmed.pop_front_if(|(_, read)| early(read)).map(|(_, read)| read));
+        [&mut self.ready, &mut self.parked].into_iter().fold(taken, |taken, stage| {
+            taken.or_else(|| {
+                let first = stage.first_entry().filter(|entry| entry.key().0 < time)?;
+                Some(first.remove())
+            })
+        })
     }
 
-    /// When the oldest waiting read arrived.
+    /// When the oldest waiting read arrived: each stage is in the order of arrival.
     #[must_use]
     pub(super) fn oldest(&self) -> Option<u64> {
-        let issued = self.issued.iter().flat_map(|round| &round.reads);
-        self.gathering
-            .iter()
-            .chain(issued)
-            .chain(self.ready.iter().map(|(_, read)| read))
-            .map(|read| read.started)
-            .min()
+        let issued = self.issued.iter().find_map(|round| round.reads.front());
+        let queued = [issued, self.gathering.front(), self.confirmed.front().map(|(_, read)| read)];
+        let keyed = [&self.ready, &self.parked].map(|stage| stage.first_key_value().map(|(arrival, _)| arrival.0));
+        queued.into_iter().map(|read| read.map(|read| read.started)).chain(keyed).flatten().min()
     }
 
-    fn take_round(&mut self, context: u64) -> Vec<Read> {
-        match self.issued.iter().position(|round| round.context == context) {
-            Some(position) => self.issued.remove(position).map(|round| round.reads).unwrap_or_default(),
-            None => Vec::new(),
+    fn arrival(&mut self, read: &Read) -> Arrival {
+        self.last_number += 1;
+        (read.started, self.last_number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trilith_reactor::ConnectionId;
+    use trilith_wire::connection::StreamId;
+
+    use super::*;
+
+    fn read(started: u64) -> Read {
+        let caller = Caller::new(0, ConnectionId(1), StreamId::default());
+        Read { caller, kind: ReadKind::Range, message: Vec::new(), started }
+    }
+
+    fn starts(mut next: impl FnMut() -> Option<Read>) -> Vec<u64> {
+        std::iter::from_fn(|| next().map(|read| read.started)).collect()
+    }
+
+    #[test]
+    fn a_read_is_ready_once_its_own_round_is_applied() {
+        let mut reads = Reads::default();
+        reads.start(read(1));
+        let first = reads.issue().unwrap();
+        reads.start(read(2));
+        let second = reads.issue().unwrap();
+        assert_eq!(reads.issue(), None);
+        reads.start_local(read(3));
+        reads.confirm(first, 10);
+        reads.confirm(second, 20);
+        assert_eq!(starts(|| reads.take_ready(9)), [3], "a local read waits for no index");
+        assert_eq!(starts(|| reads.take_ready(10)), [1]);
+        assert_eq!(starts(|| reads.take_ready(19)), []);
+        assert_eq!(starts(|| reads.take_ready(20)), [2]);
+        assert!(reads.is_empty());
+    }
+
+    #[test]
+    fn a_parked_read_is_not_tried_again_before_pages_came() {
+        let mut reads = Reads::default();
+        reads.park(read(1));
+        reads.start_local(read(2));
+        assert_eq!(starts(|| reads.take_ready(0)), [2]);
+        reads.resume();
+        assert_eq!(starts(|| reads.take_ready(0)), [1]);
+    }
+
+    #[test]
+    fn time_finds_the_oldest_in_every_stage() {
+        let mut reads = Reads::default();
+        reads.start(read(5));
+        reads.issue().unwrap();
+        reads.start(read(4));
+        let confirmed = reads.issue().unwrap();
+        reads.confirm(confirmed, 99);
+        reads.start(read(6));
+        reads.start_local(read(2));
+        reads.park(read(3));
+        let mut order = Vec::new();
+        while let Some(oldest) = reads.oldest() {
+            assert!(reads.take_started_before(oldest).is_none());
+            order.push(reads.take_started_before(oldest + 1).unwrap().started);
         }
+        assert_eq!(order, [2, 3, 4, 5, 6]);
+        assert_eq!(reads.end_round(1).len(), 0, "the round that is left holds nobody");
+        assert!(reads.is_empty());
     }
 }

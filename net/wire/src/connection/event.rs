@@ -10,8 +10,9 @@
 
 use crate::connection::RequestHead;
 
-/// A request in progress on one connection: valid until finished or reset; never confused with a later stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A request in progress on one connection: valid until finished or reset; never confused with a later stream. The
+/// default names none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId {
     pub(crate) number: u32,
     pub(crate) slot: u32,
