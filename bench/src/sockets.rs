@@ -9,6 +9,7 @@
 //!   operations in flight that memory is leaked, not freed.
 //! - I2: a slot is reused only when nothing of its socket is in flight.
 
+use io_uring::squeue::Flags;
 use io_uring::{IoUring, opcode, types};
 use std::collections::VecDeque;
 use std::io;
@@ -24,6 +25,7 @@ const ACCEPT: u64 = 1;
 const RECEIVE: u64 = 2;
 const SEND: u64 = 3;
 const WRITE: u64 = 4;
+const SYNC: u64 = 5;
 
 /// What a wait brought.
 #[derive(Debug)]
@@ -34,7 +36,7 @@ pub enum Completion {
     Received(usize, Vec<u8>),
     /// The peer is gone. The slot is free afterwards.
     Closed(usize),
-    /// A file write with this number ended.
+    /// A durable file write with this number ended.
     Written(u64, io::Result<()>),
 }
 
@@ -54,6 +56,7 @@ struct FileWrite {
     number: u64,
     buffer: Block,
     len: usize,
+    result: io::Result<()>,
 }
 
 /// Page-aligned bytes for `O_DIRECT`.
@@ -212,16 +215,22 @@ impl Sockets {
         }
     }
 
-    /// Writes the first `len` bytes of `buffer`; `Written(number, ..)` follows.
+    /// Writes the first `len` bytes of `buffer` and makes them durable; `Written(number, ..)` follows.
+    ///
+    /// A write and a linked `fdatasync`: with `O_DSYNC` the kernel completes an asynchronous write on a worker bound to
+    /// the processor of the interrupt, which waits there for its turn while another one may be idle.
     pub fn write(&mut self, file: &std::fs::File, number: u64, offset: u64, buffer: Block, len: usize) {
         let start = buffer.bytes()[..len].as_ptr();
         let index = self.writes.iter().position(Option::is_none).unwrap_or_else(|| {
             self.writes.push(None);
             self.writes.len() - 1
         });
-        self.writes[index] = Some(FileWrite { number, buffer, len });
-        let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), start, len as u32).offset(offset).build();
+        self.writes[index] = Some(FileWrite { number, buffer, len, result: Ok(()) });
+        let descriptor = types::Fd(file.as_raw_fd());
+        let entry = opcode::Write::new(descriptor, start, len as u32).offset(offset).build().flags(Flags::IO_LINK);
         self.push(entry.user_data((WRITE << KIND_SHIFT) | index as u64));
+        let entry = opcode::Fsync::new(descriptor).flags(types::FsyncFlags::DATASYNC).build();
+        self.push(entry.user_data((SYNC << KIND_SHIFT) | index as u64));
     }
 
     fn push(&mut self, entry: io_uring::squeue::Entry) {
@@ -255,6 +264,14 @@ impl Sockets {
 
     fn submit_backlog(&mut self) -> io::Result<()> {
         while let Some(entry) = self.backlog.front() {
+            // The two halves of a durable write go in together: a link ends with its submission.
+            let room = {
+                let queue = self.ring.submission();
+                queue.capacity() - queue.len()
+            };
+            if room < 2 {
+                self.ring.submit()?;
+            }
             // SAFETY: buffers and descriptors of the entry are owned by `slots`, `writes` or `listener` until its
             // completion, and are leaked with the ring otherwise (I1).
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
@@ -301,15 +318,21 @@ impl Sockets {
                     }
                 }
             }
-            _ => {
-                let FileWrite { number, buffer, len } = self.writes[index].take().expect("the write is in flight");
-                self.free_blocks.push(buffer);
-                let result = match usize::try_from(result) {
-                    Ok(written) if written == len => Ok(()),
-                    Ok(written) => Err(io::Error::other(format!("only {written} of {len} bytes written"))),
+            WRITE => {
+                let write = self.writes[index].as_mut().expect("the write is in flight");
+                write.result = match usize::try_from(result) {
+                    Ok(written) if written == write.len => Ok(()),
+                    Ok(written) => Err(io::Error::other(format!("only {written} of {} bytes written", write.len))),
                     Err(_) => Err(io::Error::from_raw_os_error(-result)),
                 };
-                completions.push(Completion::Written(number, result));
+                return Ok(());
+            }
+            _ => {
+                let write = self.writes[index].take().expect("the write is in flight");
+                self.free_blocks.push(write.buffer);
+                // A failed write cancels its sync; the write's own error says more.
+                let synced = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) };
+                completions.push(Completion::Written(write.number, write.result.and(synced)));
                 return Ok(());
             }
         }

@@ -32,6 +32,7 @@ const LOCK_POLL: Duration = Duration::from_millis(2);
 /// A file that is open, locked and, in [`FileMode::Store`], mapped.
 pub(crate) struct OpenFile {
     pub(crate) file: File,
+    pub(crate) mode: FileMode,
     pub(crate) bytes: u64,
     pub(crate) mapping: Option<Arc<Mapping>>,
 }
@@ -79,7 +80,13 @@ impl Directory {
 
     pub(crate) fn create_directory(&self, directory: &str) -> io::Result<()> {
         let path = self.path(directory);
-        create_directory_at(&path).map_err(|error| in_context(error, &format!("cannot create {}", path.display())))
+        let create = || {
+            create_directory_at(&path)?;
+            // What a killed predecessor renamed or made may not be on the medium yet.
+            File::open(&path)?.sync_all()?;
+            sync_parent(&path)
+        };
+        create().map_err(|error| in_context(error, &format!("cannot create {}", path.display())))
     }
 
     /// Opens (or makes) a file that serves as a lock only. `Ok(None)`: somebody holds it.
@@ -97,14 +104,15 @@ impl Directory {
     pub(crate) fn open(&self, name: &str, mode: FileMode, wait_max: Duration) -> io::Result<OpenFile> {
         let path = self.path(name);
         let open = || {
-            let file = open_direct(&path, mode, OpenOptions::new().read(true).write(true))?;
+            let file = open_direct(&path, OpenOptions::new().read(true).write(true))?;
             lock_within(&file, wait_max)?;
             finish_open(file, mode)
         };
         open().map_err(|error| in_context(error, &format!("cannot open {}", path.display())))
     }
 
-    /// Makes a file of `bytes` bytes; an older file of that name is replaced. `pause` is called between chunks of work, so that urgent work can go first.
+    /// Makes a file of `bytes` bytes; an older file of that name is replaced. `pause` is called between chunks of work,
+    /// so that urgent work can go first.
     pub(crate) fn create(
         &self,
         name: &str,
@@ -118,7 +126,7 @@ impl Directory {
         let unfinished = self.path(&format!("{name}{UNFINISHED}"));
         let mut create = || {
             remove_if_there(&unfinished)?;
-            let file = open_direct(&unfinished, mode, OpenOptions::new().read(true).write(true).create_new(true))?;
+            let file = open_direct(&unfinished, OpenOptions::new().read(true).write(true).create_new(true))?;
             lock_within(&file, Duration::ZERO)?;
             sys::reserve(&file, bytes)?;
             if preparation == Preparation::PreWrite {
@@ -139,12 +147,8 @@ impl Directory {
     }
 }
 
-fn open_direct(path: &Path, mode: FileMode, options: &mut OpenOptions) -> io::Result<File> {
-    let flags = match mode {
-        FileMode::Log => libc::O_DIRECT | libc::O_DSYNC,
-        FileMode::Store => libc::O_DIRECT,
-    };
-    options.mode(0o600).custom_flags(flags | libc::O_NOFOLLOW).open(path).map_err(|error| {
+fn open_direct(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    options.mode(0o600).custom_flags(libc::O_DIRECT | libc::O_NOFOLLOW).open(path).map_err(|error| {
         if error.kind() == io::ErrorKind::InvalidInput {
             return in_context(error, "the file system has no direct I/O (O_DIRECT); use ext4 or xfs");
         }
@@ -170,7 +174,7 @@ fn finish_open(file: File, mode: FileMode) -> io::Result<OpenFile> {
     }
     let mapped = mode == FileMode::Store && metadata.len() > 0;
     let mapping = if mapped { Some(Arc::new(Mapping::new(&file)?)) } else { None };
-    Ok(OpenFile { file, bytes: metadata.len(), mapping })
+    Ok(OpenFile { file, mode, bytes: metadata.len(), mapping })
 }
 
 fn write_zeros(file: &File, bytes: u64, pause: &mut dyn FnMut()) -> io::Result<()> {
@@ -200,8 +204,9 @@ pub(crate) fn read_direct(file: &File, offset: u64, len: usize) -> io::Result<Ve
     Ok(bytes)
 }
 
-/// Writes all of `bytes` past every cache.
-pub(crate) fn write_direct(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+/// Writes all of `bytes` past every cache; durable at once in [`FileMode::Log`].
+pub(crate) fn write_direct(open: &OpenFile, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let file = &open.file;
     let mut chunk = AlignedBuffer::new(CHUNK_BYTES.min(bytes.len().next_multiple_of(BLOCK_BYTES)).max(BLOCK_BYTES));
     for (number, part) in bytes.chunks(CHUNK_BYTES).enumerate() {
         chunk.bytes_mut(part.len()).copy_from_slice(part);
@@ -210,7 +215,7 @@ pub(crate) fn write_direct(file: &File, offset: u64, bytes: &[u8]) -> io::Result
             return Err(io::Error::new(io::ErrorKind::WriteZero, format!("only {put} of {} bytes", part.len())));
         }
     }
-    Ok(())
+    if open.mode == FileMode::Log { file.sync_data() } else { Ok(()) }
 }
 
 fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {

@@ -208,8 +208,9 @@ impl Port for GlommioPort {
     }
 
     fn write(&mut self, token: Token, file: FileId, offset: u64, bytes: Vec<u8>) {
-        let descriptor = self.file(file).file.as_raw_fd();
-        self.ring.write(token, file, descriptor, offset, &bytes);
+        let open = self.file(file);
+        let target = (file, open.file.as_raw_fd(), open.mode == FileMode::Log);
+        self.ring.write(token, target, offset, &bytes);
     }
 
     fn sync(&mut self, token: Token, file: FileId) {
@@ -301,7 +302,7 @@ impl BootFiles for GlommioPort {
     }
 
     fn write(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        files::write_direct(&self.file(file).file, offset, bytes)
+        files::write_direct(self.file(file), offset, bytes)
     }
 
     fn sync(&mut self, file: FileId) -> io::Result<()> {

@@ -37,7 +37,8 @@ pub struct ListenerId(pub u32);
 /// How a file's writes reach the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileMode {
-    /// `O_DIRECT | O_DSYNC`: a completed write is durable. Offsets and lengths are multiples of 4096.
+    /// `O_DIRECT`, and each write carries its own sync: a completed write is durable. Offsets and lengths are multiples
+    /// of 4096.
     Log,
     /// `O_DIRECT`: durable after a completed sync. Offsets and lengths are multiples of 4096. Mapped read-only.
     Store,
@@ -138,7 +139,8 @@ pub trait Port {
 pub trait BootFiles {
     /// Names of the regular files in `directory` ("" is the data directory itself), sorted; empty if it is missing.
     fn list(&mut self, directory: &str) -> io::Result<Vec<String>>;
-    /// Creates a directory (mode 0700) and its parents if missing, syncing each parent.
+    /// Creates a directory (mode 0700) and its parents if missing, syncing each parent. One that exists is synced, and
+    /// so is its parent: every name that is found in it afterwards survives a power loss.
     fn create_directory(&mut self, directory: &str) -> io::Result<()>;
     /// Try-locks `name` (created if missing, mode 0600), a file that no I/O uses. `Ok(false)`: a live owner holds it.
     fn lock_owner(&mut self, name: &str) -> io::Result<bool>;

@@ -4,6 +4,10 @@
 //! write is in flight on a device that allows it), so file I/O has its own small ring. Its completions signal an event
 //! descriptor on which glommio sleeps.
 //!
+//! A durable write is a direct write with a linked `fdatasync`. With `O_DSYNC` the kernel would complete an asynchronous
+//! write on a worker bound to the processor of the interrupt; while another thread has that processor, the write waits
+//! out its time slice (4 ms at the median on two busy processors, against 0.13 ms this way).
+//!
 //! Owns: operations in flight and their buffers, write-before-sync order, the timer.
 //! Does not know: names, locks, sockets.
 //!
@@ -27,10 +31,45 @@ const IN_KERNEL_MAX: usize = 512;
 /// Marks the completion of a timer, which owns no slot.
 const TIMER: u64 = u64::MAX;
 
+/// In the user data: the first half of a durable write. The rest of the number is a slot.
+const FIRST_HALF: u64 = 1 << 32;
+
 enum Operation {
-    Write { token: Token, file: FileId, sequence: u64, buffer: AlignedBuffer, len: usize },
-    Read { token: Token, file: FileId, buffer: AlignedBuffer, len: usize },
-    Sync { token: Token, file: FileId },
+    /// `halves` are the results of a durable write and its sync so far; they come in any order.
+    Write {
+        token: Token,
+        file: FileId,
+        sequence: u64,
+        buffer: AlignedBuffer,
+        len: usize,
+        durable: bool,
+        halves: [Option<i32>; 2],
+    },
+    Read {
+        token: Token,
+        file: FileId,
+        buffer: AlignedBuffer,
+        len: usize,
+    },
+    Sync {
+        token: Token,
+        file: FileId,
+    },
+}
+
+enum Prepared {
+    One(squeue::Entry),
+    /// The second starts when the first has succeeded in full; both go in together.
+    Linked([squeue::Entry; 2]),
+}
+
+impl Prepared {
+    fn entries(&self) -> &[squeue::Entry] {
+        match self {
+            Self::One(entry) => std::slice::from_ref(entry),
+            Self::Linked(entries) => entries,
+        }
+    }
 }
 
 struct WaitingSync {
@@ -60,7 +99,7 @@ pub(crate) struct FileRing {
     operations: Vec<Option<Operation>>,
     free: Vec<u32>,
     /// Prepared entries that are not yet in the submission queue.
-    prepared: VecDeque<squeue::Entry>,
+    prepared: VecDeque<Prepared>,
     in_kernel: usize,
     pool: BufferPool,
     activity: BTreeMap<FileId, FileActivity>,
@@ -99,7 +138,14 @@ impl FileRing {
         !self.activity.contains_key(&file)
     }
 
-    pub(crate) fn write(&mut self, token: Token, file: FileId, descriptor: RawFd, offset: u64, bytes: &[u8]) {
+    /// Writes `bytes`; its event comes when they are written and, if the file is `durable` by write, synced.
+    pub(crate) fn write(
+        &mut self,
+        token: Token,
+        (file, descriptor, durable): (FileId, RawFd, bool),
+        offset: u64,
+        bytes: &[u8],
+    ) {
         assert_aligned(offset, bytes.len());
         let mut buffer = self.pool.take(bytes.len());
         buffer.bytes_mut(bytes.len()).copy_from_slice(bytes);
@@ -107,8 +153,14 @@ impl FileRing {
         let sequence = self.write_sequence;
         self.write_sequence += 1;
         self.activity.entry(file).or_default().writes.push(sequence);
-        let entry = opcode::Write::new(types::Fd(descriptor), start, io_len(len)).offset(offset).build();
-        self.prepare(Operation::Write { token, file, sequence, buffer, len }, entry);
+        let slot = self.occupy(Operation::Write { token, file, sequence, buffer, len, durable, halves: [None; 2] });
+        let write = opcode::Write::new(types::Fd(descriptor), start, io_len(len)).offset(offset).build();
+        self.prepared.push_back(if durable {
+            let write = write.flags(squeue::Flags::IO_LINK).user_data(slot | FIRST_HALF);
+            Prepared::Linked([write, data_sync(descriptor).user_data(slot)])
+        } else {
+            Prepared::One(write.user_data(slot))
+        });
     }
 
     pub(crate) fn read(&mut self, token: Token, file: FileId, descriptor: RawFd, offset: u64, len: usize) {
@@ -117,7 +169,8 @@ impl FileRing {
         let start = buffer.bytes_mut(len).as_mut_ptr();
         self.activity.entry(file).or_default().others += 1;
         let entry = opcode::Read::new(types::Fd(descriptor), start, io_len(len)).offset(offset).build();
-        self.prepare(Operation::Read { token, file, buffer, len }, entry);
+        let slot = self.occupy(Operation::Read { token, file, buffer, len });
+        self.prepared.push_back(Prepared::One(entry.user_data(slot)));
     }
 
     pub(crate) fn sync(&mut self, token: Token, file: FileId, descriptor: RawFd) {
@@ -137,10 +190,11 @@ impl FileRing {
         *self.timespec = types::Timespec::new().sec(wait / 1_000_000_000).nsec((wait % 1_000_000_000) as u32);
         let entry = opcode::Timeout::new(&raw const *self.timespec).build().user_data(TIMER);
         // The timespec is read on submission; one timer per submission keeps it stable.
-        self.prepared.push_front(entry);
+        self.prepared.push_front(Prepared::One(entry));
     }
 
-    fn prepare(&mut self, operation: Operation, entry: squeue::Entry) {
+    /// Stores an operation until its completion; answers its slot.
+    fn occupy(&mut self, operation: Operation) -> u64 {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.operations.push(None);
             u32::try_from(self.operations.len() - 1).expect("operations in flight are far fewer than 2^32")
@@ -148,7 +202,7 @@ impl FileRing {
         let place = &mut self.operations[slot as usize];
         assert!(place.is_none(), "I1: a free slot owns no buffer");
         *place = Some(operation);
-        self.prepared.push_back(entry.user_data(u64::from(slot)));
+        u64::from(slot)
     }
 
     /// Hands everything prepared to the kernel. `Ok(false)`: the kernel wants completions to be taken first; try again.
@@ -156,15 +210,16 @@ impl FileRing {
         while !self.prepared.is_empty() && self.in_kernel < IN_KERNEL_MAX {
             let mut queue = self.ring.submission();
             while self.in_kernel < IN_KERNEL_MAX
-                && let Some(entry) = self.prepared.front()
+                && let Some(prepared) = self.prepared.front()
             {
+                let entries = prepared.entries();
                 // SAFETY: the entry's buffer is owned by `operations` until its completion (I1), the timespec by
                 // `self` until the submission below; descriptors stay open while their file has activity.
-                if unsafe { queue.push(entry) }.is_err() {
+                if unsafe { queue.push_multiple(entries) }.is_err() {
                     break;
                 }
+                self.in_kernel += entries.len();
                 self.prepared.pop_front();
-                self.in_kernel += 1;
             }
             drop(queue);
             match self.ring.submit() {
@@ -192,8 +247,16 @@ impl FileRing {
                 fired = true;
                 continue;
             }
-            let slot = u32::try_from(entry.user_data()).expect("user data is a slot number");
-            let operation = self.operations[slot as usize].take().expect("I2: one completion per operation");
+            let slot = (entry.user_data() & !FIRST_HALF) as u32;
+            let place = &mut self.operations[slot as usize];
+            let first_half = entry.user_data() & FIRST_HALF != 0;
+            if let Some(Operation::Write { halves, durable: true, .. }) = place {
+                halves[usize::from(!first_half)] = Some(entry.result());
+                if halves.contains(&None) {
+                    continue;
+                }
+            }
+            let operation = place.take().expect("I2: one completion per operation");
             self.free.push(slot);
             events.push(self.finish(operation, entry.result()));
         }
@@ -201,12 +264,18 @@ impl FileRing {
 
     fn finish(&mut self, operation: Operation, result: i32) -> Event {
         match operation {
-            Operation::Write { token, file, sequence, buffer, len } => {
+            Operation::Write { token, file, sequence, buffer, len, halves, .. } => {
                 self.pool.put_back(buffer);
                 let activity = self.activity.get_mut(&file).expect("a write is under way");
                 activity.writes.retain(|&earlier| earlier != sequence);
                 self.release_syncs(file);
-                Event::Written { token, result: whole(result, len, io::ErrorKind::WriteZero) }
+                let result = match halves {
+                    // A write that failed cancelled its sync, and says more.
+                    [Some(written), Some(synced)] => whole(written, len, io::ErrorKind::WriteZero)
+                        .and_then(|()| whole(synced, 0, io::ErrorKind::Other)),
+                    _ => whole(result, len, io::ErrorKind::WriteZero),
+                };
+                Event::Written { token, result }
             }
             Operation::Read { token, file, buffer, len } => {
                 let result = whole(result, len, io::ErrorKind::UnexpectedEof).map(|()| buffer.bytes(len).to_vec());
@@ -239,8 +308,8 @@ impl FileRing {
             self.activity.remove(&file);
         }
         for WaitingSync { token, descriptor, .. } in ready {
-            let entry = opcode::Fsync::new(types::Fd(descriptor)).flags(types::FsyncFlags::DATASYNC).build();
-            self.prepare(Operation::Sync { token, file }, entry);
+            let slot = self.occupy(Operation::Sync { token, file });
+            self.prepared.push_back(Prepared::One(data_sync(descriptor).user_data(slot)));
         }
     }
 }
@@ -257,6 +326,10 @@ impl Drop for FileRing {
             self.collect(&mut ignored);
         }
     }
+}
+
+fn data_sync(descriptor: RawFd) -> squeue::Entry {
+    opcode::Fsync::new(types::Fd(descriptor)).flags(types::FsyncFlags::DATASYNC).build()
 }
 
 fn assert_aligned(offset: u64, len: usize) {

@@ -222,7 +222,7 @@ fn a_short_read_and_a_failed_write_are_errors() {
     let mut errors = Vec::new();
     run(&options(&scratch.0), |port| {
         let file = boot(port).create("store", 4096, FileMode::Store, Preparation::Reserve).unwrap();
-        fs::write(scratch.0.join("large"), b"").unwrap();
+        let log = boot(port).create("log", 4096, FileMode::Log, Preparation::Reserve).unwrap();
         let errors = &mut errors;
         each(move |port: &mut GlommioPort, event| {
             match event {
@@ -230,18 +230,22 @@ fn a_short_read_and_a_failed_write_are_errors() {
                     Port::read(port, Token(1), file, 0, 8192);
                     // Beyond the largest offset of the file system.
                     Port::write(port, Token(2), file, (i64::MAX as u64) & !4095, block(0, 1));
+                    Port::write(port, Token(3), log, (i64::MAX as u64) & !4095, block(0, 1));
+                    Port::write(port, Token(4), log, 0, block(4, 1));
                 }
+                Some(Event::Written { token: Token(4), result }) => result.unwrap(),
                 Some(Event::Read { token, result }) => errors.push((token.0, result.unwrap_err().kind())),
                 Some(Event::Written { token, result }) => errors.push((token.0, result.unwrap_err().kind())),
                 other => panic!("{other:?}"),
             }
-            if errors.len() == 2 { Turn::Stop(0) } else { Turn::Continue }
+            if errors.len() == 3 { Turn::Stop(0) } else { Turn::Continue }
         })
     })
     .unwrap();
     errors.sort_unstable_by_key(|error| error.0);
     assert_eq!(errors[0], (1, std::io::ErrorKind::UnexpectedEof));
-    assert_eq!(errors[1].0, 2);
+    assert_eq!((errors[1].0, errors[2].0), (2, 3));
+    assert_eq!(errors[1].1, errors[2].1, "the write's own error, not that its sync was cancelled");
 }
 
 #[test]
