@@ -269,6 +269,12 @@ impl Store {
         self.current.map_or(0, |current| current.index_files)
     }
 
+    /// The longest key that the geometry in force can hold.
+    #[must_use]
+    pub fn key_bytes_max(&self) -> u64 {
+        self.options.key_bytes_max()
+    }
+
     /// The geometry in force.
     #[must_use]
     pub fn index_file_bytes(&self) -> u64 {

@@ -84,7 +84,11 @@ impl Directory {
             create_directory_at(&path)?;
             // What a killed predecessor renamed or made may not be on the medium yet.
             File::open(&path)?.sync_all()?;
-            sync_parent(&path)
+            match sync_parent(&path) {
+                // A parent that this user may not list was not made by an earlier start.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                result => result,
+            }
         };
         create().map_err(|error| in_context(error, &format!("cannot create {}", path.display())))
     }

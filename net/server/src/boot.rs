@@ -8,7 +8,8 @@
 //! - I2: every data file is locked before it is read, so a killed predecessor's writes have ended.
 //! - I3: whatever is refused is named: file, offset, and what an operator can do.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 
@@ -22,7 +23,7 @@ use trilith_engine::tables::{Member, Tables};
 use trilith_raftlog::wal::hard_state::HardStateCopy;
 use trilith_raftlog::wal::{hard_state_file_name, segment_slot};
 use trilith_raftlog::{
-    HardState, Identity, Incarnation, LogMedia, LogPosition, Lsn, MediaError, RecoverOptions, SegmentFile,
+    HardState, Identity, Incarnation, LogMedia, LogPosition, Lsn, MediaError, RecoverError, RecoverOptions, SegmentFile,
 };
 use trilith_reactor::{BootFiles, FileId, FileMode, Port, Preparation};
 
@@ -35,6 +36,8 @@ pub const LOCK_WAIT: u64 = 30_000_000_000;
 
 const HARD_STATE_BYTES: u64 = 4096;
 const BLOCK_BYTES: u64 = 4096;
+/// Room in a log entry for what surrounds a request.
+const ENTRY_BYTES_EXTRA: u64 = 1024;
 
 /// Why a member does not start.
 #[derive(Debug)]
@@ -52,6 +55,8 @@ pub enum BootError {
         /// What the options say.
         expected: Identity,
     },
+    /// Options that no data directory, or not this one, can be run with.
+    Options(String),
     /// The environment refused a call.
     Io {
         /// What was tried.
@@ -60,7 +65,7 @@ pub enum BootError {
         error: io::Error,
     },
     /// The log cannot be used.
-    Log(trilith_raftlog::RecoverError),
+    Log(RecoverError),
     /// The store cannot be used.
     Store(String),
 }
@@ -78,7 +83,8 @@ impl fmt::Display for BootError {
             Self::UnknownFile(name) => {
                 write!(
                     f,
-                    "the data directory holds {name:?}, which is not part of this server's layout: choose another --data-dir"
+                    "the data directory holds {name:?}, which is not part of this server's layout: choose another \
+                     --data-dir"
                 )
             }
             Self::Foreign { found, expected } => write!(
@@ -87,12 +93,17 @@ impl fmt::Display for BootError {
                  {}: check --name, --initial-advertise-peer-urls, --initial-cluster-token and --data-dir",
                 found.member_id, found.cluster_id, expected.member_id, expected.cluster_id
             ),
+            Self::Options(text) => f.write_str(text),
             Self::Io { what, error } => write!(f, "{what}: {error}"),
-            Self::Log(error) => write!(
+            Self::Log(error) if error.place().is_some() => write!(
                 f,
                 "{error}. Nothing was changed. A cluster of one has no copy to repair from: restore a backup, or give \
                  up everything from that LSN on with --wal-discard-from-lsn"
             ),
+            Self::Log(error @ RecoverError::OtherVersion { .. }) => {
+                write!(f, "{error}. Nothing was changed: start the version that wrote it")
+            }
+            Self::Log(error) => write!(f, "{error}. Nothing was changed: restore a backup"),
             Self::Store(text) => write!(f, "{text}. Nothing was changed: restore a backup"),
         }
     }
@@ -117,6 +128,7 @@ pub struct Booted {
 /// See [`BootError`].
 pub fn boot<P: Port + BootFiles>(options: &NodeOptions, port: &mut P) -> Result<Booted, BootError> {
     check_layout(port)?;
+    // Making a directory that exists syncs it: a killed predecessor may have made names that were not synced yet.
     io(port.create_directory(""), || "creating the data directory".to_owned())?;
     if !io(port.lock_owner("LOCK"), || "locking LOCK".to_owned())? {
         return Err(BootError::InUse);
@@ -126,9 +138,10 @@ pub fn boot<P: Port + BootFiles>(options: &NodeOptions, port: &mut P) -> Result<
     }
     let mut disk = Disk::default();
     let hard_states = open_hard_states(port, &mut disk, options)?;
-    let identity = decide_identity(port, options, &hard_states)?;
-    let store = open_store(port, &mut disk, options, identity)?;
+    let (identity, has_used_hard_state) = decide_identity(port, options, &hard_states)?;
+    let store = open_store(port, &mut disk, options, identity, has_used_hard_state)?;
     let (keyspace, tables, position) = open_contents(port, &disk, options, &store)?;
+    check_limits(options, store.key_bytes_max(), keyspace.rows().row_bytes_max())?;
     let recovered = recover_log(port, &mut disk, options, hard_states, &position)?;
     if let Some(dropped) = &recovered.dropped {
         let lsn = i64::try_from(dropped.first_lsn.0).unwrap_or(i64::MAX);
@@ -139,6 +152,11 @@ pub fn boot<P: Port + BootFiles>(options: &NodeOptions, port: &mut P) -> Result<
             &[("first-lsn", Field::Number(lsn))],
         );
     }
+    remove_leftovers(port, &mut disk, |file| match file.kind {
+        FileKind::Superblock => false,
+        FileKind::Index => file.number >= store.index_files(),
+        FileKind::Rows => !keyspace.rows().has_file(file),
+    })?;
     let replica = Replica::boot(
         options.replica,
         ReplicaBoot {
@@ -173,6 +191,36 @@ fn check_layout<P: BootFiles>(port: &mut P) -> Result<(), BootError> {
     Ok(())
 }
 
+/// Whatever a client may send must fit a log entry, a row and, as a key, an index page: nothing later can refuse it.
+fn check_limits(options: &NodeOptions, key_bytes_max: u64, row_bytes_max: u64) -> Result<(), BootError> {
+    options.replica.log.check().map_err(|text| BootError::Options(text.to_owned()))?;
+    let longest = key_bytes_max.min(row_bytes_max).min(options.replica.log.entry_bytes_max as u64 - ENTRY_BYTES_EXTRA);
+    if options.request_bytes_max as u64 > longest {
+        return Err(BootError::Options(format!(
+            "--max-request-bytes={} exceeds {longest}, the longest request that this store's files can hold",
+            options.request_bytes_max
+        )));
+    }
+    Ok(())
+}
+
+/// Removes store files that a crash left over: the checkpoint in use names nothing in them. They would be replaced
+/// sooner or later; until then they would take up room.
+fn remove_leftovers<P: BootFiles>(
+    port: &mut P,
+    disk: &mut Disk,
+    is_left_over: impl Fn(StoreFile) -> bool,
+) -> Result<(), BootError> {
+    for file in disk.store_files() {
+        if is_left_over(file) {
+            let name = store_file_name(file);
+            let id = disk.remove_store_file(file);
+            io(port.unlink(id, &name), || format!("removing {name}, which a crash left over"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Opens both copies, making missing ones; returns their contents.
 fn open_hard_states<P: BootFiles>(
     port: &mut P,
@@ -199,23 +247,32 @@ fn open_hard_states<P: BootFiles>(
     Ok(contents)
 }
 
-/// The directory's own identity if it was used before (then it must be the options'), else a new one.
+/// The directory's own identity if it was used before (then it must be the options'), else a new one; and whether it
+/// was, as far as the hard state tells.
 fn decide_identity<P: Port>(
     port: &mut P,
     options: &NodeOptions,
     hard_states: &[Option<Vec<u8>>; 2],
-) -> Result<Identity, BootError> {
+) -> Result<(Identity, bool), BootError> {
     let member_id = identity::member_id(&options.peer_urls, &options.token);
     let cluster_id = identity::cluster_id(&[member_id]);
-    let stored = hard_states.iter().find_map(|bytes| match HardState::decode(bytes.as_deref()) {
-        HardStateCopy::Valid(state) => Some(state.identity),
-        _ => None,
-    });
+    let mut stored = None;
+    for (copy, bytes) in (0..).zip(hard_states) {
+        match HardState::decode(bytes.as_deref()) {
+            HardStateCopy::Valid(state) => stored = stored.or(Some(state.identity)),
+            HardStateCopy::OtherVersion(version) => {
+                let file = hard_state_file_name(copy);
+                return Err(BootError::Log(RecoverError::OtherVersion { file, version }));
+            }
+            // Whether anything hangs on it shows in store and log.
+            HardStateCopy::Absent | HardStateCopy::Damaged => {}
+        }
+    }
     let incarnation = stored.map_or_else(|| Incarnation(port.entropy() | 1), |found| found.incarnation);
     let expected = Identity { cluster_id, member_id, incarnation };
     match stored {
         Some(found) if found != expected => Err(BootError::Foreign { found, expected }),
-        _ => Ok(expected),
+        _ => Ok((expected, stored.is_some())),
     }
 }
 
@@ -225,6 +282,7 @@ fn open_store<P: BootFiles>(
     disk: &mut Disk,
     options: &NodeOptions,
     identity: Identity,
+    has_used_hard_state: bool,
 ) -> Result<Store, BootError> {
     let names = io(port.list("store"), || "listing \"store\"".to_owned())?;
     let mut files: Vec<StoreFile> = names.iter().filter_map(|name| store_file(&format!("store/{name}"))).collect();
@@ -247,10 +305,21 @@ fn open_store<P: BootFiles>(
             io(port.sync(id), || format!("syncing {name}"))?;
         }
         let bytes = io(port.len(id), || format!("measuring {name}"))?;
+        if file.kind == FileKind::Superblock {
+            // A killed predecessor may have written it and not synced it; the next checkpoint overwrites the other copy.
+            io(port.sync(id), || format!("syncing {name}"))?;
+        }
         disk.add_store_file(file, id, bytes);
     }
     let mut media = StoreFiles { port, disk };
-    store::recover(options.store, identity, &mut media).map_err(|error| BootError::Store(describe_store(&error)))
+    store::recover(options.store, identity, &mut media).map_err(|error| match error {
+        // The incarnation of a lost hard state was made up a moment ago.
+        store::RecoverError::ForeignIdentity(_) if !has_used_hard_state => {
+            let file = store_file_name(StoreFile { kind: FileKind::Superblock, number: 0 });
+            BootError::Log(RecoverError::HardStateLost { file })
+        }
+        error => BootError::Store(describe_store(&error)),
+    })
 }
 
 fn describe_store(error: &store::RecoverError) -> String {
@@ -262,7 +331,7 @@ fn describe_store(error: &store::RecoverError) -> String {
         store::RecoverError::ForeignIdentity(found) => {
             format!("the store belongs to member {} of cluster {}", found.member_id, found.cluster_id)
         }
-        other => format!("{other:?}"),
+        other => other.to_string(),
     }
 }
 
@@ -283,7 +352,7 @@ fn open_contents<P: Port + BootFiles>(
                 return Ok((keyspace, Tables::default(), LogPosition::default()));
             }
             Ok(None) => return Err(BootError::Store("the checkpoint's tables cannot be read".to_owned())),
-            Err(Unavailable::Missing(block)) => pages.load(port, disk, block)?,
+            Err(Unavailable::Missing(_)) => pages.load_wanted(port, disk)?,
             Err(Unavailable::Corrupt(block)) => {
                 let name = store_file_name(block.file);
                 return Err(BootError::Store(format!("{name} is damaged at offset {}", block.offset)));
@@ -378,27 +447,33 @@ fn read_range<P: BootFiles>(port: &mut P, id: FileId, bytes: u64, offset: u64, l
     Ok(block)
 }
 
-/// Blocks read one by one at boot.
+/// Blocks read at boot: those that were asked for in vain are loaded before the next attempt.
 #[derive(Debug, Default)]
 struct BootPages {
     blocks: BTreeMap<Block, Vec<u8>>,
+    wanted: RefCell<BTreeSet<Block>>,
 }
 
 impl BootPages {
-    fn load<P: BootFiles>(&mut self, port: &mut P, disk: &Disk, block: Block) -> Result<(), BootError> {
-        let name = store_file_name(block.file);
-        let damaged = || BootError::Store(format!("{name} does not reach offset {}", block.offset));
+    fn load_wanted<P: BootFiles>(&mut self, port: &mut P, disk: &Disk) -> Result<(), BootError> {
         let mut media = StoreFiles { port, disk };
-        let read = media.read(block.file, block.offset, block.len as usize);
-        let bytes =
-            read.map_err(|reason| BootError::Store(format!("reading {name}: {reason}")))?.ok_or_else(damaged)?;
-        self.blocks.insert(block, bytes);
+        for block in self.wanted.take() {
+            let name = store_file_name(block.file);
+            let read = media.read(block.file, block.offset, block.len as usize);
+            let bytes = read.map_err(|reason| BootError::Store(format!("reading {name}: {reason}")))?;
+            let bytes =
+                bytes.ok_or_else(|| BootError::Store(format!("{name} does not reach offset {}", block.offset)))?;
+            self.blocks.insert(block, bytes);
+        }
         Ok(())
     }
 }
 
 impl PageSource for BootPages {
     fn block(&self, block: Block) -> Result<&[u8], Unavailable> {
-        self.blocks.get(&block).map(Vec::as_slice).ok_or(Unavailable::Missing(block))
+        self.blocks.get(&block).map(Vec::as_slice).ok_or_else(|| {
+            self.wanted.borrow_mut().insert(block);
+            Unavailable::Missing(block)
+        })
     }
 }

@@ -7,6 +7,7 @@
 //! - I1: every submission has one purpose and is completed once.
 //! - I2: a failed or short write, sync or creation is final; it is reported once as [`Completion::Failed`].
 //! - I3: a block is given out only from chunks that were populated and not overwritten since.
+//! - I4: a store file has one descriptor from its opening or creation on: a name is not created twice in a process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -138,7 +139,22 @@ impl Disk {
         if family.len() <= number {
             family.resize_with(number + 1, || None);
         }
+        assert!(family[number].is_none(), "I4: {file:?} is opened or created once");
         family[number] = Some(OpenStoreFile { id, bytes, resident: vec![0; chunks.div_ceil(64)] });
+    }
+
+    /// The store files, by kind and number.
+    #[must_use]
+    pub fn store_files(&self) -> Vec<StoreFile> {
+        let kinds = [FileKind::Superblock, FileKind::Index, FileKind::Rows];
+        let numbers = |kind| (0..).zip(self.family(kind)).filter(|(_, open)| open.is_some()).map(|(number, _)| number);
+        kinds.iter().flat_map(|&kind| numbers(kind).map(move |number| StoreFile { kind, number })).collect()
+    }
+
+    /// Forgets a store file that is about to be removed; its descriptor.
+    pub fn remove_store_file(&mut self, file: StoreFile) -> FileId {
+        let open = self.family_mut(file.kind).get_mut(file.number as usize).and_then(Option::take);
+        open.expect("only an open file is removed").id
     }
 
     /// The descriptor of a segment.
@@ -322,12 +338,15 @@ impl Disk {
     }
 
     fn open(&self, file: StoreFile) -> Option<&OpenStoreFile> {
-        let family = match file.kind {
+        self.family(file.kind).get(file.number as usize)?.as_ref()
+    }
+
+    fn family(&self, kind: FileKind) -> &[Option<OpenStoreFile>] {
+        match kind {
             FileKind::Superblock => &self.superblocks,
             FileKind::Index => &self.index,
             FileKind::Rows => &self.rows,
-        };
-        family.get(file.number as usize)?.as_ref()
+        }
     }
 
     fn open_mut(&mut self, file: StoreFile) -> Option<&mut OpenStoreFile> {

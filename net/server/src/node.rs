@@ -96,6 +96,9 @@ impl NodeOptions {
         log.entry_bytes_max = log.entry_bytes_max.max(options.max_request_bytes + (1 << 20));
         log.segment_bytes = log.segment_bytes.max((log.entry_bytes_max as u64 + (1 << 20)).next_multiple_of(1 << 20));
         let row_segment_bytes = 64 << 20;
+        // A key may be as long as a request, and a page at most an eighth of its file. Counts for new stores alone.
+        let index_file_bytes =
+            (8 * (options.max_request_bytes as u64 + (8 << 10))).next_multiple_of(1 << 20).max(64 << 20);
         Self {
             name: options.name.clone(),
             peer_urls: options.initial_advertise_peer_urls.clone(),
@@ -111,7 +114,7 @@ impl NodeOptions {
                 pending_bytes_max: 64 << 20,
             },
             store: StoreOptions {
-                index_file_bytes: 64 << 20,
+                index_file_bytes,
                 index_files_max: 65_536,
                 row_segment_bytes,
                 write_bytes_max: 256 << 10,
