@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -45,6 +46,7 @@ func main() {
 	s.transactions()
 	s.compactions()
 	s.cluster(os.Args[1])
+	s.alarms(os.Args[1])
 	fmt.Println("done")
 }
 
@@ -212,6 +214,42 @@ func (s session) compactions() {
 	compact(25, clientv3.WithCompactPhysical())
 	s.get("newest", "", clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	s.put("after compaction", "x", clientv3.WithPrevKV())
+}
+
+func (s session) alarms(endpoint string) {
+	maintenance := pb.NewMaintenanceClient(s.client.ActiveConnection())
+	alarm := func(name string, action pb.AlarmRequest_AlarmAction, member uint64, kind pb.AlarmType) {
+		answer, err := maintenance.Alarm(s.ctx, &pb.AlarmRequest{Action: action, MemberID: member, Alarm: kind})
+		if err != nil {
+			err = rpctypes.Error(err)
+		}
+		show("alarm "+name, answer, err)
+	}
+	get, raise, clear := pb.AlarmRequest_GET, pb.AlarmRequest_ACTIVATE, pb.AlarmRequest_DEACTIVATE
+	alarm("raise none", raise, 7, pb.AlarmType_NONE)
+	for _, kind := range []pb.AlarmType{pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT} {
+		name := kind.String()
+		alarm("raise "+name, raise, 7, kind)
+		alarm("raise again "+name, raise, 7, kind)
+		alarm("raise for another "+name, raise, 8, kind)
+		alarm("list all", get, 0, pb.AlarmType_NONE)
+		alarm("list "+name, get, 9, kind)
+		s.put("alarm/"+name, "x")
+		s.get("under alarm", "alarm/", clientv3.WithPrefix())
+		s.del("under alarm", "alarm/nobody")
+		s.txn("put under alarm", s.client.Txn(s.ctx).Then(clientv3.OpPut("alarm/t", "x")))
+		s.txn("read under alarm", s.client.Txn(s.ctx).Then(clientv3.OpGet("alarm/t")))
+		status, err := s.client.Status(s.ctx, endpoint)
+		if err == nil {
+			// The spaces in this text differ between builds of etcd.
+			fmt.Printf("status errors: %q\n", strings.Fields(strings.Join(status.Errors, " ")))
+		}
+		alarm("clear for nobody "+name, clear, 9, kind)
+		alarm("clear "+name, clear, 7, kind)
+		alarm("clear the other "+name, clear, 8, kind)
+		alarm("list none", get, 0, pb.AlarmType_NONE)
+		s.put("alarm/after "+name, "x")
+	}
 }
 
 func (s session) cluster(endpoint string) {
