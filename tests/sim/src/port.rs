@@ -9,6 +9,7 @@
 //! - I3: a dead process has no effect: its submissions are swallowed, its completions never delivered.
 //! - I4: the shell's breaches of the port's contract are collected as violations, not tolerated.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::rc::Rc;
@@ -26,6 +27,8 @@ use crate::weather::{CrashKind, Fate, Latency, MILLISECOND, Phase, SECOND, Weath
 const WALL_EPOCH: u64 = 1_700_000_000 * SECOND;
 /// A killed process's writes land within this time.
 const LANDING_MAX: u64 = 60 * MILLISECOND;
+/// What is populated and dropped as one.
+const PAGE_BYTES: u64 = 4096;
 /// Linux's EIO.
 const EIO: i32 = 5;
 
@@ -47,6 +50,8 @@ enum Pending {
         token: Token,
         inode: InodeId,
         id: WriteId,
+        offset: u64,
+        len: usize,
     },
     /// The durability that an early acknowledgement left out.
     Settle {
@@ -79,6 +84,9 @@ enum Pending {
     },
     Populate {
         token: Token,
+        inode: InodeId,
+        offset: u64,
+        len: usize,
     },
     Accept {
         connection: ConnectionId,
@@ -136,6 +144,10 @@ pub struct SimPort {
     queue: BTreeMap<(u64, u64), Due>,
     sequence: u64,
     handles: Vec<Option<Handle>>,
+    /// Pages that were populated and not written since.
+    resident: BTreeSet<(InodeId, u64)>,
+    /// How often a mapped page was read that is not resident.
+    stalls: Cell<u64>,
     connections: BTreeMap<ConnectionId, Connection>,
     next_connection: u64,
     listening: bool,
@@ -146,7 +158,7 @@ pub struct SimPort {
     aimed_submissions: u64,
     dead: bool,
     error_delivered_at: Option<u64>,
-    stop_requested: bool,
+    stop_requested_at: Option<u64>,
     violations: Vec<String>,
     coverage: BTreeMap<String, u64>,
     /// The trace of everything that crossed the port.
@@ -165,6 +177,8 @@ impl SimPort {
             queue: BTreeMap::new(),
             sequence: 0,
             handles: Vec::new(),
+            resident: BTreeSet::new(),
+            stalls: Cell::new(0),
             connections: BTreeMap::new(),
             next_connection: 1,
             listening: false,
@@ -175,7 +189,7 @@ impl SimPort {
             aimed_submissions: 0,
             dead: false,
             error_delivered_at: None,
-            stop_requested: false,
+            stop_requested_at: None,
             violations: Vec::new(),
             coverage: BTreeMap::new(),
             trace,
@@ -190,7 +204,7 @@ impl SimPort {
         self.aimed_submissions = 0;
         self.dead = false;
         self.error_delivered_at = None;
-        self.stop_requested = false;
+        self.stop_requested_at = None;
         self.listening = true;
         self.trace.event(self.now, format_args!("life {fate:?}"));
     }
@@ -207,10 +221,10 @@ impl SimPort {
         self.error_delivered_at
     }
 
-    /// Whether SIGTERM was delivered in this life.
+    /// When SIGTERM was delivered in this life.
     #[must_use]
-    pub fn is_stop_requested(&self) -> bool {
-        self.stop_requested
+    pub fn stop_requested_at(&self) -> Option<u64> {
+        self.stop_requested_at
     }
 
     /// How this life ends.
@@ -221,6 +235,10 @@ impl SimPort {
 
     /// The next contract breach, if any.
     pub fn take_violation(&mut self) -> Option<String> {
+        // Not a breach: a populate and a write of one page may end in either order. But a core would have stalled.
+        for _ in 0..self.stalls.take() {
+            self.cover("(page read without being resident)");
+        }
         self.violations.pop()
     }
 
@@ -295,6 +313,7 @@ impl SimPort {
         }
         deliveries.extend(connections.into_keys().map(|connection| Delivery::Closed { connection }));
         self.handles.clear();
+        self.resident.clear();
         self.deadline = None;
         self.listening = false;
         self.dead = true;
@@ -377,7 +396,7 @@ impl SimPort {
     pub fn advance(&mut self, events: &mut Vec<Event>, deliveries: &mut Vec<Delivery>) -> bool {
         let crash_at = match self.fate {
             Fate::CrashAfter { delay, .. } => Some(self.life_began + delay),
-            Fate::StopAfter { delay } if !self.stop_requested => Some(self.life_began + delay),
+            Fate::StopAfter { delay } if self.stop_requested_at.is_none() => Some(self.life_began + delay),
             _ => None,
         };
         let queued = self.queue.keys().next().map(|(at, _)| *at);
@@ -389,7 +408,7 @@ impl SimPort {
                 self.dead = true;
                 return true;
             }
-            self.stop_requested = true;
+            self.stop_requested_at = Some(self.now);
             self.cover("(graceful stop)");
             events.push(Event::StopRequested { signal: 15 });
         }
@@ -453,7 +472,8 @@ impl SimPort {
         }
         let outcome = |fails: bool| if fails { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) };
         let event = match what {
-            Pending::Write { token, inode, id } => {
+            Pending::Write { token, inode, id, offset, len } => {
+                self.set_resident(inode, offset, len, false);
                 if fails {
                     self.disk.fail_write(inode, id, &mut self.rng);
                 } else {
@@ -493,7 +513,10 @@ impl SimPort {
                 }
                 Event::Renamed { token, result: outcome(fails) }
             }
-            Pending::Populate { token } => Event::Populated { token, result: outcome(fails) },
+            Pending::Populate { token, inode, offset, len } => {
+                self.set_resident(inode, offset, len, !fails);
+                Event::Populated { token, result: outcome(fails) }
+            }
             other => unreachable!("{other:?} is not a file operation"),
         };
         Some(event)
@@ -578,6 +601,17 @@ impl SimPort {
         });
     }
 
+    /// Populated pages are resident; a direct write drops what it covers.
+    fn set_resident(&mut self, inode: InodeId, offset: u64, len: usize, resident: bool) {
+        for page in pages(offset, len) {
+            if resident {
+                self.resident.insert((inode, page));
+            } else {
+                self.resident.remove(&(inode, page));
+            }
+        }
+    }
+
     fn check_aligned(&mut self, what: &str, offset: u64, len: usize) -> io::Result<()> {
         if offset.is_multiple_of(4096) && len.is_multiple_of(4096) && len > 0 {
             return Ok(());
@@ -614,6 +648,11 @@ impl SimPort {
     }
 }
 
+/// The pages that a range touches.
+fn pages(offset: u64, len: usize) -> std::ops::Range<u64> {
+    offset / PAGE_BYTES..(offset + len as u64).div_ceil(PAGE_BYTES)
+}
+
 fn crash_error() -> io::Error {
     io::Error::new(io::ErrorKind::Interrupted, "simulated crash")
 }
@@ -647,7 +686,8 @@ impl Port for SimPort {
         self.trace.event(self.now, format_args!("-> write {} {file:?} {offset}+{}", token.0, bytes.len()));
         self.trace.bytes(&bytes);
         let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
-        let _ = self.check_aligned("a write", offset, bytes.len());
+        let bytes_len = bytes.len();
+        let _ = self.check_aligned("a write", offset, bytes_len);
         let (barrier, latency) = match handle.mode {
             FileMode::Log => (Barrier::AtCompletion, self.weather.log_write),
             FileMode::Store => (Barrier::AtSync, self.weather.store_write),
@@ -659,13 +699,15 @@ impl Port for SimPort {
                 return;
             }
         };
+        let (len, inode) = (bytes_len, handle.inode);
+        self.set_resident(inode, offset, len, false);
         let at = self.due_after(latency);
         if self.weather.early_acknowledgement && handle.mode == FileMode::Log && !fails {
             self.schedule_submission(at, Pending::EarlyWritten { token }, false, fatal);
             let settled_at = at + latency.draw(&mut self.rng).max(5 * MILLISECOND);
             self.schedule(settled_at, Pending::Settle { inode: handle.inode, id });
         } else {
-            self.schedule_submission(at, Pending::Write { token, inode: handle.inode, id }, fails, fatal);
+            self.schedule_submission(at, Pending::Write { token, inode, id, offset, len }, fails, fatal);
         }
     }
 
@@ -720,13 +762,17 @@ impl Port for SimPort {
             self.violations.push(format!("{file:?} is not mapped"));
         }
         let at = self.due_after(self.weather.read);
-        self.schedule_submission(at, Pending::Populate { token }, fails, fatal);
+        let what = Pending::Populate { token, inode: handle.inode, offset, len };
+        self.schedule_submission(at, what, fails, fatal);
     }
 
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
         let handle = self.handles.get(file.0 as usize)?.as_ref()?;
         if handle.mode != FileMode::Store {
             return None;
+        }
+        if pages(offset, len).any(|page| !self.resident.contains(&(handle.inode, page))) {
+            self.stalls.set(self.stalls.get() + 1);
         }
         self.disk.visible(handle.inode, offset, len)
     }

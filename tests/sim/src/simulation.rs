@@ -24,6 +24,8 @@ use crate::weather::{CrashKind, Fate, Latency, MICROSECOND, MILLISECOND, SECOND,
 
 /// A call that is under way for longer, though the server lives, hangs.
 const PATIENCE: u64 = 120 * SECOND;
+/// A graceful stop that takes longer hangs.
+const STOP_PATIENCE: u64 = 60 * SECOND;
 /// Turns of one life.
 const TURNS_MAX: u64 = 300_000;
 /// Turns that a server may take to stop after an I/O error was delivered.
@@ -296,7 +298,7 @@ impl Simulation {
             return Err(Failure::Correctness("a turn left events behind".to_owned()));
         }
         if let Turn::Stop(status) = turn {
-            if self.port.error_delivered_at().is_none() && !self.port.is_stop_requested() {
+            if self.port.error_delivered_at().is_none() && self.port.stop_requested_at().is_none() {
                 return Err(Failure::Liveness(format!("the server stopped by itself with status {status}")));
             }
             return self.end_by_exit().map(Some);
@@ -315,6 +317,9 @@ impl Simulation {
         let oldest = self.clients.iter().chain([&self.auditor]).filter_map(Client::oldest_call_at).min();
         if oldest.is_some_and(|at| at + PATIENCE < self.now()) {
             return Err(Failure::Liveness(format!("a call is under way for {} virtual seconds", PATIENCE / SECOND)));
+        }
+        if self.port.stop_requested_at().is_some_and(|at| at + STOP_PATIENCE < self.now()) {
+            return Err(Failure::Liveness(format!("no stop within {} virtual seconds", STOP_PATIENCE / SECOND)));
         }
         if self.turns_of_life > TURNS_MAX {
             return Err(Failure::Liveness(format!("{TURNS_MAX} turns in one life")));
@@ -453,7 +458,7 @@ impl Simulation {
                 return Ok(Ok(responses.into_iter().flatten().collect()));
             }
             // Under way to a stop the server may refuse; the end comes by itself.
-            while self.port.error_delivered_at().is_some() || self.port.is_stop_requested() {
+            while self.port.error_delivered_at().is_some() || self.port.stop_requested_at().is_some() {
                 if let Some(ending) = self.step(node)? {
                     return Ok(Err(ending));
                 }
