@@ -8,7 +8,7 @@
 //! the file ring, the helper thread or a stop signal).
 
 use crate::files::{self, Directory, OpenFile};
-use crate::helper::{Helper, Reply, Request};
+use crate::helper::{FileThread, Reply, Request};
 use crate::inbox::Inbox;
 use crate::log::{LogSink, in_context};
 use crate::options::ReactorOptions;
@@ -20,6 +20,7 @@ use crate::sockets::{Sockets, accept_all};
 use crate::start;
 use crate::sys::{self, EventFd};
 use crate::wake::WakeUp;
+use futures_lite::future;
 use glommio::net::TcpListener;
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, Task};
 use socket2::Socket;
@@ -39,8 +40,10 @@ const PREEMPT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// rings and its first task (the end of a cancelled timer does, once in some ten thousand rounds), glommio 0.9 goes to
 /// sleep with runnable tasks. A timer of its own makes it look again.
 const OVERSLEEP_MAX: Duration = Duration::from_millis(1);
-/// After so many such looks without a turn the core is idle and the timer rests.
+/// After so many such looks without a turn the core counts as idle, until the next turn.
 const IDLE_LOOKS: u32 = 20;
+/// The same bound for an idle core.
+const IDLE_OVERSLEEP_MAX: Duration = Duration::from_millis(50);
 /// Turns in a row before the rings are looked at.
 const TURNS_PER_IO_ROUND_MAX: u32 = 16;
 
@@ -82,7 +85,7 @@ pub struct GlommioPort {
     clock: Clock,
     // Dropped before `files`: the ring waits for operations that use their descriptors.
     ring: FileRing,
-    helper: Helper,
+    helper: FileThread,
     directory: Directory,
     files: Vec<Option<OpenFile>>,
     owner_locks: Vec<File>,
@@ -107,7 +110,7 @@ impl GlommioPort {
         Ok(Self {
             clock: Clock::start(),
             ring: FileRing::new(&event).map_err(start::explain_ring_error)?,
-            helper: Helper::start(directory.clone(), Arc::clone(&event))?,
+            helper: FileThread::start(directory.clone(), Arc::clone(&event))?,
             directory,
             files: Vec::new(),
             owner_locks: Vec::new(),
@@ -383,9 +386,8 @@ async fn look_again(inbox: Rc<Inbox>) {
         glommio::timer::sleep(OVERSLEEP_MAX).await;
         idle_looks = if inbox.turns() == turns { idle_looks + 1 } else { 0 };
         turns = inbox.turns();
-        if idle_looks == IDLE_LOOKS {
-            inbox.next_turn().await;
-            idle_looks = 0;
+        while idle_looks >= IDLE_LOOKS && inbox.turns() == turns {
+            future::or(inbox.next_turn(), glommio::timer::sleep(IDLE_OVERSLEEP_MAX)).await;
         }
     }
 }

@@ -44,14 +44,14 @@ struct Shared {
 }
 
 /// The core's end of the helper thread.
-pub(crate) struct Helper {
+pub(crate) struct FileThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     waiting: VecDeque<Request>,
     outstanding: usize,
 }
 
-impl Helper {
+impl FileThread {
     pub(crate) fn start(directory: Directory, event: Arc<EventFd>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             directory,
@@ -95,7 +95,7 @@ impl Helper {
     }
 }
 
-impl Drop for Helper {
+impl Drop for FileThread {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {

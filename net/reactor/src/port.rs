@@ -109,8 +109,8 @@ pub trait Port {
     fn sync(&mut self, token: Token, file: FileId);
     /// Reads exactly `len` bytes at `offset` from the medium, past any cache (`O_DIRECT`).
     fn read(&mut self, token: Token, file: FileId, offset: u64, len: usize);
-    /// Creates `name` (relative to the data directory, `/`-separated) of `bytes` bytes, off the core loop. An older file
-    /// of that name, left over from a crash, is replaced.
+    /// Creates `name` (relative to the data directory, `/`-separated) of `bytes` bytes, off the core loop. An older
+    /// file of that name, left over from a crash, is replaced.
     fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, preparation: Preparation);
     /// Closes `file` and removes its name, off the core loop; its mapping lives until the call and is gone after it.
     fn unlink(&mut self, token: Token, file: FileId, name: &str);

@@ -4,9 +4,9 @@
 //! write is in flight on a device that allows it), so file I/O has its own small ring. Its completions signal an event
 //! descriptor on which glommio sleeps.
 //!
-//! A durable write is a direct write with a linked `fdatasync`. With `O_DSYNC` the kernel would complete an asynchronous
-//! write on a worker bound to the processor of the interrupt; while another thread has that processor, the write waits
-//! out its time slice (4 ms at the median on two busy processors, against 0.13 ms this way).
+//! A durable write is a direct write with a linked `fdatasync`. With `O_DSYNC` the kernel would complete an
+//! asynchronous write on a worker bound to the processor of the interrupt; while another thread has that processor, the
+//! write waits out its time slice (4 ms at the median on two busy processors, against 0.13 ms this way).
 //!
 //! Owns: operations in flight and their buffers, write-before-sync order, the timer.
 //! Does not know: names, locks, sockets.
