@@ -16,7 +16,7 @@
 //! | [`RaftEffect::WriteHardState`] | writes `bytes` at offset 0 of the copy | [`handle_hard_state_complete`] |
 //! | [`RaftEffect::PrepareSegment`] | see below | [`handle_segment_prepared`] |
 //! | [`RaftEffect::Append`] | writes `bytes` at `offset` of the slot | [`handle_append_complete`], in any order |
-//! | [`RaftEffect::Commit`] | applies [`Raft::entry`] up to that index, when it likes | [`handle_applied`], cumulative |
+//! | [`RaftEffect::Commit`] | applies [`Raft::entry`] up to that index, in its time | [`handle_applied`], cumulative |
 //! | [`RaftEffect::ReadReady`] | answers the read after applying `index` | - |
 //! | [`RaftEffect::ReadAborted`] | the read's outcome is an error | - |
 //! | [`RaftEffect::Send`] | hands the message to the peer's connection or drops it | - |

@@ -149,8 +149,8 @@ impl<'c, T: KeyTree> Run<'_, 'c, T> {
         let ranged = view.range(query, revision)?;
         if let Ok(Ranged { rows, .. }) = &ranged {
             for found in rows {
-                // Read now even for keys alone: the answer is made from the rows, and after the installation nothing may
-                // be missing.
+                // Read now even for keys alone: the answer is made from the rows, and after the installation nothing
+                // may be missing.
                 view.value(found.at)?;
             }
         }

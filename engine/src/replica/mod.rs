@@ -447,8 +447,9 @@ impl Replica {
     }
 }
 
-/// The state that a store's newest checkpoint holds; `None` if there is no checkpoint, or its tables are of no form this
-/// version knows. To be repeated while pages are missing: all that are known to be needed are asked for in one call.
+/// The state that a store's newest checkpoint holds; `None` if there is no checkpoint, or its tables are of no form
+/// that this version knows. To be repeated while pages are missing: all that are known to be needed are asked for in
+/// one call.
 ///
 /// # Errors
 /// A page is not usable: load it and call again, or refuse to start.

@@ -259,8 +259,8 @@ impl Overlay {
         change
     }
 
-    /// The key put last went below a branch's first slot, at the left edge: it is the new bound of that slot. With the old
-    /// bound, a later split of the child would set a smaller separator behind a greater one.
+    /// The key put last went below a branch's first slot, at the left edge: it is the new bound of that slot. With the
+    /// old bound, a later split of the child would set a smaller separator behind a greater one.
     fn lower_bound(&mut self, id: u32) {
         let newest = u32::try_from(self.len - 1).expect("entries are numbered in 32 bits");
         self.nodes[id as usize].entries[0] = newest;

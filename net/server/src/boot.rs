@@ -306,7 +306,7 @@ fn open_store<P: BootFiles>(
         }
         let bytes = io(port.len(id), || format!("measuring {name}"))?;
         if file.kind == FileKind::Superblock {
-            // A killed predecessor may have written it and not synced it; the next checkpoint overwrites the other copy.
+            // A killed predecessor may have written and not synced it; the next checkpoint overwrites the other copy.
             io(port.sync(id), || format!("syncing {name}"))?;
         }
         disk.add_store_file(file, id, bytes);

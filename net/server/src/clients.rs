@@ -190,8 +190,8 @@ impl Clients {
         }
     }
 
-    /// The slot touched as number `position` since the last [`Self::flush`], if there is one: an index, so that the list
-    /// may grow on the way.
+    /// The slot touched as number `position` since the last [`Self::flush`], if there is one: an index, so that the
+    /// list may grow on the way.
     #[must_use]
     pub fn touched(&self, position: usize) -> Option<usize> {
         self.touched.get(position).copied()

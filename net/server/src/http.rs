@@ -171,7 +171,8 @@ fn push_list(out: &mut String, items: &[String]) {
 
 fn version() -> Response {
     let body = format!(
-        "{{\"etcdserver\":\"{SERVER_VERSION}\",\"etcdcluster\":\"{CLUSTER_VERSION}\",\"storage\":\"{CLUSTER_VERSION}\"}}"
+        "{{\"etcdserver\":\"{SERVER_VERSION}\",\"etcdcluster\":\"{CLUSTER_VERSION}\",\
+         \"storage\":\"{CLUSTER_VERSION}\"}}"
     );
     Response { status: 200, headers: vec![("content-type", "application/json".to_owned())], body: body.into_bytes() }
 }

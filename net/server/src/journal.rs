@@ -175,7 +175,8 @@ fn push_timestamp(out: &mut String, wall_now: u64) {
     );
 }
 
-/// Gregorian date (year, month, day) of a day number since 1970-01-01 (the usual era arithmetic with years that start in March).
+/// Gregorian date (year, month, day) of a day number since 1970-01-01 (the usual era arithmetic with years that start
+/// in March).
 pub fn civil_date(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let era = shifted / 146_097;

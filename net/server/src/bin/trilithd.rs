@@ -6,6 +6,8 @@
 //! Exit codes as etcd's: 2 for a malformed command line, 1 for options that contradict each other, a failed start or a
 //! failed disk; ended by its signal after a graceful stop.
 
+#![forbid(unsafe_code)]
+
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixDatagram;
@@ -49,8 +51,8 @@ fn main() {
             exit(1);
         }
         Err(OptionsError::Shadowed(variable)) => {
-            let message = "conflicting environment variable is shadowed by corresponding command-line flag (either unset \
-                           environment variable or disable flag))";
+            let message = "conflicting environment variable is shadowed by corresponding command-line flag (either \
+                           unset environment variable or disable flag))";
             early_log(Level::Fatal, message, &[("environment-variable", Field::Text(&variable))]);
             exit(1);
         }

@@ -17,7 +17,7 @@ use crate::connection::{AssemblyBudget, Known, RequestShape, StreamId};
 use crate::grpc::{self, PREFIX_BYTES, Refusal};
 use crate::h2::frame::{self, ErrorCode, FrameHeader, flag, kind};
 use crate::h2::heads::{self, HeadKind, HeadRef};
-use crate::h2::server::{Event, Fatal, OpenBlock, OpenData, Place, Server, fatal};
+use crate::h2::server::{OpenPayload, Event, Fatal, OpenBlock, Place, Server, fatal};
 use crate::h2::streams::{Closed, Intake, Stream};
 
 /// What looking for a message in new bytes found.
@@ -267,7 +267,7 @@ impl Server {
                 return self.stream_error(id, ErrorCode::ProtocolError, now);
             }
         }
-        self.open_data = Some(OpenData { stream: id, left: content.len(), padding, end_stream });
+        self.open_data = Some(OpenPayload { stream: id, left: content.len(), padding, end_stream });
         Ok(())
     }
 
@@ -297,7 +297,7 @@ impl Server {
         };
         let left = rest.len();
         *at = start + before - left;
-        self.open_data = Some(OpenData { left, ..data });
+        self.open_data = Some(OpenPayload { left, ..data });
         if left > 0 && event.is_some() {
             return event;
         }
@@ -332,7 +332,7 @@ impl Server {
     #[inline]
     fn read_message(
         &mut self,
-        data: &OpenData,
+        data: &OpenPayload,
         input: &[u8],
         frame_start: usize,
         rest: &mut &[u8],

@@ -81,7 +81,7 @@ pub(super) struct OpenBlock {
 
 /// A DATA frame whose payload is being read, from the input position on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct OpenData {
+pub(super) struct OpenPayload {
     pub(super) stream: StreamId,
     pub(super) left: usize,
     pub(super) padding: usize,
@@ -100,7 +100,7 @@ pub(crate) struct Server {
 
     pub(super) open_block: Option<OpenBlock>,
     pub(super) block: Vec<u8>,
-    pub(super) open_data: Option<OpenData>,
+    pub(super) open_data: Option<OpenPayload>,
     pub(super) receive_window: i64,
     /// The message or body of the event that is being looked at, and its head.
     pub(super) delivered: Vec<u8>,
