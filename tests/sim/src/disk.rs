@@ -1,7 +1,7 @@
 //! The simulated disk: what a running process sees, what survives a power loss, and everything between.
 //!
-//! Owns: files, names, unsettled writes, and the rules by which a crash settles them. Does not know: time (landing times
-//! are given), descriptors, tokens.
+//! Owns: files, names, unsettled writes, and the rules by which a crash settles them. Does not know: time (landing
+//! times are given), descriptors, tokens.
 //!
 //! Invariants
 //! - I1: a write is settled per 512-byte sector: at a power loss any subset of the sectors of a write that is not yet

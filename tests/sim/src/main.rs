@@ -2,9 +2,9 @@
 //!
 //! Owns: the command line and the report. Does not know: what a seed does.
 //!
-//! Usage: `trilith-sim --seed N [--verbose]`, or `trilith-sim --seeds N [--from S] [--jobs J]`. Every fiftieth seed, and
-//! a single one, runs twice: both traces must be equal. `--early-acknowledgement` makes the simulated disk lie, so that
-//! the run has to fail. The last line is the summary; the exit status is 0, or that of the gravest failure:
+//! Usage: `trilith-sim --seed N [--verbose]`, or `trilith-sim --seeds N [--from S] [--jobs J]`. Every fiftieth seed,
+//! and a single one, runs twice: both traces must be equal. `--early-acknowledgement` makes the simulated disk lie, so
+//! that the run has to fail. The last line is the summary; the exit status is 0, or that of the gravest failure:
 //! 127 for a panic, 128 for a server that hangs, 129 for one that lies.
 
 #![forbid(unsafe_code)]

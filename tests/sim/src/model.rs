@@ -1,7 +1,7 @@
 //! The reference model: what a correct server would answer, written as plainly as possible.
 //!
-//! Owns: every version of every key, and the rules of etcd's key-value API. Does not know: the engine, whose code it must
-//! not share; compaction, which only takes answers away.
+//! Owns: every version of every key, and the rules of etcd's key-value API. Does not know: the engine, whose code it
+//! must not share; compaction, which only takes answers away.
 //!
 //! Invariants
 //! - I1: one changing request takes exactly one revision; a request that changes nothing takes none.

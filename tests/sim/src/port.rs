@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - I1: nothing happens but from [`SimPort::advance`] and the boot calls; equal seeds give equal traces.
-//! - I2: events are ordered as the port promises: files first (in any order), sockets (each connection in order), timer.
+//! - I2: events are ordered as the port promises: files first (in any order), sockets (each connection in order),
+//!   timer.
 //! - I3: a dead process has no effect: its submissions are swallowed, its completions never delivered.
 //! - I4: the shell's breaches of the port's contract are collected as violations, not tolerated.
 

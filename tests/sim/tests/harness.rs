@@ -1,7 +1,7 @@
 //! Proof of the harness: a small correct server passes, and each of its mutants is caught.
 //!
-//! Owns: that server, naive on purpose (one file, one write in flight, the model as its store), and its mutants. Does not
-//! know: Trilith.
+//! Owns: that server, naive on purpose (one file, one write in flight, the model as its store), and its mutants. Does
+//! not know: Trilith.
 
 #![forbid(unsafe_code)]
 
