@@ -1,9 +1,9 @@
 //! What the hardware allows: a server that does nothing but HTTP/2 framing and durable, group-committed writes.
 //!
-//! One thread on a raw io_uring. A Put is answered after a direct write that holds its bytes and an `fdatasync`, at most
-//! two of them in flight, everything that waits joining the next one; a Range is answered at once with a fixed value of
-//! 256 bytes. It keeps no keys, checks nothing and decodes no headers: a message with a second field is a Put. No
-//! server that promises durability can do less, so its figures are the ceiling for a given machine and client.
+//! One thread on a raw io_uring. A Put is answered after a direct write that holds its bytes, and an `fdatasync`; at
+//! most two of them are in flight, and everything that waits joins the next one. A Range is answered at once with a
+//! fixed value of 256 bytes. It keeps no keys, checks nothing and decodes no headers: a message with a second field is
+//! a Put. No server that promises durability can do less, so its figures are the ceiling for a machine and a client.
 //!
 //! `trilith-floor --listen 127.0.0.1:2379 --file /path/on/the/disk [--size MiB]`
 
