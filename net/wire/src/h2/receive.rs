@@ -17,7 +17,7 @@ use crate::connection::{AssemblyBudget, Known, RequestShape, StreamId};
 use crate::grpc::{self, PREFIX_BYTES, Refusal};
 use crate::h2::frame::{self, ErrorCode, FrameHeader, flag, kind};
 use crate::h2::heads::{self, HeadKind, HeadRef};
-use crate::h2::server::{OpenPayload, Event, Fatal, OpenBlock, Place, Server, fatal};
+use crate::h2::server::{Event, Fatal, OpenBlock, OpenPayload, Place, Server, fatal};
 use crate::h2::streams::{Closed, Intake, Stream};
 
 /// What looking for a message in new bytes found.
