@@ -1,0 +1,253 @@
+//! The node over a port in memory: starts that crash, stalls, stops, limits.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod port;
+
+use port::MemoryPort;
+use trilith_engine::replica::ReplicaOptions;
+use trilith_engine::store::StoreOptions;
+use trilith_engine::store::row_log::RowLogOptions;
+use trilith_reactor::{CloseReason, ConnectionId, Event};
+use trilith_server::journal::{Format, Journal, Level};
+use trilith_server::{BootError, Node, NodeOptions};
+use trilith_wire::hpack::{Decoder, FieldSink, Mark};
+
+const SECOND: u64 = 1_000_000_000;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
+
+fn options() -> NodeOptions {
+    let mut log = trilith_raftlog::Options::standard();
+    (log.segment_bytes, log.entry_bytes_max, log.batch_bytes_max) = (64 << 10, 32 << 10, 16 << 10);
+    NodeOptions {
+        name: "test".to_owned(),
+        peer_urls: vec!["http://10.0.0.1:2380".to_owned()],
+        client_urls: vec!["http://10.0.0.1:2379".to_owned()],
+        token: "test".to_owned(),
+        client_listeners: 1,
+        journal: Journal { level_min: Level::Fatal, format: Format::Json },
+        replica: ReplicaOptions {
+            log,
+            checkpoint_overlay_bytes: 1 << 20,
+            checkpoint_changes: 1000,
+            checkpoint_log_bytes: 1 << 20,
+            pending_bytes_max: 1 << 20,
+        },
+        store: StoreOptions {
+            index_file_bytes: 256 << 10,
+            index_files_max: 64,
+            row_segment_bytes: 256 << 10,
+            write_bytes_max: 64 << 10,
+            writes_in_flight_max: 2,
+        },
+        rows: RowLogOptions {
+            segment_bytes: 256 << 10,
+            block_bytes: 8 << 10,
+            rows_resident_bytes_max: 64 << 10,
+            write_bytes_max: 64 << 10,
+        },
+        request_bytes_max: 16 << 10,
+        txn_ops_max: 128,
+        quota_bytes: 2 << 30,
+        streams_max: None,
+        keepalive_min_time: 5 * SECOND,
+        keepalive_interval: 7_200 * SECOND,
+        keepalive_timeout: 20 * SECOND,
+        lock_wait: SECOND,
+        wal_discard_from_lsn: None,
+    }
+}
+
+fn serving(port: &mut MemoryPort, options: NodeOptions) -> Node {
+    let mut node = Node::boot(options, port).unwrap();
+    let until = port.now + 3 * SECOND;
+    assert_eq!(port.run(&mut node, until), None);
+    assert!(node.is_serving());
+    node
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+fn greeting() -> Vec<u8> {
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat()
+}
+
+/// A call with `message` of which all but the last `missing` bytes are sent.
+fn call(stream: u32, path: &str, message: &[u8], missing: usize) -> Vec<u8> {
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "test"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for part in [name, value] {
+            block.push(u8::try_from(part.len()).unwrap());
+            block.extend_from_slice(part.as_bytes());
+        }
+    }
+    let length = u32::try_from(message.len() + missing).unwrap().to_be_bytes();
+    let body = [&[0], &length[..], message].concat();
+    [frame(HEADERS, 4, stream, &block), frame(0, u8::from(missing == 0), stream, &body)].concat()
+}
+
+#[derive(Default)]
+struct Fields(Vec<String>);
+
+impl FieldSink for Fields {
+    fn field(&mut self, name: &[u8], value: &[u8], mark: Mark) -> Mark {
+        self.0.push(format!("{}: {}", String::from_utf8_lossy(name), String::from_utf8_lossy(value)));
+        mark
+    }
+}
+
+fn frames(mut bytes: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
+    let mut frames = Vec::new();
+    while bytes.len() >= 9 {
+        let length = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]) as usize;
+        let stream = u32::from_be_bytes(bytes[5..9].try_into().unwrap());
+        frames.push((bytes[3], stream, bytes[9..9 + length].to_vec()));
+        bytes = &bytes[9 + length..];
+    }
+    assert!(bytes.is_empty());
+    frames
+}
+
+/// The fields of all header blocks on a stream.
+fn answer(port: &MemoryPort, connection: ConnectionId, stream: u32) -> Vec<String> {
+    let (mut decoder, mut answer) = (Decoder::new(4096), Vec::new());
+    for (kind, id, payload) in frames(port.sent.get(&connection).map_or(&[], Vec::as_slice)) {
+        if kind == HEADERS {
+            let mut fields = Fields::default();
+            decoder.decode(&payload, &mut fields).unwrap();
+            answer.extend((id == stream).then_some(fields.0).into_iter().flatten());
+        }
+    }
+    answer
+}
+
+fn has(answer: &[String], field: &str) -> bool {
+    answer.iter().any(|line| line == field)
+}
+
+/// PutRequest { key: "k", value: "v" }.
+const PUT: &[u8] = b"\x0a\x01k\x12\x01v";
+const PUT_PATH: &str = "/etcdserverpb.KV/Put";
+
+#[test]
+fn a_start_that_dies_between_any_two_steps_is_followed_by_one_that_serves() {
+    for steps in 0.. {
+        let mut port = MemoryPort::default();
+        port.changes_left = Some(steps);
+        if let Ok(mut node) = Node::boot(options(), &mut port) {
+            port.run(&mut node, 3 * SECOND);
+            if !port.is_dead() {
+                assert!(node.is_serving() && steps > 10, "{steps} steps");
+                return;
+            }
+        }
+        assert!(port.is_dead(), "{steps} steps");
+        serving(&mut port.restarted(), options());
+    }
+}
+
+#[test]
+fn a_put_over_a_stalled_disk_is_refused_in_time_and_answered_once() {
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, options());
+    let connection = port.accept(1);
+    port.is_stalled = true;
+    let bytes = [greeting(), call(1, PUT_PATH, PUT, 0)].concat();
+    port.push(Event::Received { connection, bytes });
+    let start = port.now;
+    port.run(&mut node, start + 69 * SECOND / 10);
+    assert_eq!(answer(&port, connection, 1), [""; 0]);
+    port.run(&mut node, start + 8 * SECOND);
+    let refused = answer(&port, connection, 1);
+    assert!(has(&refused, "grpc-message: etcdserver: request timed out"), "{refused:?}");
+    port.release();
+    port.push(Event::Received { connection, bytes: call(3, PUT_PATH, PUT, 0) });
+    let until = port.now + SECOND;
+    port.run(&mut node, until);
+    assert_eq!(answer(&port, connection, 1), refused, "the late outcome is nobody's");
+    assert!(has(&answer(&port, connection, 3), "grpc-status: 0"));
+    assert_eq!(node.replica().keyspace().published().revision, 3, "both puts were applied");
+}
+
+#[test]
+fn limits_that_the_files_cannot_hold_are_refused() {
+    for (request_bytes_max, fits) in [((256 << 10) / 8 - 4096, true), ((256 << 10) / 8 - 4095, false)] {
+        let mut options = NodeOptions { request_bytes_max, ..options() };
+        options.replica.log.entry_bytes_max = 48 << 10;
+        match Node::boot(options, &mut MemoryPort::default()) {
+            Ok(_) => assert!(fits),
+            Err(error @ BootError::Options(_)) => {
+                assert!(!fits && error.to_string().contains("--max-request-bytes=28673 exceeds 28672"), "{error}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let mut options = options();
+    options.replica.log.appends_in_flight_max = 0;
+    assert!(matches!(Node::boot(options, &mut MemoryPort::default()), Err(BootError::Options(_))));
+}
+
+#[test]
+fn files_that_a_crashed_checkpoint_left_over_are_removed() {
+    let mut port = MemoryPort::default();
+    for name in ["store/index-0000", "store/rows-0000", "store/rows-0007"] {
+        port.files.insert(name.to_owned(), vec![0xee; 256 << 10]);
+    }
+    serving(&mut port, options());
+    let left = port.files.keys().filter(|name| name.starts_with("store/")).collect::<Vec<_>>();
+    assert_eq!(left, ["store/superblock-0", "store/superblock-1"]);
+}
+
+#[test]
+fn a_stop_before_service_began_serves_nobody() {
+    let mut port = MemoryPort::default();
+    let mut node = Node::boot(options(), &mut port).unwrap();
+    let connection = port.accept(1);
+    port.push(Event::Received { connection, bytes: [greeting(), call(1, PUT_PATH, PUT, 0)].concat() });
+    port.push(Event::StopRequested { signal: 15 });
+    assert_eq!(port.run(&mut node, 10 * SECOND), Some(143));
+    assert_eq!(answer(&port, connection, 1), [""; 0]);
+    assert_eq!(node.replica().keyspace().published().revision, 1);
+    assert!(port.now < SECOND, "there is nothing to wait for");
+    serving(&mut port.restarted(), options());
+}
+
+#[test]
+fn a_message_that_waited_for_memory_goes_on_when_others_are_gone() {
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, options());
+    // Each declares half a megabyte; the core holds 64 MiB.
+    let connections: Vec<_> = (1..=150).map(|number| port.accept(number)).collect();
+    for &connection in &connections {
+        let bytes = [greeting(), call(1, PUT_PATH, &[], 500 << 10)].concat();
+        port.push(Event::Received { connection, bytes });
+    }
+    let granted = |port: &MemoryPort, connection| {
+        frames(&port.sent[&connection]).iter().any(|(kind, stream, _)| (*kind, *stream) == (WINDOW_UPDATE, 1))
+    };
+    let until = port.now + SECOND;
+    port.run(&mut node, until);
+    let starved: Vec<_> = connections.iter().copied().filter(|&connection| !granted(&port, connection)).collect();
+    assert!((10..100).contains(&starved.len()), "{} of 150 wait", starved.len());
+    for &connection in connections.iter().filter(|connection| !starved.contains(connection)) {
+        port.push(Event::Closed { connection, reason: CloseReason::Failed });
+    }
+    let until = port.now + SECOND;
+    port.run(&mut node, until);
+    assert!(starved.iter().all(|&connection| granted(&port, connection)));
+}

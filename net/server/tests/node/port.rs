@@ -1,0 +1,215 @@
+//! A port over memory: everything completes in the next turn, unless the test says otherwise.
+//!
+//! Owns: files, connections' output, virtual time. Does not know: the server. Crashes, reordering and damage are the
+//! simulator's business.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use trilith_reactor::{
+    BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
+};
+
+#[derive(Debug, Default)]
+pub(crate) struct MemoryPort {
+    /// What survives a process.
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    handles: Vec<Option<String>>,
+    events: Vec<Event>,
+    /// File completions that wait for the end of a stall.
+    held: Vec<Event>,
+    pub(crate) is_stalled: bool,
+    pub(crate) now: u64,
+    deadline: Option<u64>,
+    pub(crate) sent: BTreeMap<ConnectionId, Vec<u8>>,
+    /// So many changes of files until the process dies.
+    pub(crate) changes_left: Option<usize>,
+    entropy: u64,
+}
+
+impl MemoryPort {
+    /// The directory under a new process.
+    pub(crate) fn restarted(self) -> Self {
+        Self { files: self.files, now: self.now, ..Self::default() }
+    }
+
+    /// Whether the process has died.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.changes_left == Some(0)
+    }
+
+    fn change(&mut self) -> io::Result<()> {
+        match &mut self.changes_left {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("dead")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn complete(&mut self, event: Event) {
+        if self.is_stalled { self.held.push(event) } else { self.events.push(event) }
+    }
+
+    /// Ends a stall of the disk.
+    pub(crate) fn release(&mut self) {
+        self.is_stalled = false;
+        self.events.append(&mut self.held);
+    }
+
+    pub(crate) fn push(&mut self, event: Event) {
+        self.events.push(event);
+    }
+
+    pub(crate) fn accept(&mut self, number: u64) -> ConnectionId {
+        let connection = ConnectionId(number);
+        self.push(Event::Accepted { listener: ListenerId(0), connection, peer: "test".to_owned() });
+        connection
+    }
+
+    /// Turns until nothing is left to do at once; advances time to deadlines up to `until`.
+    pub(crate) fn run<L: CoreLoop<Self>>(&mut self, core: &mut L, until: u64) -> Option<i32> {
+        for _ in 0..100_000 {
+            let mut events = std::mem::take(&mut self.events);
+            if let Turn::Stop(status) = core.handle_turn(self, &mut events) {
+                return Some(status);
+            }
+            if self.events.is_empty() {
+                let deadline = self.deadline.take().filter(|deadline| *deadline <= until)?;
+                self.now = self.now.max(deadline);
+                self.events.push(Event::Timer);
+            }
+        }
+        panic!("the loop never rests");
+    }
+
+    fn add(&mut self, name: &str, bytes: u64) -> FileId {
+        self.files.insert(name.to_owned(), vec![0; usize::try_from(bytes).unwrap()]);
+        self.handle(name)
+    }
+
+    fn handle(&mut self, name: &str) -> FileId {
+        self.handles.push(Some(name.to_owned()));
+        FileId(u32::try_from(self.handles.len() - 1).unwrap())
+    }
+
+    fn name(&self, file: FileId) -> &str {
+        self.handles[file.0 as usize].as_deref().expect("an open file")
+    }
+
+    fn put(&mut self, file: FileId, offset: u64, bytes: &[u8]) {
+        let name = self.name(file).to_owned();
+        let offset = usize::try_from(offset).unwrap();
+        self.files.get_mut(&name).unwrap()[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn get(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
+        let offset = usize::try_from(offset).ok()?;
+        self.files.get(self.name(file))?.get(offset..offset.checked_add(len)?)
+    }
+}
+
+impl Port for MemoryPort {
+    fn now(&self) -> u64 {
+        self.now
+    }
+    fn wall_now(&self) -> u64 {
+        self.now
+    }
+    fn entropy(&mut self) -> u64 {
+        self.entropy += 2;
+        self.entropy
+    }
+    fn write(&mut self, token: Token, file: FileId, offset: u64, bytes: Vec<u8>) {
+        if self.change().is_ok() {
+            self.put(file, offset, &bytes);
+            self.complete(Event::Written { token, result: Ok(()) });
+        }
+    }
+    fn sync(&mut self, token: Token, _: FileId) {
+        self.complete(Event::Synced { token, result: Ok(()) });
+    }
+    fn read(&mut self, _: Token, _: FileId, _: u64, _: usize) {
+        unreachable!("the server reads through mappings")
+    }
+    fn create(&mut self, token: Token, name: &str, bytes: u64, _: FileMode, _: Preparation) {
+        if self.change().is_ok() {
+            let id = self.add(name, bytes);
+            self.complete(Event::Created { token, result: Ok(id) });
+        }
+    }
+    fn unlink(&mut self, _: Token, _: FileId, _: &str) {
+        unreachable!("the server removes nothing while it runs")
+    }
+    fn populate(&mut self, token: Token, _: FileId, _: u64, _: usize) {
+        self.complete(Event::Populated { token, result: Ok(()) });
+    }
+    fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
+        self.get(file, offset, len)
+    }
+    fn send(&mut self, connection: ConnectionId, mut bytes: Vec<u8>) {
+        self.sent.entry(connection).or_default().append(&mut bytes);
+        self.events.push(Event::Sent { connection, buffer: bytes });
+    }
+    fn set_receiving(&mut self, _: ConnectionId, _: bool) {}
+    fn close(&mut self, connection: ConnectionId) {
+        self.events.push(Event::Closed { connection, reason: CloseReason::Requested });
+    }
+    fn close_listeners(&mut self) {}
+    fn set_deadline(&mut self, deadline: Option<u64>) {
+        self.deadline = deadline;
+    }
+    fn log(&mut self, _: &[u8]) {}
+}
+
+impl BootFiles for MemoryPort {
+    fn list(&mut self, directory: &str) -> io::Result<Vec<String>> {
+        let inside = |name: &String| {
+            let rest = if directory.is_empty() {
+                Some(name.as_str())
+            } else {
+                name.strip_prefix(directory)?.strip_prefix('/')
+            };
+            rest.filter(|rest| !rest.contains('/')).map(str::to_owned)
+        };
+        Ok(self.files.keys().filter_map(inside).collect())
+    }
+    fn create_directory(&mut self, _: &str) -> io::Result<()> {
+        self.change()
+    }
+    fn lock_owner(&mut self, name: &str) -> io::Result<bool> {
+        self.change()?;
+        self.files.entry(name.to_owned()).or_default();
+        Ok(true)
+    }
+    fn open(&mut self, name: &str, _: FileMode, _: u64) -> io::Result<FileId> {
+        assert!(!self.handles.iter().flatten().any(|open| open == name), "{name} is opened twice");
+        Ok(self.handle(name))
+    }
+    fn create(&mut self, name: &str, bytes: u64, _: FileMode, _: Preparation) -> io::Result<FileId> {
+        self.change()?;
+        Ok(self.add(name, bytes))
+    }
+    fn len(&mut self, file: FileId) -> io::Result<u64> {
+        Ok(self.files[self.name(file)].len() as u64)
+    }
+    fn read(&mut self, file: FileId, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        self.get(file, offset, len).map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+    fn write(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.change()?;
+        self.put(file, offset, bytes);
+        Ok(())
+    }
+    fn sync(&mut self, _: FileId) -> io::Result<()> {
+        self.change()
+    }
+    fn unlink(&mut self, file: FileId, name: &str) -> io::Result<()> {
+        self.change()?;
+        assert_eq!(self.handles[file.0 as usize].take().as_deref(), Some(name));
+        self.files.remove(name);
+        Ok(())
+    }
+}
