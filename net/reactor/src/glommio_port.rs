@@ -20,7 +20,7 @@ use crate::sockets::{Sockets, accept_all};
 use crate::start;
 use crate::sys::{self, EventFd};
 use crate::wake::WakeUp;
-use futures_lite::future;
+use crate::watch::Watch;
 use glommio::net::TcpListener;
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, Task};
 use socket2::Socket;
@@ -36,14 +36,6 @@ use std::time::{Duration, Instant, SystemTime};
 const RING_DEPTH: usize = 2048;
 /// glommio's preemption timer, in effect off: tasks of ours give way by themselves, see I2 of `inbox.rs`.
 const PREEMPT: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How long glommio can oversleep while the core is busy. If anything lands in its latency ring between its look at the
-/// rings and its first task (the end of a cancelled timer does, once in some ten thousand rounds), glommio 0.9 goes to
-/// sleep with runnable tasks. A timer of its own makes it look again.
-const OVERSLEEP_MAX: Duration = Duration::from_millis(1);
-/// After so many such looks without a turn the core counts as idle, until the next turn.
-const IDLE_LOOKS: u32 = 20;
-/// The same bound for an idle core.
-const IDLE_OVERSLEEP_MAX: Duration = Duration::from_millis(50);
 /// Turns in a row before the rings are looked at.
 const TURNS_PER_IO_ROUND_MAX: u32 = 16;
 
@@ -341,10 +333,11 @@ where
         let mut core = make(&mut port).map_err(RunError::Shell)?;
         port.start_accepting(listeners);
         let waking = spawn_wake_up(&port).map_err(RunError::Environment)?;
-        let looking = glommio::spawn_local(look_again(Rc::clone(&port.inbox)));
-        let result = turn(&mut port, &mut core).await;
-        looking.cancel().await;
+        let watch = Watch::start().map_err(RunError::Environment)?;
+        let watched = glommio::spawn_local(watch.watched().run());
+        let result = turn(&mut port, &mut core, &watch).await;
         waking.cancel().await;
+        watched.cancel().await;
         result.map_err(RunError::Environment)
     })
 }
@@ -379,27 +372,14 @@ fn spawn_wake_up(port: &GlommioPort) -> io::Result<Task<()>> {
     }))
 }
 
-/// Bounds how long glommio can oversleep, see [`OVERSLEEP_MAX`].
-async fn look_again(inbox: Rc<Inbox>) {
-    let (mut turns, mut idle_looks) = (0, 0);
-    loop {
-        glommio::timer::sleep(OVERSLEEP_MAX).await;
-        idle_looks = if inbox.turns() == turns { idle_looks + 1 } else { 0 };
-        turns = inbox.turns();
-        while idle_looks >= IDLE_LOOKS && inbox.turns() == turns {
-            future::or(inbox.next_turn(), glommio::timer::sleep(IDLE_OVERSLEEP_MAX)).await;
-        }
-    }
-}
-
 /// Turns the loop until it stops.
-async fn turn<L: CoreLoop<GlommioPort>>(port: &mut GlommioPort, core: &mut L) -> io::Result<i32> {
+async fn turn<L: CoreLoop<GlommioPort>>(port: &mut GlommioPort, core: &mut L, watch: &Watch) -> io::Result<i32> {
     let mut events = Vec::new();
     let inbox = Rc::clone(&port.inbox);
     let mut turns = 0_u32;
     port.clock.read();
     loop {
-        inbox.count_turn();
+        watch.count_turn();
         let next = core.handle_turn(port, &mut events);
         assert!(events.is_empty(), "the loop takes every event of its turn");
         port.end_turn()?;

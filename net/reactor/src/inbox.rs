@@ -24,8 +24,6 @@ pub(crate) struct Inbox {
     signal: Arc<EventFd>,
     io_rounds: Cell<u64>,
     waiting_for_io: RefCell<Vec<Waker>>,
-    turns: Cell<u64>,
-    waiting_for_turn: Cell<Option<Waker>>,
 }
 
 impl Inbox {
@@ -37,35 +35,7 @@ impl Inbox {
             signal,
             io_rounds: Cell::default(),
             waiting_for_io: RefCell::default(),
-            turns: Cell::default(),
-            waiting_for_turn: Cell::default(),
         }
-    }
-
-    /// A turn begins.
-    pub(crate) fn count_turn(&self) {
-        self.turns.set(self.turns.get() + 1);
-        if let Some(task) = self.waiting_for_turn.take() {
-            task.wake();
-        }
-    }
-
-    /// Turns so far.
-    pub(crate) fn turns(&self) -> u64 {
-        self.turns.get()
-    }
-
-    /// Waits for the next turn; one task at a time.
-    pub(crate) async fn next_turn(&self) {
-        let before = self.turns.get();
-        poll_fn(|context| {
-            if self.turns.get() != before {
-                return Poll::Ready(());
-            }
-            self.waiting_for_turn.set(Some(context.waker().clone()));
-            Poll::Pending
-        })
-        .await;
     }
 
     /// Wakes `task` once the executor has looked at its rings (I2).

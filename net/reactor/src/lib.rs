@@ -26,6 +26,7 @@ mod sockets;
 mod start;
 mod sys;
 mod wake;
+mod watch;
 
 pub use glommio_port::{GlommioPort, RunError, run};
 pub use options::{ListenOptions, LogOutput, ReactorOptions};

@@ -145,6 +145,7 @@ impl<M> MeshSleeper<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::Watch;
     use glommio::{LocalExecutorBuilder, Placement};
 
     #[test]
@@ -187,6 +188,8 @@ mod tests {
 
     /// One side of a ping-pong: answers every number with the next one until `last` went by.
     async fn play(mut end: MeshEnd<u64>, other: CoreId, last: u64) -> u64 {
+        let watch = Watch::start().unwrap();
+        let _watched = glommio::spawn_local(watch.watched().run());
         let sleeper = end.sleeper().unwrap();
         let mut seen = 0;
         while seen + 1 < last {
