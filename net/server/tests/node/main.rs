@@ -251,3 +251,60 @@ fn a_message_that_waited_for_memory_goes_on_when_others_are_gone() {
     port.run(&mut node, until);
     assert!(starved.iter().all(|&connection| granted(&port, connection)));
 }
+
+#[test]
+fn checkpoints_come_once_for_each_span_of_log() {
+    let mut options = options();
+    options.replica.checkpoint_log_bytes = 64 << 10;
+    options.journal.level_min = Level::Debug;
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, options);
+    let connection = port.accept(1);
+    port.push(Event::Received { connection, bytes: greeting() });
+    for number in 0..50 {
+        port.push(Event::Received { connection, bytes: call(2 * number + 1, PUT_PATH, PUT, 0) });
+        let until = port.now + SECOND;
+        port.run(&mut node, until);
+        assert!(has(&answer(&port, connection, 2 * number + 1), "grpc-status: 0"));
+    }
+    // Each put alone takes a block of 4 KiB: 16 of them are a span.
+    let checkpoints = port.journal.iter().filter(|record| record.contains("checkpoint is durable")).count();
+    assert_eq!(checkpoints, 3);
+}
+
+#[test]
+fn a_full_store_takes_deletes_until_its_alarm_is_cleared() {
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, NodeOptions { quota_bytes: 200, ..options() });
+    let connection = port.accept(1);
+    port.push(Event::Received { connection, bytes: greeting() });
+    let mut stream = 1;
+    let mut ask = |node: &mut Node, port: &mut MemoryPort, path: &str, message: &[u8]| {
+        port.push(Event::Received { connection, bytes: call(stream, path, message, 0) });
+        let until = port.now + SECOND;
+        port.run(node, until);
+        stream += 2;
+        answer(port, connection, stream - 2)
+    };
+    let full = "grpc-message: etcdserver: mvcc: database space exceeded";
+    assert!(has(&ask(&mut node, &mut port, PUT_PATH, PUT), full));
+    let alarms: Vec<_> = node.replica().tables().alarms().iter().copied().collect();
+    assert_eq!(alarms.len(), 1, "the refusal raises the alarm");
+    assert!(has(&ask(&mut node, &mut port, "/etcdserverpb.KV/DeleteRange", b"\x0a\x01k"), "grpc-status: 0"));
+    drop(node);
+    // The alarm is replicated state: with room enough it still holds, until exactly it is cleared.
+    let mut port = port.restarted();
+    let mut node = serving(&mut port, options());
+    port.accept(1);
+    port.push(Event::Received { connection, bytes: greeting() });
+    assert!(has(&ask(&mut node, &mut port, PUT_PATH, PUT), full));
+    let mut disarm = vec![0x08, 2, 0x10];
+    let mut rest = alarms[0].member;
+    while rest > 0x7f {
+        disarm.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    disarm.extend_from_slice(&[rest as u8, 0x18, 1]);
+    assert!(has(&ask(&mut node, &mut port, "/etcdserverpb.Maintenance/Alarm", &disarm), "grpc-status: 0"));
+    assert!(has(&ask(&mut node, &mut port, PUT_PATH, PUT), "grpc-status: 0"));
+}

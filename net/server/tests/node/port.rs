@@ -25,6 +25,8 @@ pub(crate) struct MemoryPort {
     /// So many changes of files until the process dies.
     pub(crate) changes_left: Option<usize>,
     entropy: u64,
+    /// Log records.
+    pub(crate) journal: Vec<String>,
 }
 
 impl MemoryPort {
@@ -161,7 +163,9 @@ impl Port for MemoryPort {
     fn set_deadline(&mut self, deadline: Option<u64>) {
         self.deadline = deadline;
     }
-    fn log(&mut self, _: &[u8]) {}
+    fn log(&mut self, record: &[u8]) {
+        self.journal.push(String::from_utf8_lossy(record).into_owned());
+    }
 }
 
 impl BootFiles for MemoryPort {
