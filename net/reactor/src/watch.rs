@@ -1,10 +1,10 @@
 //! The watch: a thread that makes glommio look at its tasks again.
 //!
-//! glommio 0.9 can go to sleep with runnable tasks. It does so if anything lands in its latency ring between its look at
-//! the rings and its first task; the end of a cancelled timer does, once in some hundred thousand rounds, when another
-//! processor completes something at the same moment. Nothing inside the executor survives that (timers are tasks, too),
-//! but a wake-up from another thread always reaches it, and then it runs everything. So this thread looks whether the
-//! core still turns, and wakes it if not. A needless wake-up costs some microseconds.
+//! glommio 0.9 can go to sleep with runnable tasks: it does so if anything lands in its latency ring between its look
+//! at the rings and its first task. The end of a cancelled timer does, once in some hundred thousand rounds, when
+//! another processor completes something at the same moment. Nothing inside the executor survives that (timers are
+//! tasks, too), but a wake-up from another thread always reaches it, and then it runs everything. So this thread looks
+//! whether the core still turns, and wakes it if not. A needless wake-up costs some microseconds.
 //!
 //! Owns: the thread and the bound on oversleeping. Does not know: what a turn does.
 //!
