@@ -83,12 +83,14 @@ impl Client {
     }
 
     /// Connects if necessary; connections start with a drawn receive window.
-    pub fn connect(&mut self, port: &mut SimPort, rng: &mut Rng) {
+    pub fn connect(&mut self, workload: &Workload, port: &mut SimPort, rng: &mut Rng) {
         if self.link.as_ref().is_some_and(|link| link.protocol.is_going_away() && link.calls.is_empty()) {
             self.hang_up(CloseReason::EndOfStream, port);
         }
         if self.link.is_none() {
-            let window = if rng.chance(300) { rng.log_between(16, 65_535) } else { 1 << 20 };
+            // Not so small that reading large values takes virtual minutes.
+            let window_min = workload.value_bytes_max / 16 + 16;
+            let window = if rng.chance(300) { rng.log_between(window_min, 65_535) } else { 1 << 20 };
             let protocol = H2Client::new(window as u32);
             let connection = port.client_connect();
             self.link = Some(Link { connection, protocol, calls: BTreeMap::new(), revision_seen: 0 });

@@ -387,7 +387,7 @@ impl Simulation {
         if self.rng.chance(self.swarm.weather.hang_up_per_mille) {
             client.abandon(&mut self.port, &mut self.checker, &mut self.rng);
         }
-        client.connect(&mut self.port, &mut self.rng);
+        client.connect(&workload, &mut self.port, &mut self.rng);
         for _ in 0..self.rng.log_between(1, workload.outstanding_max as u64) {
             if self.budget == 0 || !client.can_call(workload.outstanding_max) {
                 break;
@@ -436,7 +436,7 @@ impl Simulation {
         for _ in 0..AUDIT_ATTEMPTS_MAX {
             let open: Vec<usize> = (0..requests.len()).filter(|at| responses[*at].is_none()).collect();
             for batch in open.chunks(AUDIT_CALLS_MAX) {
-                self.auditor.connect(&mut self.port, &mut self.rng);
+                self.auditor.connect(&self.swarm.workload, &mut self.port, &mut self.rng);
                 let now = self.now();
                 let mut calls = BTreeMap::new();
                 for position in batch {

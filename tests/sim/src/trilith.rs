@@ -12,7 +12,7 @@ use trilith_server::node::{Node, NodeOptions};
 
 use crate::port::SimPort;
 use crate::subject::Subject;
-use crate::weather::{ENTRY_BYTES_MAX, Limits, REQUEST_BYTES_MAX, SECOND};
+use crate::weather::{Limits, SECOND};
 
 /// One member, the real shell over the simulated port.
 #[derive(Debug)]
@@ -22,9 +22,9 @@ fn options(limits: &Limits) -> NodeOptions {
     let mut log = trilith_raftlog::Options::standard();
     log.segment_bytes = limits.wal_segment_bytes;
     log.batch_bytes_max = limits.batch_bytes_max;
-    log.entry_bytes_max = ENTRY_BYTES_MAX;
+    log.entry_bytes_max = limits.entry_bytes_max;
     log.appends_in_flight_max = limits.appends_in_flight_max;
-    log.log_bytes_max = 4 * ENTRY_BYTES_MAX;
+    log.log_bytes_max = 4 * limits.entry_bytes_max;
     log.quiet_delay = limits.quiet_delay;
     log.election_timeout = limits.election_timeout;
     log.heartbeat_interval = limits.election_timeout / 10;
@@ -55,7 +55,7 @@ fn options(limits: &Limits) -> NodeOptions {
             rows_resident_bytes_max: limits.rows_resident_bytes_max,
             write_bytes_max: limits.store_write_bytes_max,
         },
-        request_bytes_max: REQUEST_BYTES_MAX,
+        request_bytes_max: limits.request_bytes_max,
         txn_ops_max: 128,
         quota_bytes: 2 << 30,
         streams_max: None,

@@ -17,11 +17,6 @@ pub const MILLISECOND: u64 = 1_000_000;
 /// One virtual second, in nanoseconds.
 pub const SECOND: u64 = 1_000_000_000;
 
-/// Longest payload of a log entry.
-pub const ENTRY_BYTES_MAX: usize = 32 << 10;
-/// Largest request.
-pub const REQUEST_BYTES_MAX: usize = 16 << 10;
-
 /// A latency: mostly near the low end, rarely a stall.
 #[derive(Clone, Copy, Debug)]
 pub struct Latency {
@@ -119,6 +114,10 @@ pub enum Fate {
 /// Limits handed to the server, small enough that rare paths are common.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Largest request.
+    pub request_bytes_max: usize,
+    /// Longest payload of a log entry.
+    pub entry_bytes_max: usize,
     /// Size of a WAL segment.
     pub wal_segment_bytes: u64,
     /// Size of a WAL batch, in payload bytes.
@@ -191,10 +190,12 @@ impl Swarm {
     /// Draws a run's parameters.
     #[must_use]
     pub fn draw(rng: &mut Rng) -> Self {
+        // Values beyond the flow-control windows need larger segments than the small ones that find most else.
+        let large_values = rng.chance(50);
         Self {
             weather: draw_weather(rng),
-            limits: draw_limits(rng),
-            workload: draw_workload(rng),
+            limits: draw_limits(large_values, rng),
+            workload: draw_workload(large_values, rng),
             lives: rng.between(3, 8) as usize,
             fate_weights: [draw_weight(rng), draw_weight(rng) + 1, draw_weight(rng) / 2, draw_weight(rng) / 2],
             crash_number_max: rng.log_between(40, 1_500),
@@ -273,15 +274,20 @@ fn draw_weather(rng: &mut Rng) -> Weather {
     }
 }
 
-fn draw_limits(rng: &mut Rng) -> Limits {
+fn draw_limits(large_values: bool, rng: &mut Rng) -> Limits {
+    let request_bytes_max: usize = if large_values { 256 << 10 } else { 16 << 10 };
+    let entry_bytes_max = 2 * request_bytes_max;
+    let segment_blocks_min = entry_bytes_max as u64 / 2048;
     Limits {
-        wal_segment_bytes: 4096 * rng.log_between(16, 256),
-        batch_bytes_max: rng.log_between(64, ENTRY_BYTES_MAX as u64) as usize,
+        request_bytes_max,
+        entry_bytes_max,
+        wal_segment_bytes: 4096 * rng.log_between(segment_blocks_min, 512),
+        batch_bytes_max: rng.log_between(64, entry_bytes_max as u64) as usize,
         appends_in_flight_max: rng.between(1, 4) as usize,
         quiet_delay: rng.log_between(MILLISECOND, 50 * MILLISECOND),
         election_timeout: rng.log_between(100 * MILLISECOND, SECOND),
-        index_file_bytes: (256 << 10) * rng.between(1, 4),
-        row_segment_bytes: 4096 * rng.log_between(16, 256),
+        index_file_bytes: if large_values { 4 << 20 } else { (256 << 10) * rng.between(1, 4) },
+        row_segment_bytes: 4096 * rng.log_between(segment_blocks_min, 512),
         row_block_bytes: 4096 * rng.log_between(1, 8) as u32,
         rows_resident_bytes_max: rng.log_between(1, 1 << 20),
         store_write_bytes_max: 4096 * rng.log_between(1, 16) as u32,
@@ -292,12 +298,12 @@ fn draw_limits(rng: &mut Rng) -> Limits {
     }
 }
 
-fn draw_workload(rng: &mut Rng) -> Workload {
+fn draw_workload(large_values: bool, rng: &mut Rng) -> Workload {
     Workload {
         clients: rng.between(1, 5) as usize,
         outstanding_max: rng.log_between(1, 32) as usize,
         keys: if rng.chance(100) { 900 } else { rng.log_between(1, 60) },
-        value_bytes_max: rng.log_between(24, 8_000),
+        value_bytes_max: if large_values { 200_000 } else { rng.log_between(24, 8_000) },
         weights: [
             rng.between(1, 20),
             rng.between(0, 20),
@@ -307,6 +313,6 @@ fn draw_workload(rng: &mut Rng) -> Workload {
             rng.below(2),
         ],
         think: draw_latency(rng, MICROSECOND, 20 * MILLISECOND, SECOND),
-        operations: rng.log_between(100, 800),
+        operations: rng.log_between(100, if large_values { 200 } else { 800 }),
     }
 }
