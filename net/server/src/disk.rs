@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 
 use trilith_engine::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
 use trilith_engine::store::{StoreEffect, StoreWrite};
@@ -56,8 +57,8 @@ enum Purpose {
     StoreFile { token: u64, file: StoreFile, bytes: u64 },
     StoreWrite { token: u64, block: Block },
     StoreSync { token: u64 },
-    StorePopulate { token: u64, block: Block },
-    Load { block: Block },
+    StorePopulate { token: u64, block: Block, writes: u32 },
+    Load { block: Block, writes: u32 },
 }
 
 /// What an event of the port means.
@@ -105,6 +106,8 @@ struct OpenStoreFile {
     bytes: u64,
     /// One bit per chunk: known resident.
     resident: Vec<u64>,
+    /// Completed writes per chunk, wrapping: a populate counts only if none ended while it was under way.
+    writes: Vec<u32>,
 }
 
 /// The open files and what is outstanding.
@@ -140,7 +143,8 @@ impl Disk {
             family.resize_with(number + 1, || None);
         }
         assert!(family[number].is_none(), "I4: {file:?} is opened or created once");
-        family[number] = Some(OpenStoreFile { id, bytes, resident: vec![0; chunks.div_ceil(64)] });
+        family[number] =
+            Some(OpenStoreFile { id, bytes, resident: vec![0; chunks.div_ceil(64)], writes: vec![0; chunks] });
     }
 
     /// The store files, by kind and number.
@@ -225,7 +229,7 @@ impl Disk {
                 port.sync(submission, self.id_of(file));
             }
             StoreEffect::Populate { token, block } => {
-                let submission = self.token(Purpose::StorePopulate { token, block });
+                let submission = self.token(Purpose::StorePopulate { token, block, writes: self.writes(block) });
                 self.populate(port, submission, block);
             }
         }
@@ -234,7 +238,7 @@ impl Disk {
     /// Loads the pages of a missing block, unless that is under way.
     pub fn load<P: Port>(&mut self, port: &mut P, block: Block) {
         if self.loading.insert((block.file, whole_chunks(block).0)) {
-            let submission = self.token(Purpose::Load { block });
+            let submission = self.token(Purpose::Load { block, writes: self.writes(block) });
             self.populate(port, submission, block);
         }
     }
@@ -280,17 +284,17 @@ impl Disk {
             Purpose::Append { lsn } => Completion::Append { lsn },
             Purpose::SegmentHeader { sequence } => Completion::Segment { sequence },
             Purpose::StoreWrite { token, block } => {
-                self.mark(block, false);
+                self.forget(block);
                 Completion::Store { token }
             }
             Purpose::StoreSync { token } => Completion::Store { token },
-            Purpose::StorePopulate { token, block } => {
-                self.mark(block, true);
+            Purpose::StorePopulate { token, block, writes } => {
+                self.mark(block, writes);
                 Completion::Store { token }
             }
-            Purpose::Load { block } => {
+            Purpose::Load { block, writes } => {
                 self.loading.remove(&(block.file, whole_chunks(block).0));
-                self.mark(block, true);
+                self.mark(block, writes);
                 Completion::Loaded
             }
             Purpose::SegmentFile(_) | Purpose::StoreFile { .. } => unreachable!("creations complete as Created"),
@@ -312,18 +316,39 @@ impl Disk {
         }
     }
 
-    /// Sets or clears the residency of the chunks a block touches.
-    fn mark(&mut self, block: Block, resident: bool) {
-        let (offset, len) = whole_chunks(block);
-        let first = offset / CHUNK_BYTES;
-        let count = (len as u64).div_ceil(CHUNK_BYTES);
+    /// The chunks a block touches are resident, unless one was written since `writes` was read.
+    fn mark(&mut self, block: Block, writes: u32) {
+        if self.writes(block) != writes {
+            return;
+        }
         let Some(open) = self.open_mut(block.file) else { return };
-        for chunk in first..first + count {
+        for chunk in chunks(block) {
             let (word, bit) = place(chunk);
             if let Some(word) = open.resident.get_mut(word) {
-                *word = if resident { *word | bit } else { *word & !bit };
+                *word |= bit;
             }
         }
+    }
+
+    /// The chunks a block touches were written: what the mapping held of them is gone.
+    fn forget(&mut self, block: Block) {
+        let Some(open) = self.open_mut(block.file) else { return };
+        for chunk in chunks(block) {
+            let (word, bit) = place(chunk);
+            if let Some(word) = open.resident.get_mut(word) {
+                *word &= !bit;
+            }
+            if let Some(writes) = usize::try_from(chunk).ok().and_then(|chunk| open.writes.get_mut(chunk)) {
+                *writes = writes.wrapping_add(1);
+            }
+        }
+    }
+
+    /// Writes so far to the chunks a block touches; differs before and after any of them was written.
+    fn writes(&self, block: Block) -> u32 {
+        let Some(open) = self.open(block.file) else { return 0 };
+        let of_chunk = |chunk: u64| usize::try_from(chunk).ok().and_then(|chunk| open.writes.get(chunk)).copied();
+        chunks(block).filter_map(of_chunk).fold(0, u32::wrapping_add)
     }
 
     fn token(&mut self, purpose: Purpose) -> Token {
@@ -366,6 +391,12 @@ fn place(chunk: u64) -> (usize, u64) {
     (usize::try_from(chunk / 64).expect("a file's chunks fit memory"), 1 << (chunk % 64))
 }
 
+/// The numbers of the chunks a block touches.
+fn chunks(block: Block) -> Range<u64> {
+    let (offset, len) = whole_chunks(block);
+    offset / CHUNK_BYTES..(offset + len as u64) / CHUNK_BYTES
+}
+
 /// The chunk-aligned range around a block: first byte and length.
 fn whole_chunks(block: Block) -> (u64, usize) {
     let first = block.offset / CHUNK_BYTES * CHUNK_BYTES;
@@ -382,7 +413,7 @@ fn describe(purpose: &Purpose) -> String {
         Purpose::StoreFile { file, .. } => format!("creating {}", store_file_name(*file)),
         Purpose::StoreWrite { block, .. } => describe_block("writing", *block),
         Purpose::StoreSync { .. } => "syncing a store file".to_owned(),
-        Purpose::StorePopulate { block, .. } | Purpose::Load { block } => describe_block("reading", *block),
+        Purpose::StorePopulate { block, .. } | Purpose::Load { block, .. } => describe_block("reading", *block),
     }
 }
 

@@ -474,7 +474,7 @@ impl Service {
         }
         for alarm in self.replica.tables().alarms() {
             let name = pb::AlarmType(i32::try_from(alarm.alarm).unwrap_or(0)).name().unwrap_or("UNKNOWN");
-            errors.push(format!("memberID:{} alarm:{name} ", alarm.member));
+            errors.push(format!("memberID:{} alarm:{name}", alarm.member));
         }
         let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let response = pb::StatusResponse {

@@ -24,6 +24,8 @@ pub enum Kind {
     },
     /// A Go duration such as `1m30s`.
     Duration,
+    /// A comma-separated list of `scheme://host:port`.
+    Urls,
     /// One of the listed words.
     Choice(&'static [&'static str]),
 }
@@ -89,19 +91,19 @@ pub const FLAGS: &[Flag] = &[
     used("heartbeat-interval", Kind::Integer { min: 1, max: 10_000 }, "100", "Heartbeat interval in milliseconds."),
     used("election-timeout", Kind::Integer { min: 5, max: 50_000 }, "1000", "Election timeout in milliseconds."),
     inert("initial-election-tick-advance", Kind::Bool, "true", "a single member campaigns at once"),
-    used("listen-peer-urls", Kind::Text, "http://localhost:2380", "URLs to listen on for peer traffic."),
-    used("listen-client-urls", Kind::Text, "http://localhost:2379", "URLs to listen on for client traffic."),
+    used("listen-peer-urls", Kind::Urls, "http://localhost:2380", "URLs to listen on for peer traffic."),
+    used("listen-client-urls", Kind::Urls, "http://localhost:2379", "URLs to listen on for client traffic."),
     absent("listen-client-http-urls", Kind::Text, "", "a separate HTTP listener"),
     absent("listen-metrics-urls", Kind::Text, "", METRICS),
     used(
         "initial-advertise-peer-urls",
-        Kind::Text,
+        Kind::Urls,
         "http://localhost:2380",
         "This member's peer URLs as the cluster sees them.",
     ),
     used(
         "advertise-client-urls",
-        Kind::Text,
+        Kind::Urls,
         "http://localhost:2379",
         "This member's client URLs as clients see them.",
     ),

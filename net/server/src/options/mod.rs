@@ -286,8 +286,6 @@ fn build(values: &Values, notes: Vec<Note>) -> Result<Options, String> {
     check_initial_cluster(values, &name, &peer_urls)?;
     let quota = integer_of(values, "quota-backend-bytes");
     let discard = unsigned_of(values, "wal-discard-from-lsn");
-    value::urls(text_of(values, "advertise-client-urls"))?;
-    value::urls(text_of(values, "initial-advertise-peer-urls"))?;
     Ok(Options {
         data_dir: values.get("data-dir").cloned().unwrap_or_else(|| format!("{name}.trilith")),
         listen_client_urls: listen_urls(text_of(values, "listen-client-urls"))?,

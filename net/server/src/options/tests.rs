@@ -51,6 +51,14 @@ fn go_flag_syntax() {
         error(&["--snapshot-count", "abc"]),
         OptionsError::Usage("invalid value \"abc\" for flag -snapshot-count: parse error".to_owned())
     );
+    assert_eq!(
+        error(&["--listen-client-urls", "nonsense"]),
+        OptionsError::Usage(
+            "invalid value \"nonsense\" for flag -listen-client-urls: URL scheme must be http, https, unix, or unixs: \
+             nonsense"
+                .to_owned()
+        )
+    );
     assert!(matches!(parse(&arguments(&["--version"]), &[]), Ok(Invocation::Version)));
     assert!(matches!(parse(&arguments(&["-h"]), &[]), Ok(Invocation::Help)));
 }

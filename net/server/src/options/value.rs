@@ -7,7 +7,7 @@ use super::flags::Kind;
 /// Checks that `text` has the form of `kind`; the error is the words after Go's `invalid value ... :`.
 ///
 /// # Errors
-/// `parse error` for the wrong form, `value out of range` beyond the bounds.
+/// `parse error` for the wrong form, `value out of range` beyond the bounds, for a URL what is wrong with it.
 pub fn check(kind: Kind, text: &str) -> Result<(), String> {
     match kind {
         Kind::Text => Ok(()),
@@ -19,6 +19,7 @@ pub fn check(kind: Kind, text: &str) -> Result<(), String> {
             }
             Ok(())
         }
+        Kind::Urls => urls(text).map(drop),
         Kind::Duration => duration(text).map(drop).ok_or_else(|| "parse error".to_owned()),
         Kind::Choice(words) => {
             if words.contains(&text) {
@@ -121,7 +122,7 @@ fn url(text: &str) -> Result<Url, String> {
     }
     let (host, port) =
         rest.rsplit_once(':').ok_or_else(|| format!("URL address does not have the form \"host:port\": {text}"))?;
-    let port = port.parse().map_err(|_| format!("URL address does not have the form \"host:port\": {text}"))?;
+    let port = port.parse().map_err(|_| format!("parse {text:?}: invalid port {:?} after host", format!(":{port}")))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     Ok(Url { scheme: scheme.to_owned(), host: host.to_owned(), port })
 }
@@ -147,6 +148,8 @@ mod tests {
         assert!(urls("127.0.0.1:2379").expect_err("no scheme").starts_with("URL scheme must be"));
         assert!(urls("http://a:1/x").expect_err("path").contains("must not contain a path"));
         assert!(urls("http://a").expect_err("no port").contains("host:port"));
+        let bad_port = urls("http://a:x").expect_err("no number");
+        assert_eq!(bad_port, "parse \"http://a:x\": invalid port \":x\" after host");
     }
 
     #[test]

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sort"
 	"strings"
 	"time"
 
@@ -222,6 +223,9 @@ func (s session) alarms(endpoint string) {
 		answer, err := maintenance.Alarm(s.ctx, &pb.AlarmRequest{Action: action, MemberID: member, Alarm: kind})
 		if err != nil {
 			err = rpctypes.Error(err)
+		} else {
+			// etcd lists them in the order of a Go map.
+			sort.Slice(answer.Alarms, func(i, j int) bool { return answer.Alarms[i].MemberID < answer.Alarms[j].MemberID })
 		}
 		show("alarm "+name, answer, err)
 	}
@@ -241,7 +245,8 @@ func (s session) alarms(endpoint string) {
 		s.txn("read under alarm", s.client.Txn(s.ctx).Then(clientv3.OpGet("alarm/t")))
 		status, err := s.client.Status(s.ctx, endpoint)
 		if err == nil {
-			// The spaces in this text differ between builds of etcd.
+			// The spaces in this text differ between builds of etcd, its order between calls.
+			sort.Strings(status.Errors)
 			fmt.Printf("status errors: %q\n", strings.Fields(strings.Join(status.Errors, " ")))
 		}
 		alarm("clear for nobody "+name, clear, 9, kind)
