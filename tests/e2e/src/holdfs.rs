@@ -142,8 +142,14 @@ impl HoldFs {
 }
 
 impl Drop for HoldFs {
+    /// A scenario that failed leaves no mount behind either; its server, dropped before, holds no file any more.
     fn drop(&mut self) {
         self.release_all();
+        if let Some(session) = self.session.take()
+            && let Err(error) = session.umount_and_join()
+        {
+            eprintln!("cannot unmount: {error}");
+        }
     }
 }
 
