@@ -58,7 +58,7 @@ pub struct Clients {
     /// Slots whose connections wait for budget, and the highest use of it that made one wait.
     starved: BTreeSet<usize>,
     starved_at: usize,
-    deadlines: BTreeMap<(u64, usize), ()>,
+    deadlines: BTreeSet<(u64, usize)>,
     spare: Vec<Vec<u8>>,
     /// The core's account of partly received messages.
     pub budget: AssemblyBudget,
@@ -78,7 +78,7 @@ impl Clients {
             touched: Vec::new(),
             starved: BTreeSet::new(),
             starved_at: 0,
-            deadlines: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
             spare: Vec::new(),
             budget: AssemblyBudget::new(assembly_bytes_max),
             wall_now: 0,
@@ -153,7 +153,7 @@ impl Clients {
 
     /// Lets every connection act whose deadline has passed.
     pub fn handle_time(&mut self, now: u64) {
-        while let Some((&(deadline, slot), ())) = self.deadlines.first_key_value() {
+        while let Some(&(deadline, slot)) = self.deadlines.first() {
             if deadline > now {
                 return;
             }
@@ -168,7 +168,7 @@ impl Clients {
     /// The earliest deadline of any connection.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        self.deadlines.first_key_value().map(|(&(deadline, _), ())| deadline)
+        self.deadlines.first().map(|&(deadline, _)| deadline)
     }
 
     /// Begins a graceful end on every connection.
@@ -282,7 +282,7 @@ impl Clients {
             }
             client.deadline = deadline;
             if let Some(later) = deadline {
-                self.deadlines.insert((later, slot), ());
+                self.deadlines.insert((later, slot));
             }
         }
         self.keep_buffer(buffer);

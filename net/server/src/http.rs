@@ -178,12 +178,17 @@ fn version() -> Response {
 }
 
 fn get_only(request: &Request<'_>, answer: impl FnOnce() -> Response) -> Response {
+    method_refusal(request).unwrap_or_else(answer)
+}
+
+/// The answer to anything but GET.
+fn method_refusal(request: &Request<'_>) -> Option<Response> {
     if request.method == b"GET" {
-        return answer();
+        return None;
     }
     let mut refusal = plain(405, "Method Not Allowed\n");
     refusal.headers.push(("allow", "GET".to_owned()));
-    refusal
+    Some(refusal)
 }
 
 /// Go's `http.Error` form.
@@ -199,8 +204,7 @@ fn plain(status: u16, text: &str) -> Response {
 }
 
 fn health(request: &Request<'_>, status: &Status<'_>) -> Answer {
-    let refusal = get_only(request, || Response { status: 200, headers: Vec::new(), body: Vec::new() });
-    if refusal.status != 200 {
+    if let Some(refusal) = method_refusal(request) {
         return Answer::Now(refusal);
     }
     let excluded = |alarm: &str| query_values(request.query, "exclude").any(|value| value == alarm.as_bytes());
@@ -243,8 +247,8 @@ fn check_name<'a>(path: &'a [u8], root: &[u8]) -> Option<&'a [u8]> {
 }
 
 fn checks(request: &Request<'_>, status: &Status<'_>, only: &[u8], known: &'static [&'static str]) -> Answer {
-    if request.method != b"GET" {
-        return Answer::Now(get_only(request, version));
+    if let Some(refusal) = method_refusal(request) {
+        return Answer::Now(refusal);
     }
     if !only.is_empty() && !known.iter().any(|name| name.as_bytes() == only) {
         return Answer::Now(plain(404, "404 page not found\n"));

@@ -304,11 +304,7 @@ impl Service {
         let Some(connection) = clients.answer(caller) else { return };
         let outcome = match &applied.result {
             Ok(outcome) => outcome,
-            Err(error) => {
-                let status = api::apply_status(*error);
-                connection.finish(caller.stream, u32::from(status.code.number()), &status.message);
-                return;
-            }
+            Err(error) => return refuse(connection, caller, &api::apply_status(*error)),
         };
         let rows = KeyspaceRows { replica: &self.replica, pages };
         const READABLE: &str = "rows named by an outcome are readable in the step that made it";
