@@ -165,6 +165,30 @@ impl Connection {
         }
     }
 
+    /// Begins a message of a response stream whose `len` bytes follow in parts, as its backlog drains: a response need
+    /// not stand in memory whole. Until all have followed, the call can only end with an error or a reset.
+    pub fn begin_message(&mut self, stream: StreamId, len: usize) {
+        if let Protocol::Http2(server) = &mut self.protocol {
+            server.begin_message(stream, len);
+        }
+    }
+
+    /// The next bytes of a message begun with [`Connection::begin_message`].
+    pub fn send_part(&mut self, stream: StreamId, bytes: &[u8]) {
+        if let Protocol::Http2(server) = &mut self.protocol {
+            server.send_part(stream, bytes);
+        }
+    }
+
+    /// Whether a gRPC call still takes an answer: neither ended by us nor given up by the client.
+    #[must_use]
+    pub fn is_open(&self, stream: StreamId) -> bool {
+        match &self.protocol {
+            Protocol::Http2(server) => server.is_open(stream),
+            _ => false,
+        }
+    }
+
     /// Ends a gRPC call with a status code (0 = OK) and message, after the messages sent before.
     pub fn finish(&mut self, stream: StreamId, code: u32, message: &str) {
         if let Protocol::Http2(server) = &mut self.protocol {

@@ -24,12 +24,17 @@ const QUEUE_KEPT_BYTES_MAX: usize = 64 << 10;
 
 #[inline]
 fn put_message(out: &mut Vec<u8>, len: usize, encode: impl FnOnce(&mut Vec<u8>)) {
-    let length = u32::try_from(len).expect("a message is shorter than 4 GiB");
-    let [l0, l1, l2, l3] = length.to_be_bytes();
-    out.extend_from_slice(&[0, l0, l1, l2, l3]);
+    put_prefix(out, len);
     let start = out.len();
     encode(out);
     assert!(out.len() - start == len, "an encoder must write the announced length");
+}
+
+#[inline]
+fn put_prefix(out: &mut Vec<u8>, len: usize) {
+    let length = u32::try_from(len).expect("a message is shorter than 4 GiB");
+    let [l0, l1, l2, l3] = length.to_be_bytes();
+    out.extend_from_slice(&[0, l0, l1, l2, l3]);
 }
 
 impl Server {
@@ -51,16 +56,49 @@ impl Server {
         self.end_response(id);
     }
 
-    /// See `Connection::send_message`.
-    pub(crate) fn send_message(&mut self, id: StreamId, len: usize, encode: impl FnOnce(&mut Vec<u8>)) {
-        let Some(stream) = self.streams.get(id) else { return };
+    /// Sends the head if it is still owed; whether messages may follow.
+    fn begin_grpc(&mut self, id: StreamId) -> bool {
+        let Some(stream) = self.streams.get(id) else { return false };
+        assert_eq!(stream.message_left, 0, "a message is sent whole before the next");
         match stream.response {
-            Response::Ending => return,
+            Response::Ending => return false,
             Response::Begun => {}
             Response::Awaited => {
                 stream.response = Response::Begun;
                 self.put_headers(id, 0, ResponseEncoder::grpc_head);
             }
+        }
+        true
+    }
+
+    /// See `Connection::begin_message`.
+    pub(crate) fn begin_message(&mut self, id: StreamId, len: usize) {
+        if self.begin_grpc(id) {
+            self.enqueue(id, PREFIX_BYTES, |queue| put_prefix(queue, len));
+            self.streams.get(id).expect("it has just begun").message_left = len;
+        }
+    }
+
+    /// See `Connection::send_part`.
+    pub(crate) fn send_part(&mut self, id: StreamId, bytes: &[u8]) {
+        let Some(stream) = self.streams.get(id) else { return };
+        if stream.response != Response::Begun || bytes.is_empty() {
+            return;
+        }
+        let left = stream.message_left.checked_sub(bytes.len());
+        stream.message_left = left.expect("the parts of a message are as long as announced");
+        self.enqueue(id, bytes.len(), |queue| queue.extend_from_slice(bytes));
+    }
+
+    /// See `Connection::is_open`.
+    pub(crate) fn is_open(&self, id: StreamId) -> bool {
+        self.streams.peek(id).is_some_and(|stream| stream.response != Response::Ending)
+    }
+
+    /// See `Connection::send_message`.
+    pub(crate) fn send_message(&mut self, id: StreamId, len: usize, encode: impl FnOnce(&mut Vec<u8>)) {
+        if !self.begin_grpc(id) {
+            return;
         }
         let frame_bytes = len + PREFIX_BYTES;
         let Some(stream) = self.streams.peek(id) else { return };
@@ -79,6 +117,7 @@ impl Server {
         if stream.response == Response::Ending {
             return;
         }
+        assert!(code != 0 || stream.message_left == 0, "success follows whole messages");
         if stream.queued_bytes() == 0 {
             self.put_end(id, code, message);
             return;

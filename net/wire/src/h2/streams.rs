@@ -89,6 +89,8 @@ pub(super) struct Stream {
     pub(super) queue: Vec<u8>,
     pub(super) queue_at: usize,
     pub(super) end: Option<Box<End>>,
+    /// Bytes still owed to a message that is sent in parts.
+    pub(super) message_left: usize,
     /// Since when the stream's window has blocked its queue.
     pub(super) blocked_at: Option<u64>,
 }

@@ -55,6 +55,60 @@ fn responses_respect_every_window_and_arrive_whole() {
     }
 }
 
+/// A long message handed over as the backlog drains is never held whole, and arrives as one.
+#[test]
+fn a_message_in_parts_arrives_whole_and_is_never_held_whole() {
+    const PARTS: usize = 40;
+    const PART_BYTES: usize = 48 << 10;
+    let mut owner = Owner::new(&ConnectionLimits::new(route));
+    let mut client = Client::new(65_535);
+    owner.answers = false;
+    client.read(&owner.turn(&preface(&[])));
+    client.read(&owner.turn(&unary(1, b"q")));
+    let stream = owner.streams[0];
+    owner.connection.begin_message(stream, PARTS * PART_BYTES);
+    assert!(owner.connection.is_open(stream));
+    let (mut sent, mut turns) = (0, 0);
+    while client.responses.get(&1).is_none_or(|response| !response.ended) {
+        while sent < PARTS && owner.connection.backlog_bytes(stream) < PART_BYTES {
+            owner.connection.send_part(stream, &[sent as u8; PART_BYTES]);
+            sent += 1;
+            if sent == PARTS {
+                owner.connection.finish(stream, 0, "");
+            }
+        }
+        assert!(owner.connection.backlog_bytes(stream) <= 2 * PART_BYTES);
+        client.read(&owner.drain());
+        let credit = [number(WINDOW_UPDATE, 1, 30_000), number(WINDOW_UPDATE, 0, 30_000)].concat();
+        *client.stream_windows.entry(1).or_insert(0) += 30_000;
+        client.connection_window += 30_000;
+        client.read(&owner.turn(&credit));
+        turns += 1;
+        assert!(turns < 200, "the response does not finish");
+    }
+    assert!(!owner.connection.is_open(stream));
+    let messages = client.response(1).messages();
+    assert_eq!(messages.len(), 1);
+    let expected: Vec<u8> = (0..PARTS).flat_map(|part| [part as u8; PART_BYTES]).collect();
+    assert_eq!(messages[0], expected);
+}
+
+#[test]
+fn a_message_cut_short_ends_with_an_error_only() {
+    let mut owner = Owner::new(&ConnectionLimits::new(route));
+    let mut client = Client::new(65_535);
+    owner.answers = false;
+    client.read(&owner.turn(&preface(&[])));
+    client.read(&owner.turn(&unary(1, b"q")));
+    let stream = owner.streams[0];
+    owner.connection.begin_message(stream, 100);
+    owner.connection.send_part(stream, &[1; 60]);
+    owner.connection.finish(stream, 14, "gone");
+    client.read(&owner.drain());
+    assert_eq!(client.response(1).status(), ("14", "gone"));
+    assert_eq!(client.response(1).body.len(), 5 + 60);
+}
+
 #[test]
 fn a_changed_initial_window_applies_to_open_streams() {
     let mut owner = Owner::new(&ConnectionLimits::new(route));
