@@ -31,7 +31,7 @@ const LOCK_POLL: Duration = Duration::from_millis(2);
 
 /// A file that is open, locked and, in [`FileMode::Store`], mapped.
 pub(crate) struct OpenFile {
-    pub(crate) file: File,
+    pub(crate) file: Arc<File>,
     pub(crate) mode: FileMode,
     pub(crate) bytes: u64,
     pub(crate) mapping: Option<Arc<Mapping>>,
@@ -178,7 +178,7 @@ fn finish_open(file: File, mode: FileMode) -> io::Result<OpenFile> {
     }
     let mapped = mode == FileMode::Store && metadata.len() > 0;
     let mapping = if mapped { Some(Arc::new(Mapping::new(&file)?)) } else { None };
-    Ok(OpenFile { file, mode, bytes: metadata.len(), mapping })
+    Ok(OpenFile { file: Arc::new(file), mode, bytes: metadata.len(), mapping })
 }
 
 fn write_zeros(file: &File, bytes: u64, pause: &mut dyn FnMut()) -> io::Result<()> {

@@ -149,8 +149,7 @@ impl GlommioPort {
     fn begin_turn(&mut self, events: &mut Vec<Event>) {
         self.ring.collect(events);
         while let Some(reply) = self.helper.poll_reply() {
-            let event = self.reply_event(reply);
-            events.push(event);
+            events.extend(self.reply_event(reply));
         }
         self.inbox.drain_into(events);
         self.clock.read();
@@ -166,14 +165,15 @@ impl GlommioPort {
         }
     }
 
-    fn reply_event(&mut self, reply: Reply) -> Event {
-        match reply {
+    fn reply_event(&mut self, reply: Reply) -> Option<Event> {
+        Some(match reply {
             Reply::Created { token, result } => {
                 Event::Created { token, result: result.map(|file| self.register(file)) }
             }
             Reply::Unlinked { token, result } => Event::Renamed { token, result },
             Reply::Populated { token, result } => Event::Populated { token, result },
-        }
+            Reply::Released => return None,
+        })
     }
 
     /// Lets everything leave that the turn submitted. Sends leave when the loop's task goes to sleep.
@@ -230,6 +230,18 @@ impl Port for GlommioPort {
     fn populate(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
         let mapping = self.file(file).mapping.as_ref().expect("only mapped files are populated");
         self.helper.request(Request::Populate { token, mapping: Arc::clone(mapping), offset, len });
+    }
+
+    fn discard(&mut self, token: Token, file: FileId, offset: u64, len: u64) {
+        let descriptor = self.file(file).file.as_raw_fd();
+        self.ring.discard(token, file, descriptor, offset, len);
+    }
+
+    fn release(&mut self, file: FileId, offset: u64, len: usize) {
+        let open = self.file(file);
+        let mapping = Arc::clone(open.mapping.as_ref().expect("only mapped files are released"));
+        let file = Arc::clone(&open.file);
+        self.helper.request(Request::Release { file, mapping, offset, len });
     }
 
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {

@@ -7,14 +7,16 @@
 //! - I1: at most [`OUTSTANDING_MAX`] requests are with the helper, the rest waits on the core's side; so neither a
 //!   request nor a reply ever finds its queue full.
 //! - I2: each request yields exactly one reply; after a reply is queued the core's event descriptor is signalled.
+//!   Requests about pages are served in the order in which they were made.
 //! - I3: dropping the handle ends the thread after the request in hand.
 
 use crate::files::{Directory, OpenFile};
 use crate::mapping::Mapping;
 use crate::port::{FileMode, Preparation, Token};
-use crate::sys::EventFd;
+use crate::sys::{self, EventFd};
 use crossbeam::queue::ArrayQueue;
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,12 +28,14 @@ pub(crate) enum Request {
     Create { token: Token, name: String, bytes: u64, mode: FileMode, preparation: Preparation },
     Unlink { token: Token, name: String, file: OpenFile },
     Populate { token: Token, mapping: Arc<Mapping>, offset: u64, len: usize },
+    Release { file: Arc<File>, mapping: Arc<Mapping>, offset: u64, len: usize },
 }
 
 pub(crate) enum Reply {
     Created { token: Token, result: io::Result<OpenFile> },
     Unlinked { token: Token, result: io::Result<()> },
     Populated { token: Token, result: io::Result<()> },
+    Released,
 }
 
 struct Shared {
@@ -76,7 +80,7 @@ impl FileThread {
         while self.outstanding < OUTSTANDING_MAX
             && let Some(request) = self.waiting.pop_front()
         {
-            let pages_first = matches!(request, Request::Populate { .. });
+            let pages_first = matches!(request, Request::Populate { .. } | Request::Release { .. });
             let queue = if pages_first { &self.shared.pages } else { &self.shared.files };
             assert!(queue.push(request).is_ok(), "I1: room for every outstanding request");
             self.outstanding += 1;
@@ -134,6 +138,12 @@ impl Shared {
             }
             Request::Populate { token, mapping, offset, len } => {
                 Reply::Populated { token, result: mapping.populate(offset, len) }
+            }
+            Request::Release { file, mapping, offset, len } => {
+                // In this order: the kernel keeps what is mapped.
+                mapping.release(offset, len);
+                sys::drop_cached(&file, offset, len);
+                Reply::Released
             }
         };
         assert!(self.replies.push(reply).is_ok(), "I1: room for every reply");

@@ -6,10 +6,15 @@
 //! - I1: a mapped file is never truncated while the mapping lives (files have a fixed size from creation on).
 //! - I2: the shell reads no range that it is writing at the same time: store pages are written before they are named by
 //!   anything and are not rewritten while anything names them. Hence a slice does not change while it is borrowed.
+//! - I3: pages come in by `populate` alone: the kernel reads nothing around them, so that what is resident is what was
+//!   asked for.
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use std::fs::File;
 use std::io;
+
+/// Read ahead of a populate in one request: the kernel cuts longer ones short.
+const READ_AHEAD_BYTES: usize = 256 << 10;
 
 /// A whole file, mapped once.
 pub(crate) struct Mapping {
@@ -18,7 +23,10 @@ pub(crate) struct Mapping {
 
 impl Mapping {
     pub(crate) fn new(file: &File) -> io::Result<Self> {
-        Ok(Self { map: MmapOptions::new().map_raw_read_only(file)? })
+        let map = MmapOptions::new().map_raw_read_only(file)?;
+        // I3: without it the kernel guesses at a scan and reads megabytes around a page.
+        map.advise(Advice::Random)?;
+        Ok(Self { map })
     }
 
     fn range_is_inside(&self, offset: u64, len: usize) -> Option<usize> {
@@ -40,6 +48,19 @@ impl Mapping {
         let start = self
             .range_is_inside(offset, len)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "range beyond the mapping"))?;
+        // Asked for as a whole first: populating alone would read one page after the other.
+        for part in (0..len).step_by(READ_AHEAD_BYTES) {
+            self.map.advise_range(Advice::WillNeed, start + part, READ_AHEAD_BYTES.min(len - part))?;
+        }
         self.map.advise_range(Advice::PopulateRead, start, len)
+    }
+
+    /// Takes a range out of this process's memory; the next access reads it again, at the cost of a fault.
+    pub(crate) fn release(&self, offset: u64, len: usize) {
+        let Some(start) = self.range_is_inside(offset, len) else { return };
+        // SAFETY: the mapping is shared and its file is only written to past it, so a page that is dropped comes back
+        // from the file with the same bytes (I2); nothing is lost.
+        let released = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+        released.expect("a range inside a mapping of whole pages can be released");
     }
 }

@@ -80,6 +80,8 @@ pub enum Event {
     Renamed { token: Token, result: io::Result<()> },
     /// A `populate` ended: the pages are resident, or could not be read.
     Populated { token: Token, result: io::Result<()> },
+    /// A `discard` ended: the range reads as zeros and takes up no room. A failure leaves the range as it was.
+    Discarded { token: Token, result: io::Result<()> },
     /// A connection was accepted.
     Accepted { listener: ListenerId, connection: ConnectionId, peer: String },
     /// Bytes arrived. Never empty.
@@ -116,6 +118,13 @@ pub trait Port {
     fn unlink(&mut self, token: Token, file: FileId, name: &str);
     /// Makes a range of a [`FileMode::Store`] file resident in its mapping (`MADV_POPULATE_READ`), off the core loop.
     fn populate(&mut self, token: Token, file: FileId, offset: u64, len: usize);
+    /// Gives the room of a range back to the file system (a punched hole; the file's length stays), off the core loop.
+    /// Nobody reads or writes the range before the event. A later write takes room again, which may be missing then.
+    fn discard(&mut self, token: Token, file: FileId, offset: u64, len: u64);
+    /// Takes a range of a [`FileMode::Store`] file out of the mapping and out of the kernel's cache, off the core loop
+    /// and without an event. A `populate` that is submitted later reads the medium again. Nobody reads the range
+    /// between the two; doing so would stall the core, no more. Offset and length are multiples of 4096.
+    fn release(&mut self, file: FileId, offset: u64, len: usize);
     /// The bytes of a mapped range. `None` beyond the file's end or for a file that is not mapped. The call itself
     /// touches no page; the reader may fault if the range is not resident.
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]>;

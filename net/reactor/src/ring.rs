@@ -1,4 +1,4 @@
-//! The file ring: reads, writes, syncs and the one timer, on an io_uring of our own.
+//! The file ring: reads, writes, syncs, discards and the one timer, on an io_uring of our own.
 //!
 //! glommio's `DmaFile` can neither adopt a descriptor that carries our lock nor refuse polled I/O (it spins while a
 //! write is in flight on a device that allows it), so file I/O has its own small ring. Its completions signal an event
@@ -52,6 +52,10 @@ enum Operation {
         len: usize,
     },
     Sync {
+        token: Token,
+        file: FileId,
+    },
+    Discard {
         token: Token,
         file: FileId,
     },
@@ -173,6 +177,16 @@ impl FileRing {
         self.prepared.push_back(Prepared::One(entry.user_data(slot)));
     }
 
+    /// Punches a hole; the kernel does it on a worker of its own.
+    pub(crate) fn discard(&mut self, token: Token, file: FileId, descriptor: RawFd, offset: u64, len: u64) {
+        assert!(len > 0, "a range that is discarded has a length");
+        self.activity.entry(file).or_default().others += 1;
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let entry = opcode::Fallocate::new(types::Fd(descriptor), len).offset(offset).mode(mode).build();
+        let slot = self.occupy(Operation::Discard { token, file });
+        self.prepared.push_back(Prepared::One(entry.user_data(slot)));
+    }
+
     pub(crate) fn sync(&mut self, token: Token, file: FileId, descriptor: RawFd) {
         let barrier = self.write_sequence;
         self.activity.entry(file).or_default().waiting_syncs.push(WaitingSync { token, descriptor, barrier });
@@ -286,6 +300,10 @@ impl FileRing {
             Operation::Sync { token, file } => {
                 self.end_other(file);
                 Event::Synced { token, result: whole(result, 0, io::ErrorKind::Other) }
+            }
+            Operation::Discard { token, file } => {
+                self.end_other(file);
+                Event::Discarded { token, result: whole(result, 0, io::ErrorKind::Other) }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! System calls that the standard library does not offer, each behind a safe face.
 //!
-//! Owns: event descriptors, file locks and space reservation, process limits, entropy, the stop-signal handler.
+//! Owns: event descriptors, file locks, space reservation and cache advice, process limits, entropy, the stop-signal handler.
 //! Does not know: rings, files of the product, events.
 //!
 //! Invariant I1: the signal handler only touches atomics and calls write(2) on an event descriptor that lives as long
@@ -68,6 +68,14 @@ pub(crate) fn reserve(file: &File, bytes: u64) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Asks the kernel to forget what it caches of a range of the file. Pages in use stay; that is no error.
+pub(crate) fn drop_cached(file: &File, offset: u64, len: usize) {
+    let (Ok(offset), Ok(len)) = (libc::off_t::try_from(offset), libc::off_t::try_from(len)) else { return };
+    // SAFETY: posix_fadvise takes numbers only; the descriptor is open for as long as `file` is borrowed. It is advice:
+    // its result tells nothing that anybody could act on.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_DONTNEED) };
 }
 
 /// A random number from the kernel.

@@ -299,6 +299,88 @@ fn created_files_are_mapped_populated_and_unlinked() {
     .unwrap();
 }
 
+/// Resident bytes of the mappings of `path` in this process.
+fn mapped_resident_bytes(path: &Path) -> u64 {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let rest = maps.split_once(path.to_str().unwrap()).expect("the file is mapped").1;
+    let line = rest.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// Bytes of the mapped range that the kernel caches.
+fn cached_bytes(mapped: &[u8]) -> usize {
+    let mut pages = vec![0_u8; mapped.len() / 4096];
+    // SAFETY: the range is mapped for as long as it is borrowed, and `pages` has one byte for each of its pages.
+    let result = unsafe { libc::mincore(mapped.as_ptr().cast_mut().cast(), mapped.len(), pages.as_mut_ptr()) };
+    assert_eq!(result, 0);
+    pages.iter().filter(|&&page| page & 1 == 1).count() * 4096
+}
+
+#[test]
+fn released_pages_leave_memory_and_discarded_ones_the_disk() {
+    const PART: usize = 512 << 10;
+    let scratch = Scratch::new();
+    let path = scratch.0.join("segments/rows-0001");
+    let room = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&path).unwrap()) * 512;
+    let mut file = FileId(0);
+    let mut full = 0;
+    run(&options(&scratch.0), |port| {
+        boot(port).create_directory("segments").unwrap();
+        each(|port: &mut GlommioPort, event| {
+            match event {
+                None => port.create_segment(),
+                Some(Event::Created { token: Token(1), result }) => {
+                    file = result.unwrap();
+                    Port::write(port, Token(2), file, 0, vec![7; 2 * PART]);
+                }
+                Some(Event::Written { token: Token(2), result }) => {
+                    result.unwrap();
+                    port.populate(Token(3), file, 0, 2 * PART);
+                }
+                Some(Event::Populated { token: Token(3), result }) => {
+                    result.unwrap();
+                    assert_eq!(mapped_resident_bytes(&path), 2 * PART as u64, "what was asked for and no more");
+                    assert_eq!(cached_bytes(port.mapped(file, 0, 8 << 20).unwrap()), 2 * PART);
+                    port.release(file, 65_536, PART - 65_536);
+                    // Served after the release.
+                    port.populate(Token(4), file, 4 << 20, 4096);
+                }
+                Some(Event::Populated { token: Token(4), result }) => {
+                    result.unwrap();
+                    assert_eq!(mapped_resident_bytes(&path), PART as u64 + 65_536 + 4096);
+                    assert_eq!(cached_bytes(port.mapped(file, 4 << 20, 1 << 20).unwrap()), 4096, "nothing around it");
+                    assert_eq!(
+                        cached_bytes(port.mapped(file, 0, PART).unwrap()),
+                        65_536,
+                        "nor does the kernel keep it"
+                    );
+                    assert!(port.mapped(file, 0, 2 * PART).unwrap().iter().all(|&byte| byte == 7), "it is read again");
+                    full = room();
+                    port.discard(Token(5), file, 0, PART as u64);
+                }
+                Some(Event::Discarded { token: Token(5), result }) => {
+                    result.unwrap();
+                    assert_eq!(full - room(), PART as u64);
+                    assert_eq!(fs::metadata(&path).unwrap().len(), 8 << 20, "the file keeps its length");
+                    let mapped = port.mapped(file, 0, 2 * PART).unwrap();
+                    assert!(
+                        mapped[..PART].iter().all(|&byte| byte == 0) && mapped[PART..].iter().all(|&byte| byte == 7)
+                    );
+                    Port::write(port, Token(6), file, 0, vec![8; PART]);
+                }
+                Some(Event::Written { token: Token(6), result }) => {
+                    result.unwrap();
+                    assert_eq!(full, room(), "a write takes the room again");
+                    return Turn::Stop(0);
+                }
+                other => panic!("{other:?}"),
+            }
+            Turn::Continue
+        })
+    })
+    .unwrap();
+}
+
 trait CreateSegment {
     fn create_segment(&mut self);
 }

@@ -89,6 +89,14 @@ enum Pending {
         offset: u64,
         len: usize,
     },
+    /// A hole being punched: zeros that are durable with a later sync, or without one.
+    Discard {
+        token: Token,
+        inode: InodeId,
+        id: WriteId,
+        offset: u64,
+        len: usize,
+    },
     Accept {
         connection: ConnectionId,
     },
@@ -514,6 +522,15 @@ impl SimPort {
                 }
                 Event::Renamed { token, result: outcome(fails) }
             }
+            Pending::Discard { token, inode, id, offset, len } => {
+                self.set_resident(inode, offset, len, false);
+                if fails {
+                    self.disk.fail_write(inode, id, &mut self.rng);
+                } else {
+                    self.disk.complete_write(inode, id);
+                }
+                Event::Discarded { token, result: outcome(fails) }
+            }
             Pending::Populate { token, inode, offset, len } => {
                 self.set_resident(inode, offset, len, !fails);
                 Event::Populated { token, result: outcome(fails) }
@@ -765,6 +782,34 @@ impl Port for SimPort {
         let at = self.due_after(self.weather.read);
         let what = Pending::Populate { token, inode: handle.inode, offset, len };
         self.schedule_submission(at, what, fails, fatal);
+    }
+
+    fn discard(&mut self, token: Token, file: FileId, offset: u64, len: u64) {
+        self.trace.event(self.now, format_args!("-> discard {} {file:?} {offset}+{len}", token.0));
+        let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
+        let (inode, len) = (handle.inode, len as usize);
+        let _ = self.check_aligned("a discard", offset, len);
+        let id = match self.disk.begin_write(inode, offset, vec![0; len], Barrier::AtSync, &mut self.rng) {
+            Ok(id) => id,
+            Err(breach) => {
+                self.violations.push(format!("discard: {breach}: {file:?} at {offset}"));
+                return;
+            }
+        };
+        self.set_resident(inode, offset, len, false);
+        let at = self.due_after(self.weather.store_write);
+        self.schedule_submission(at, Pending::Discard { token, inode, id, offset, len }, fails, fatal);
+    }
+
+    fn release(&mut self, file: FileId, offset: u64, len: usize) {
+        self.trace.event(self.now, format_args!("-> release {file:?} {offset}+{len}"));
+        if self.dead {
+            return;
+        }
+        let Some(handle) = self.handle(file) else { return };
+        let _ = self.check_aligned("a release", offset, len);
+        self.set_resident(handle.inode, offset, len, false);
+        self.cover("(pages released)");
     }
 
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {

@@ -175,7 +175,7 @@ fn a_put_over_a_stalled_disk_is_refused_in_time_and_answered_once() {
     port.run(&mut node, start + 8 * SECOND);
     let refused = answer(&port, connection, 1);
     assert!(has(&refused, "grpc-message: etcdserver: request timed out"), "{refused:?}");
-    port.release();
+    port.end_stall();
     port.push(Event::Received { connection, bytes: call(3, PUT_PATH, PUT, 0) });
     let until = port.now + SECOND;
     port.run(&mut node, until);

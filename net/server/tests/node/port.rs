@@ -56,7 +56,7 @@ impl MemoryPort {
     }
 
     /// Ends a stall of the disk.
-    pub(crate) fn release(&mut self) {
+    pub(crate) fn end_stall(&mut self) {
         self.is_stalled = false;
         self.events.append(&mut self.held);
     }
@@ -147,6 +147,16 @@ impl Port for MemoryPort {
     }
     fn populate(&mut self, token: Token, _: FileId, _: u64, _: usize) {
         self.complete(Event::Populated { token, result: Ok(()) });
+    }
+    fn discard(&mut self, token: Token, file: FileId, offset: u64, len: u64) {
+        if self.change().is_ok() {
+            let zeros = vec![0; usize::try_from(len).unwrap()];
+            self.put(file, offset, &zeros);
+            self.complete(Event::Discarded { token, result: Ok(()) });
+        }
+    }
+    fn release(&mut self, file: FileId, offset: u64, len: usize) {
+        assert!(self.get(file, offset, len).is_some(), "a range of the file");
     }
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
         self.get(file, offset, len)
