@@ -349,6 +349,8 @@ fn released_pages_leave_memory_and_discarded_ones_the_disk() {
                     result.unwrap();
                     assert_eq!(mapped_resident_bytes(&path), PART as u64 + 65_536 + 4096);
                     assert_eq!(cached_bytes(port.mapped(file, 4 << 20, 1 << 20).unwrap()), 4096, "nothing around it");
+                    let unread = port.mapped(file, 6 << 20, 1 << 20).unwrap();
+                    assert_eq!((unread[77], cached_bytes(unread)), (0, 4096), "nor around a page that is stumbled on");
                     assert_eq!(
                         cached_bytes(port.mapped(file, 0, PART).unwrap()),
                         65_536,
