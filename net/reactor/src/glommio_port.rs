@@ -198,6 +198,10 @@ impl Port for GlommioPort {
         self.clock.wall_now
     }
 
+    fn cpu_now(&self) -> u64 {
+        sys::thread_cpu_time()
+    }
+
     fn entropy(&mut self) -> u64 {
         sys::entropy()
     }

@@ -102,6 +102,11 @@ pub trait Port {
     fn now(&self) -> u64;
     /// Wall-clock time of the turn, nanoseconds since the Unix epoch: for log lines and generated identifiers only.
     fn wall_now(&self) -> u64;
+    /// CPU time this core's thread has used so far, in nanoseconds; unlike `now` it moves within a turn. For histograms
+    /// alone: nothing may depend on it. A backend without such a clock says 0.
+    fn cpu_now(&self) -> u64 {
+        0
+    }
     /// A random number from outside (seeded by the simulator).
     fn entropy(&mut self) -> u64;
 

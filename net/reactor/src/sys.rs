@@ -88,6 +88,16 @@ pub(crate) fn entropy() -> u64 {
     value
 }
 
+/// CPU time the calling thread has used, in nanoseconds.
+pub(crate) fn thread_cpu_time() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer names `time`, which outlives the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0, "every thread has a CPU clock");
+    let part = |value: i64| u64::try_from(value).expect("CPU time is not negative");
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
+}
+
 /// A process limit: what is in force and how far this process may raise it.
 pub(crate) struct Limit {
     pub(crate) soft: u64,

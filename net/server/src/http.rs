@@ -56,6 +56,8 @@ pub enum Answer {
     Now(Response),
     /// Confirm a linearizable read, then send [`Probe::finish`].
     AfterRead(Probe),
+    /// Send [`metrics_response`] with the text of the moment.
+    Metrics,
 }
 
 /// A health question that waits for a linearizable read.
@@ -104,6 +106,15 @@ pub fn respond(audience: Audience, request: &Request<'_>, status: &Status<'_>) -
     answer
 }
 
+/// The answer to `/metrics`.
+#[must_use]
+pub fn metrics_response(audience: Audience, text: String, wall_now: u64) -> Response {
+    let headers = vec![("content-type", "text/plain; version=0.0.4; charset=utf-8".to_owned())];
+    let mut response = Response { status: 200, headers, body: text.into_bytes() };
+    finish_headers(&mut response, audience, wall_now);
+    response
+}
+
 fn client_answer(request: &Request<'_>, status: &Status<'_>) -> Answer {
     if request.method == b"OPTIONS" {
         return Answer::Now(Response { status: 200, headers: Vec::new(), body: Vec::new() });
@@ -118,6 +129,7 @@ fn client_answer(request: &Request<'_>, status: &Status<'_>) -> Answer {
     match path {
         b"/version" => Answer::Now(get_only(request, version)),
         b"/health" => health(request, status),
+        b"/metrics" => method_refusal(request).map_or(Answer::Metrics, Answer::Now),
         _ => Answer::Now(plain(404, "404 page not found\n")),
     }
 }
@@ -370,7 +382,7 @@ mod tests {
     fn now(answer: Answer) -> Response {
         match answer {
             Answer::Now(response) => response,
-            Answer::AfterRead(probe) => panic!("unexpected probe {probe:?}"),
+            other => panic!("unexpected {other:?}"),
         }
     }
 
@@ -410,6 +422,16 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&body), expected);
         let failed = Probe::Checks { before: vec![], after: vec![], verbose: false }.finish(Some("no"), 0);
         assert_eq!((failed.status, failed.body.as_slice()), (503, &b"[-]linearizable_read failed: no\n"[..]));
+    }
+
+    #[test]
+    fn metrics_are_the_clients_and_for_get_alone() {
+        let tables = Tables::default();
+        let metrics = get("/metrics", "");
+        assert_eq!(respond(Audience::Clients, &metrics, &status(&tables)), Answer::Metrics);
+        assert_eq!(now(respond(Audience::Peers, &metrics, &status(&tables))).status, 404);
+        let post = Request { method: b"POST", ..metrics };
+        assert_eq!(now(respond(Audience::Clients, &post, &status(&tables))).status, 405);
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod http;
 pub mod identity;
 pub mod journal;
+pub mod metrics;
 pub mod node;
 pub mod options;
 pub mod service;

@@ -30,6 +30,7 @@ use crate::clients::{Caller, Clients};
 use crate::disk::{Completion, Disk, Pages, store_file_name};
 use crate::http::{self, Answer, Audience};
 use crate::journal::{Field, Journal, Level};
+use crate::metrics::{Gauge, Metrics, StepKind};
 use crate::options::Options;
 use crate::service::{Admission, Progress, Service, Verdict, request_timeout, send_http};
 
@@ -182,6 +183,7 @@ pub struct Node {
     service: Service,
     disk: Disk,
     clients: Clients,
+    metrics: Metrics,
     failed: bool,
     /// More work is ready than the turn's budget allowed.
     more: bool,
@@ -214,6 +216,7 @@ impl Node {
             service,
             disk: booted.disk,
             clients,
+            metrics: Metrics::default(),
             failed: false,
             more: false,
             options,
@@ -323,7 +326,7 @@ impl Node {
     }
 
     fn poll_client(&mut self, slot: usize, now: u64) {
-        let Self { clients, service, identity, .. } = self;
+        let Self { clients, service, identity, metrics, .. } = self;
         let wall_now = clients.wall_now;
         let Some((client, budget)) = clients.connection(slot) else { return };
         let (id, audience) = (client.id(), client.audience);
@@ -352,6 +355,11 @@ impl Node {
                     match answer {
                         Answer::Now(response) => send_http(&mut client.connection, caller, &response),
                         Answer::AfterRead(probe) => service.handle_probe(caller, probe, now),
+                        Answer::Metrics => {
+                            let text = metrics.render(&gauges(service));
+                            let response = http::metrics_response(audience, text, wall_now);
+                            send_http(&mut client.connection, caller, &response);
+                        }
                     }
                 }
                 // No streaming method exists yet; its request was refused, so its stream is over.
@@ -430,7 +438,12 @@ impl Node {
 
     fn checkpoint<P: Port>(&mut self, port: &mut P) {
         let pages = Pages { port: &*port, disk: &self.disk };
-        match self.service.replica.checkpoint_step(CHECKPOINT_UNITS_PER_TURN, &pages) {
+        let started = port.cpu_now();
+        let step = self.service.replica.checkpoint_step(CHECKPOINT_UNITS_PER_TURN, &pages);
+        if matches!(step, CheckpointStep::More | CheckpointStep::NeedPages(_)) {
+            self.metrics.observe_step(StepKind::Checkpoint, port.cpu_now().saturating_sub(started));
+        }
+        match step {
             CheckpointStep::Idle | CheckpointStep::Waiting => {}
             CheckpointStep::More => self.more = true,
             CheckpointStep::NeedPages(unavailable) => self.load(port, unavailable),
@@ -502,6 +515,15 @@ impl Node {
 
 impl<P: Port> CoreLoop<P> for Node {
     fn handle_turn(&mut self, port: &mut P, events: &mut Vec<Event>) -> Turn {
+        let started = port.cpu_now();
+        let turn = self.turn(port, events);
+        self.metrics.turn.observe(port.cpu_now().saturating_sub(started));
+        turn
+    }
+}
+
+impl Node {
+    fn turn<P: Port>(&mut self, port: &mut P, events: &mut Vec<Event>) -> Turn {
         let now = port.now();
         self.more = false;
         for event in events.drain(..) {
@@ -533,6 +555,29 @@ impl<P: Port> CoreLoop<P> for Node {
         self.set_deadline(port, now);
         Turn::Continue
     }
+}
+
+/// The values of the moment that `/metrics` shows, by etcd's names.
+fn gauges(service: &Service) -> [Gauge; 3] {
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let gauge = |name, help, value| Gauge { name, help, value };
+    [
+        gauge(
+            "etcd_mvcc_db_total_size_in_bytes",
+            "Bytes of the store: extents in use, pending rows, overlay.",
+            bytes(service.replica.store_bytes()),
+        ),
+        gauge(
+            "etcd_debugging_mvcc_current_revision",
+            "The newest visible revision.",
+            service.replica.keyspace().published().revision,
+        ),
+        gauge(
+            "etcd_debugging_mvcc_compact_revision",
+            "The compacted revision; -1 before the first compaction.",
+            service.replica.keyspace().state().compacted,
+        ),
+    ]
 }
 
 fn http_status<'a>(service: &'a Service, identity: &Identity, wall_now: u64) -> http::Status<'a> {
