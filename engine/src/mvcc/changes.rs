@@ -15,19 +15,19 @@ use crate::store::key_entry::{Chain, KeyEntry, Revision};
 
 /// One change, ready to be installed.
 #[derive(Debug)]
-pub(super) struct Change<'c> {
-    pub(super) key: Cow<'c, [u8]>,
-    pub(super) value: Cow<'c, [u8]>,
-    pub(super) entry: KeyEntry,
-    pub(super) prev: Revision,
-    pub(super) jump: Revision,
+pub(crate) struct Change<'c> {
+    pub(crate) key: Cow<'c, [u8]>,
+    pub(crate) value: Cow<'c, [u8]>,
+    pub(crate) entry: KeyEntry,
+    pub(crate) prev: Revision,
+    pub(crate) jump: Revision,
     /// Whether the key was alive before this change.
-    pub(super) was_live: bool,
+    pub(crate) was_live: bool,
 }
 
 impl<'c> Change<'c> {
     /// A put: the next version of the generation, or the first of a new one.
-    pub(super) fn put(
+    pub(crate) fn put(
         key: &'c [u8],
         value: Cow<'c, [u8]>,
         lease: i64,
@@ -44,7 +44,7 @@ impl<'c> Change<'c> {
     }
 
     /// A tombstone over a live key.
-    pub(super) fn delete(key: Cow<'c, [u8]>, at: Revision, before: &KeyEntry, compacted: i64) -> Self {
+    pub(crate) fn delete(key: Cow<'c, [u8]>, at: Revision, before: &KeyEntry, compacted: i64) -> Self {
         assert!(!before.is_tombstone(), "only a live key is deleted");
         let link = Chain::link(Some(before), compacted);
         let entry = KeyEntry { row: at, create: 0, version: 0, lease: 0, chain: link.chain };
@@ -54,7 +54,7 @@ impl<'c> Change<'c> {
 
 /// The changes of a transaction so far.
 #[derive(Debug)]
-pub(super) struct Changes<'c> {
+pub(crate) struct Changes<'c> {
     main: i64,
     list: Vec<Change<'c>>,
     by_key: BTreeMap<Vec<u8>, Span>,
@@ -69,21 +69,21 @@ struct Span {
 
 impl<'c> Changes<'c> {
     /// An empty list whose changes will be of revision `main`.
-    pub(super) fn new(main: i64) -> Self {
+    pub(crate) fn new(main: i64) -> Self {
         Self { main, list: Vec::new(), by_key: BTreeMap::new() }
     }
 
     /// The revision a reader of this transaction stands at.
-    pub(super) fn revision(&self) -> i64 {
+    pub(crate) fn revision(&self) -> i64 {
         self.main - i64::from(self.list.is_empty())
     }
 
     /// Where the next change goes.
-    pub(super) fn next_at(&self) -> Revision {
+    pub(crate) fn next_at(&self) -> Revision {
         next_at(self.main, self.list.len())
     }
 
-    pub(super) fn push(&mut self, change: Change<'c>) {
+    pub(crate) fn push(&mut self, change: Change<'c>) {
         assert_eq!(change.entry.row, self.next_at(), "I1: changes stand in order");
         let last = self.list.len();
         if let Some(span) = self.by_key.get_mut(&*change.key) {
@@ -95,23 +95,23 @@ impl<'c> Changes<'c> {
     }
 
     /// The newest entry of a key this transaction changed.
-    pub(super) fn get(&self, key: &[u8]) -> Option<&KeyEntry> {
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&KeyEntry> {
         self.by_key.get(key).map(|span| &self.list[span.last].entry)
     }
 
     /// A change by its future address.
-    pub(super) fn at(&self, at: Revision) -> Option<&Change<'c>> {
+    pub(crate) fn at(&self, at: Revision) -> Option<&Change<'c>> {
         if at.main == self.main { self.list.get(at.sub as usize) } else { None }
     }
 
     /// Changed keys at or above `from`, in order.
-    pub(super) fn scan<'s>(&'s self, from: &[u8]) -> ChangeScan<'s> {
+    pub(crate) fn scan<'s>(&'s self, from: &[u8]) -> ChangeScan<'s> {
         let range = (Bound::Included(from), Bound::Unbounded);
         Box::new(self.by_key.range::<[u8], _>(range).map(|(key, span)| (key.as_slice(), &self.list[span.last].entry)))
     }
 
     /// Keys of the range that came alive less those that went.
-    pub(super) fn live_delta(&self, range: KeyRange<'_>) -> i64 {
+    pub(crate) fn live_delta(&self, range: KeyRange<'_>) -> i64 {
         let from = (Bound::Included(range.start()), Bound::Unbounded);
         let inside = self.by_key.range::<[u8], _>(from).take_while(|(key, _)| !range.is_past(key));
         let delta = |span: &Span| {
@@ -120,15 +120,15 @@ impl<'c> Changes<'c> {
         inside.map(|(_, span)| delta(span)).sum()
     }
 
-    pub(super) fn into_list(self) -> Vec<Change<'c>> {
+    pub(crate) fn into_list(self) -> Vec<Change<'c>> {
         self.list
     }
 }
 
 /// A walk over changed keys.
-pub(super) type ChangeScan<'s> = Box<dyn Iterator<Item = (&'s [u8], &'s KeyEntry)> + 's>;
+pub(crate) type ChangeScan<'s> = Box<dyn Iterator<Item = (&'s [u8], &'s KeyEntry)> + 's>;
 
 /// The address of change `index` of revision `main`.
-pub(super) fn next_at(main: i64, index: usize) -> Revision {
+pub(crate) fn next_at(main: i64, index: usize) -> Revision {
     Revision { main, sub: u32::try_from(index).expect("a command changes fewer than 2^32 keys") }
 }

@@ -5,17 +5,15 @@
 //!
 //! Invariants: those of the module above.
 
-use std::borrow::Cow;
-
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::command::{DeleteRange, Put, RangeQuery, Txn};
 use crate::mvcc::changes::{Change, next_at};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::outcome::{CompactOutcome, DeleteOutcome, MvccError, PutOutcome, RangeOutcome, RowView, TxnOutcome};
-use crate::mvcc::view::{MISSING_ROW, View, row_view};
+use crate::mvcc::view::{Layers, MISSING_ROW, View, row_view};
 use crate::page_source::{PageSource, Unavailable};
-use crate::store::key_entry::{KeyEntry, Revision};
+use crate::store::key_entry::Revision;
 use crate::store::overlay::Overlay;
 use crate::store::row_log::{Row, RowLog};
 
@@ -75,8 +73,8 @@ impl<T: KeyTree> Keyspace<T> {
     /// See [`Evaluated`].
     pub fn apply_put(&mut self, put: &Put<'_>, pages: &dyn PageSource) -> Evaluated<PutOutcome> {
         let main = self.state.revision + 1;
-        let view = View { space: self, changes: None, pages };
-        match self.evaluate_put(put, &view, next_at(main, 0))? {
+        let view = View { layers: self.layers(), changes: None, pages };
+        match view.evaluate_put(put, next_at(main, 0))? {
             Ok((change, prev)) => {
                 self.install(&[change]);
                 Ok(Ok(PutOutcome { revision: main, prev }))
@@ -90,8 +88,8 @@ impl<T: KeyTree> Keyspace<T> {
     /// # Errors
     /// See [`Evaluated`].
     pub fn apply_delete_range(&mut self, del: &DeleteRange<'_>, pages: &dyn PageSource) -> Evaluated<DeleteOutcome> {
-        let view = View { space: self, changes: None, pages };
-        let (changes, prev) = self.evaluate_delete(del, &view, next_at(self.state.revision + 1, 0))?;
+        let view = View { layers: self.layers(), changes: None, pages };
+        let (changes, prev) = view.evaluate_delete(del, next_at(self.state.revision + 1, 0))?;
         self.install(&changes);
         Ok(Ok(DeleteOutcome { revision: self.state.revision, deleted: changes.len() as i64, prev }))
     }
@@ -145,7 +143,7 @@ impl<T: KeyTree> Keyspace<T> {
     /// See [`Evaluated`].
     pub fn range<'a>(&'a self, query: &RangeQuery<'_>, pages: &'a dyn PageSource) -> Evaluated<RangeOutcome<'a>> {
         self.assert_published();
-        let view = View { space: self, changes: None, pages };
+        let view = View { layers: self.layers(), changes: None, pages };
         let ranged = view.range(query, self.state.revision)?;
         Ok(ranged.map(|ranged| RangeOutcome {
             rows: ranged.rows.into_iter().map(|found| found.view).collect(),
@@ -226,21 +224,14 @@ impl<T: KeyTree> Keyspace<T> {
         &mut self.rows
     }
 
-    /// Whether a lease exists. LeaseGrant is not served yet, so none does.
-    pub(super) fn lease_exists(&self, _lease: i64) -> bool {
-        false
-    }
-
-    /// The newest entry of a key, tombstones included.
-    pub(super) fn entry<'a>(
-        &'a self,
-        key: &[u8],
-        pages: &dyn PageSource,
-    ) -> Result<Option<Cow<'a, KeyEntry>>, Unavailable> {
-        let above = self.overlay.get(key).or_else(|| self.frozen.as_ref()?.get(key));
-        match above {
-            Some(entry) => Ok(Some(Cow::Borrowed(entry))),
-            None => Ok(self.tree.get(key, pages)?.map(Cow::Owned)),
+    /// What a view of this keyspace merges.
+    pub(super) fn layers(&self) -> Layers<'_, T> {
+        Layers {
+            tree: &self.tree,
+            frozen: self.frozen.as_ref(),
+            fresh: &self.overlay,
+            rows: &self.rows,
+            state: self.state,
         }
     }
 

@@ -19,21 +19,21 @@ use crate::store::key_entry::{KeyEntry, Revision};
 
 /// A range's answer with the rows' addresses.
 #[derive(Debug, Default)]
-pub(super) struct Ranged<'v> {
-    pub(super) rows: Vec<Found<'v>>,
-    pub(super) count: i64,
-    pub(super) more: bool,
+pub(crate) struct Ranged<'v> {
+    pub(crate) rows: Vec<Found<'v>>,
+    pub(crate) count: i64,
+    pub(crate) more: bool,
 }
 
 /// One row found.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found<'v> {
-    pub(super) at: Revision,
-    pub(super) view: RowView<'v>,
+pub(crate) struct Found<'v> {
+    pub(crate) at: Revision,
+    pub(crate) view: RowView<'v>,
 }
 
 /// What the rows of this query show.
-pub(super) fn shape(query: &RangeQuery<'_>) -> RowShape {
+pub(crate) fn shape(query: &RangeQuery<'_>) -> RowShape {
     match (query.keys_only, query.sort_target) {
         (false, _) => RowShape::Whole,
         (true, SortTarget::Value) => RowShape::WithoutValue,
@@ -43,12 +43,12 @@ pub(super) fn shape(query: &RangeQuery<'_>) -> RowShape {
 
 impl<'v, T: KeyTree> View<'v, T> {
     /// Evaluates a range for a reader whose newest revision is `revision`.
-    pub(super) fn range(&self, query: &RangeQuery<'_>, revision: i64) -> Evaluated<Ranged<'v>> {
+    pub(crate) fn range(&self, query: &RangeQuery<'_>, revision: i64) -> Evaluated<Ranged<'v>> {
         if query.revision > revision {
             return Ok(Err(MvccError::FutureRevision));
         }
         let at = if query.revision <= 0 { revision } else { query.revision };
-        if at < self.space.state().compacted {
+        if at < self.layers.state.compacted {
             return Ok(Err(MvccError::Compacted));
         }
         let newest = at == revision;

@@ -19,7 +19,7 @@ use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::{Evaluated, Keyspace};
 use crate::mvcc::outcome::{DeleteOutcome, MvccError, OpOutcome, PutOutcome, RowView, TxnOutcome, TxnRange};
 use crate::mvcc::range::{Ranged, shape};
-use crate::mvcc::view::{View, entry_view};
+use crate::mvcc::view::{Layers, View, entry_view};
 use crate::page_source::{PageSource, Unavailable};
 use crate::store::key_entry::{KeyEntry, Revision};
 
@@ -30,30 +30,27 @@ impl<T: KeyTree> Keyspace<T> {
         txn: &Txn<'c>,
         pages: &dyn PageSource,
     ) -> Evaluated<(TxnOutcome, Vec<Change<'c>>)> {
-        let view = View { space: self, changes: None, pages };
+        let view = View { layers: self.layers(), changes: None, pages };
         let mut path = Vec::new();
         choose(&view, txn, &mut path)?;
         if let Err(error) = check_path(&view, txn, &mut path.iter().copied())? {
             return Ok(Err(error));
         }
-        let mut run = Run { space: self, pages, changes: Changes::new(self.state().revision + 1) };
+        let mut run = Run { layers: self.layers(), pages, changes: Changes::new(self.state().revision + 1) };
         match run.txn(txn, &mut path.iter().copied())? {
             Ok(outcome) => Ok(Ok((outcome, run.changes.into_list()))),
             Err(error) => Ok(Err(error)),
         }
     }
+}
 
+impl<T: KeyTree> View<'_, T> {
     /// Evaluates a put that stands at `at`, over what `before` says of its key.
-    pub(super) fn evaluate_put<'c>(
-        &self,
-        put: &Put<'c>,
-        view: &View<'_, T>,
-        at: Revision,
-    ) -> Evaluated<(Change<'c>, Option<Revision>)> {
-        if put.lease != 0 && !self.lease_exists(put.lease) {
+    pub(crate) fn evaluate_put<'c>(&self, put: &Put<'c>, at: Revision) -> Evaluated<(Change<'c>, Option<Revision>)> {
+        if put.lease != 0 && !self.layers.lease_exists(put.lease) {
             return Ok(Err(MvccError::LeaseNotFound));
         }
-        let before = view.entry(put.key)?;
+        let before = self.entry(put.key)?;
         let live = before.as_deref().filter(|entry| !entry.is_tombstone());
         if (put.ignore_value || put.ignore_lease) && live.is_none() {
             return Ok(Err(MvccError::KeyNotFound));
@@ -62,21 +59,20 @@ impl<T: KeyTree> Keyspace<T> {
         if let Some(live) = live {
             if put.ignore_value || put.prev_kv {
                 // Read now even for the answer: after the installation nothing may be missing.
-                let held = view.value(live.row)?;
+                let held = self.value(live.row)?;
                 value = if put.ignore_value { Cow::Owned(held.to_vec()) } else { value };
             }
             lease = if put.ignore_lease { live.lease } else { lease };
         }
         let prev = live.filter(|_| put.prev_kv).map(|entry| entry.row);
-        let change = Change::put(put.key, value, lease, at, before.as_deref(), self.state().compacted);
+        let change = Change::put(put.key, value, lease, at, before.as_deref(), self.layers.state.compacted);
         Ok(Ok((change, prev)))
     }
 
     /// Evaluates a delete whose first change stands at `at`.
-    pub(super) fn evaluate_delete<'c>(
+    pub(crate) fn evaluate_delete<'c>(
         &self,
         del: &DeleteRange<'c>,
-        view: &View<'_, T>,
         at: Revision,
     ) -> Result<(Vec<Change<'c>>, Vec<Revision>), Unavailable> {
         let (mut changes, mut prev) = (Vec::new(), Vec::new());
@@ -85,22 +81,22 @@ impl<T: KeyTree> Keyspace<T> {
                 return Ok(());
             }
             if del.prev_kv {
-                view.value(entry.row)?;
+                self.value(entry.row)?;
                 prev.push(entry.row);
             }
             let at = next_at(at.main, at.sub as usize + changes.len());
-            changes.push(Change::delete(key, at, entry, self.state().compacted));
+            changes.push(Change::delete(key, at, entry, self.layers.state.compacted));
             Ok(())
         };
         match KeyRange::new(del.key, del.range_end) {
             KeyRange::Single(key) => {
-                if let Some(entry) = view.entry(key)? {
+                if let Some(entry) = self.entry(key)? {
                     delete(Cow::Borrowed(key), &entry)?;
                 }
             }
             KeyRange::Between(from, to) if from >= to => {}
             range => {
-                let mut scan = view.scan(range.start())?;
+                let mut scan = self.scan(range.start())?;
                 while let Some((key, entry)) = scan.next()?
                     && !range.is_past(key)
                 {
@@ -114,14 +110,14 @@ impl<T: KeyTree> Keyspace<T> {
 
 /// A transaction under execution.
 struct Run<'s, 'c, T> {
-    space: &'s Keyspace<T>,
+    layers: Layers<'s, T>,
     pages: &'s dyn PageSource,
     changes: Changes<'c>,
 }
 
 impl<'c, T: KeyTree> Run<'_, 'c, T> {
     fn view(&self) -> View<'_, T> {
-        View { space: self.space, changes: Some(&self.changes), pages: self.pages }
+        View { layers: self.layers, changes: Some(&self.changes), pages: self.pages }
     }
 
     fn txn(&mut self, txn: &Txn<'c>, path: &mut dyn Iterator<Item = bool>) -> Evaluated<TxnOutcome> {
@@ -164,7 +160,7 @@ impl<'c, T: KeyTree> Run<'_, 'c, T> {
     }
 
     fn put(&mut self, put: &Put<'c>) -> Evaluated<PutOutcome> {
-        match self.space.evaluate_put(put, &self.view(), self.changes.next_at())? {
+        match self.view().evaluate_put(put, self.changes.next_at())? {
             Ok((change, prev)) => {
                 self.changes.push(change);
                 Ok(Ok(PutOutcome { revision: self.changes.revision(), prev }))
@@ -174,7 +170,7 @@ impl<'c, T: KeyTree> Run<'_, 'c, T> {
     }
 
     fn delete_range(&mut self, del: &DeleteRange<'c>) -> Result<DeleteOutcome, Unavailable> {
-        let (changes, prev) = self.space.evaluate_delete(del, &self.view(), self.changes.next_at())?;
+        let (changes, prev) = self.view().evaluate_delete(del, self.changes.next_at())?;
         let deleted = changes.len() as i64;
         changes.into_iter().for_each(|change| self.changes.push(change));
         Ok(DeleteOutcome { revision: self.changes.revision(), deleted, prev })
@@ -182,7 +178,7 @@ impl<'c, T: KeyTree> Run<'_, 'c, T> {
 }
 
 /// Evaluates the compares of a transaction and of those nested in the branch it takes, in pre-order (I1).
-fn choose<T: KeyTree>(view: &View<'_, T>, txn: &Txn<'_>, path: &mut Vec<bool>) -> Result<(), Unavailable> {
+pub(crate) fn choose<T: KeyTree>(view: &View<'_, T>, txn: &Txn<'_>, path: &mut Vec<bool>) -> Result<(), Unavailable> {
     let mut succeeded = true;
     for compare in &txn.compares {
         succeeded = succeeded && holds(view, compare)?;
@@ -198,23 +194,52 @@ fn choose<T: KeyTree>(view: &View<'_, T>, txn: &Txn<'_>, path: &mut Vec<bool>) -
 
 /// Whether a compare holds for every key of its range.
 fn holds<T: KeyTree>(view: &View<'_, T>, compare: &Compare<'_>) -> Result<bool, Unavailable> {
-    let query = RangeQuery { key: compare.key, range_end: compare.range_end, ..RangeQuery::default() };
-    let (range, mut found) = (KeyRange::new(query.key, query.range_end), false);
+    compare_keys(view, compare, KeyRange::new(compare.key, compare.range_end)).map(|seen| seen.holds(compare))
+}
+
+/// What a compare met in a range, or in the part of it that one shard owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Compared {
+    /// A live key was there.
+    pub(crate) found: bool,
+    /// The compare holds for every key there, as far as was looked.
+    pub(crate) all: bool,
+}
+
+impl Compared {
+    /// Of no key.
+    pub(crate) const NOTHING: Self = Self { found: false, all: true };
+
+    /// What the whole compare comes to.
+    pub(crate) fn holds(self, compare: &Compare<'_>) -> bool {
+        // A missing key has no value at all, not an empty one; everything else of it is 0.
+        let missing = RowView { key: &[], value: &[], create: 0, modified: 0, version: 0, lease: 0 };
+        let value = matches!(compare.target, CompareTarget::Value(_));
+        self.all && (self.found || (!value && relates(compare, &missing)))
+    }
+}
+
+/// Compares every key of `range`, a part of the compare's, up to the first for which it does not hold.
+pub(crate) fn compare_keys<T: KeyTree>(
+    view: &View<'_, T>,
+    compare: &Compare<'_>,
+    range: KeyRange<'_>,
+) -> Result<Compared, Unavailable> {
+    let mut seen = Compared::NOTHING;
     let needs_value = matches!(compare.target, CompareTarget::Value(_));
     let mut check = |key: &[u8], entry: &KeyEntry| -> Result<bool, Unavailable> {
         if entry.is_tombstone() {
             return Ok(true);
         }
-        found = true;
         let value = if needs_value { view.value(entry.row)? } else { &[] };
-        Ok(relates(compare, &RowView { key: &[], value, ..entry_view(key, entry) }))
+        seen.found = true;
+        seen.all = relates(compare, &RowView { key: &[], value, ..entry_view(key, entry) });
+        Ok(seen.all)
     };
     match range {
         KeyRange::Single(key) => {
-            if let Some(entry) = view.entry(key)?
-                && !check(key, &entry)?
-            {
-                return Ok(false);
+            if let Some(entry) = view.entry(key)? {
+                check(key, &entry)?;
             }
         }
         KeyRange::Between(from, to) if from >= to => {}
@@ -222,19 +247,14 @@ fn holds<T: KeyTree>(view: &View<'_, T>, compare: &Compare<'_>) -> Result<bool, 
             let mut scan = view.scan(range.start())?;
             while let Some((key, entry)) = scan.next()?
                 && !range.is_past(key)
-            {
-                if !check(key, &entry)? {
-                    return Ok(false);
-                }
-            }
+                && check(key, &entry)?
+            {}
         }
     }
-    // A missing key has no value at all, not an empty one; everything else of it is 0.
-    let missing = RowView { key: &[], value: &[], create: 0, modified: 0, version: 0, lease: 0 };
-    Ok(found || (!needs_value && relates(compare, &missing)))
+    Ok(seen)
 }
 
-fn relates(compare: &Compare<'_>, row: &RowView<'_>) -> bool {
+pub(crate) fn relates(compare: &Compare<'_>, row: &RowView<'_>) -> bool {
     let order = match compare.target {
         CompareTarget::Version(version) => row.version.cmp(&version),
         CompareTarget::Create(create) => row.create.cmp(&create),
@@ -253,7 +273,11 @@ fn relates(compare: &Compare<'_>, row: &RowView<'_>) -> bool {
 }
 
 /// Checks the operations of the chosen path, in order.
-fn check_path<T: KeyTree>(view: &View<'_, T>, txn: &Txn<'_>, path: &mut dyn Iterator<Item = bool>) -> Evaluated<()> {
+pub(crate) fn check_path<T: KeyTree>(
+    view: &View<'_, T>,
+    txn: &Txn<'_>,
+    path: &mut dyn Iterator<Item = bool>,
+) -> Evaluated<()> {
     let succeeded = path.next().expect("the path has one choice for each transaction reached");
     for op in if succeeded { &txn.success } else { &txn.failure } {
         let checked = match op {
@@ -269,8 +293,8 @@ fn check_path<T: KeyTree>(view: &View<'_, T>, txn: &Txn<'_>, path: &mut dyn Iter
     Ok(Ok(()))
 }
 
-fn check_put<T: KeyTree>(view: &View<'_, T>, put: &Put<'_>) -> Evaluated<()> {
-    if put.lease != 0 && !view.space.lease_exists(put.lease) {
+pub(crate) fn check_put<T: KeyTree>(view: &View<'_, T>, put: &Put<'_>) -> Evaluated<()> {
+    if put.lease != 0 && !view.layers.lease_exists(put.lease) {
         return Ok(Err(MvccError::LeaseNotFound));
     }
     if (put.ignore_value || put.ignore_lease) && view.entry(put.key)?.is_none_or(|entry| entry.is_tombstone()) {
@@ -280,8 +304,8 @@ fn check_put<T: KeyTree>(view: &View<'_, T>, put: &Put<'_>) -> Evaluated<()> {
 }
 
 /// Unlike a plain range, a revision below the compacted one is refused here even when negative.
-fn check_range<T: KeyTree>(view: &View<'_, T>, query: &RangeQuery<'_>) -> Result<(), MvccError> {
-    let state = view.space.state();
+pub(crate) fn check_range<T: KeyTree>(view: &View<'_, T>, query: &RangeQuery<'_>) -> Result<(), MvccError> {
+    let state = view.layers.state;
     match query.revision {
         0 => Ok(()),
         revision if revision > state.revision => Err(MvccError::FutureRevision),

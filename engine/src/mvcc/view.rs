@@ -12,58 +12,86 @@ use std::borrow::Cow;
 use crate::mvcc::KeyRange;
 use crate::mvcc::changes::{ChangeScan, Changes};
 use crate::mvcc::key_tree::{KeyScan, KeyTree};
-use crate::mvcc::keyspace::Keyspace;
+use crate::mvcc::keyspace::KeyspaceState;
 use crate::mvcc::outcome::RowView;
 use crate::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
 use crate::store::key_entry::{KeyEntry, Revision};
 use crate::store::overlay::{Overlay, OverlayCursor};
-use crate::store::row_log::Row;
+use crate::store::row_log::{Row, RowLog};
+
+/// The layers that a view merges, of a whole keyspace or of one shard of it, and the scalars it goes by.
+pub(crate) struct Layers<'v, T> {
+    pub(crate) tree: &'v T,
+    pub(crate) frozen: Option<&'v Overlay>,
+    pub(crate) fresh: &'v Overlay,
+    pub(crate) rows: &'v RowLog,
+    pub(crate) state: KeyspaceState,
+}
+
+impl<T> Clone for Layers<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Layers<'_, T> {}
+
+impl<T> Layers<'_, T> {
+    /// Whether a lease exists. LeaseGrant is not served yet, so none does.
+    pub(crate) fn lease_exists(&self, _lease: i64) -> bool {
+        false
+    }
+}
 
 /// A reader's view.
-pub(super) struct View<'v, T> {
-    pub(super) space: &'v Keyspace<T>,
-    /// The changes of the transaction that reads.
-    pub(super) changes: Option<&'v Changes<'v>>,
-    pub(super) pages: &'v dyn PageSource,
+pub(crate) struct View<'v, T> {
+    pub(crate) layers: Layers<'v, T>,
+    /// The changes that are not installed yet and that this reader sees: of its own transaction, of its own round.
+    pub(crate) changes: Option<&'v Changes<'v>>,
+    pub(crate) pages: &'v dyn PageSource,
 }
 
 impl<'v, T: KeyTree> View<'v, T> {
     /// The newest entry of a key, tombstones included.
-    pub(super) fn entry(&self, key: &[u8]) -> Result<Option<Cow<'v, KeyEntry>>, Unavailable> {
+    pub(crate) fn entry(&self, key: &[u8]) -> Result<Option<Cow<'v, KeyEntry>>, Unavailable> {
         if let Some(entry) = self.changes.and_then(|changes| changes.get(key)) {
             return Ok(Some(Cow::Borrowed(entry)));
         }
-        self.space.entry(key, self.pages)
+        let above = self.layers.fresh.get(key).or_else(|| self.layers.frozen?.get(key));
+        match above {
+            Some(entry) => Ok(Some(Cow::Borrowed(entry))),
+            None => Ok(self.layers.tree.get(key, self.pages)?.map(Cow::Owned)),
+        }
     }
 
     /// The number of live keys in a range, now: O(log n) and the transaction's own changes.
-    pub(super) fn count(&self, range: KeyRange<'_>) -> Result<i64, Unavailable> {
-        let below = i64::try_from(self.space.tree().count_live(range, self.pages)?).expect("keys are fewer than 2^63");
-        let delta = self.space.overlay().live_delta(range)
-            + self.space.frozen().map_or(0, |frozen| frozen.live_delta(range))
+    pub(crate) fn count(&self, range: KeyRange<'_>) -> Result<i64, Unavailable> {
+        let below = i64::try_from(self.layers.tree.count_live(range, self.pages)?).expect("keys are fewer than 2^63");
+        let delta = self.layers.fresh.live_delta(range)
+            + self.layers.frozen.map_or(0, |frozen| frozen.live_delta(range))
             + self.changes.map_or(0, |changes| changes.live_delta(range));
         assert!(below + delta >= 0, "layers cannot remove more keys than there are");
         Ok(below + delta)
     }
 
     /// Starts a walk over all entries at or above `from`, tombstones included.
-    pub(super) fn scan(&self, from: &[u8]) -> Result<Scan<'v, T>, Unavailable> {
-        let mut tree = self.space.tree().scan(from, self.pages)?;
+    pub(crate) fn scan(&self, from: &[u8]) -> Result<Scan<'v, T>, Unavailable> {
+        let mut tree = self.layers.tree.scan(from, self.pages)?;
         let tree_head = tree.next()?;
         let mut changes = self.changes.map(|changes| changes.scan(from));
         let changes_head = changes.as_mut().and_then(Iterator::next);
         Ok(Scan {
             changes,
             changes_head,
-            fresh: Walk::new(self.space.overlay(), from),
-            frozen: self.space.frozen().map(|frozen| Walk::new(frozen, from)),
+            fresh: Walk::new(self.layers.fresh, from),
+            frozen: self.layers.frozen.map(|frozen| Walk::new(frozen, from)),
             tree,
             tree_head,
         })
     }
 
     /// The row of a key that a reader at `at` sees, if it is a live one: the newest at or below.
-    pub(super) fn row_at(&self, entry: &KeyEntry, at: i64) -> Result<Option<Row<'v>>, Unavailable> {
+    pub(crate) fn row_at(&self, entry: &KeyEntry, at: i64) -> Result<Option<Row<'v>>, Unavailable> {
         if entry.row.main <= at {
             return if entry.is_tombstone() { Ok(None) } else { self.present(entry.row).map(Some) };
         }
@@ -81,7 +109,7 @@ impl<'v, T: KeyTree> View<'v, T> {
                 return Ok(None);
             } else {
                 // At or below the compacted revision a missing row means absent.
-                let row = self.space.rows().row(prev, self.pages)?;
+                let row = self.layers.rows.row(prev, self.pages)?;
                 return Ok(row.filter(|row| !row.is_tombstone()));
             }
         }
@@ -97,7 +125,7 @@ impl<'v, T: KeyTree> View<'v, T> {
     }
 
     /// The value of a row this view showed.
-    pub(super) fn value(&self, at: Revision) -> Result<&'v [u8], Unavailable> {
+    pub(crate) fn value(&self, at: Revision) -> Result<&'v [u8], Unavailable> {
         match self.changes.and_then(|changes| changes.at(at)) {
             Some(change) => Ok(&change.value),
             None => Ok(self.present(at)?.value),
@@ -105,29 +133,29 @@ impl<'v, T: KeyTree> View<'v, T> {
     }
 
     /// A row that must exist.
-    pub(super) fn present(&self, at: Revision) -> Result<Row<'v>, Unavailable> {
-        self.space.rows().row(at, self.pages)?.ok_or(MISSING_ROW)
+    pub(crate) fn present(&self, at: Revision) -> Result<Row<'v>, Unavailable> {
+        self.layers.rows.row(at, self.pages)?.ok_or(MISSING_ROW)
     }
 }
 
 /// A row that the index or a chain names is not in the log: no block can be blamed.
-pub(super) const MISSING_ROW: Unavailable =
+pub(crate) const MISSING_ROW: Unavailable =
     Unavailable::Corrupt(Block { file: StoreFile { kind: FileKind::Rows, number: u32::MAX }, offset: 0, len: 0 });
 
 /// What an entry says to a client, without the value.
-pub(super) fn entry_view<'v>(key: &'v [u8], entry: &KeyEntry) -> RowView<'v> {
+pub(crate) fn entry_view<'v>(key: &'v [u8], entry: &KeyEntry) -> RowView<'v> {
     let (create, modified) = (entry.create, entry.row.main);
     RowView { key, value: &[], create, modified, version: entry.version, lease: entry.lease }
 }
 
 /// What a row says to a client.
-pub(super) fn row_view<'v>(row: &Row<'v>) -> RowView<'v> {
+pub(crate) fn row_view<'v>(row: &Row<'v>) -> RowView<'v> {
     let (create, modified) = (row.create, row.at.main);
     RowView { key: row.key, value: row.value, create, modified, version: row.version, lease: row.lease }
 }
 
 /// A merged ascending walk over all layers.
-pub(super) struct Scan<'v, T: KeyTree + 'v> {
+pub(crate) struct Scan<'v, T: KeyTree + 'v> {
     changes: Option<ChangeScan<'v>>,
     changes_head: Option<(&'v [u8], &'v KeyEntry)>,
     fresh: Walk<'v>,
@@ -141,7 +169,7 @@ type KeyAndEntry<'v> = (&'v [u8], Cow<'v, KeyEntry>);
 
 impl<'v, T: KeyTree> Scan<'v, T> {
     /// The next key and its newest entry.
-    pub(super) fn next(&mut self) -> Result<Option<KeyAndEntry<'v>>, Unavailable> {
+    pub(crate) fn next(&mut self) -> Result<Option<KeyAndEntry<'v>>, Unavailable> {
         let heads = [
             self.changes_head.map(|(key, _)| key),
             self.fresh.key(),
