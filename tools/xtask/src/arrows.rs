@@ -22,6 +22,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("trilith-reactor", &[]),
     ("trilith-server", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-reactor"]),
     ("trilith-bench", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-reactor"]),
+    ("trilith-bench-stores", &["trilith-raftlog", "trilith-engine", "trilith-reactor", "trilith-server"]),
     ("trilith-sim", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-reactor", "trilith-server"]),
     ("trilith-e2e", &[]),
     ("trilith-fuzz", &["trilith-raftlog", "trilith-engine", "trilith-wire"]),
@@ -30,7 +31,10 @@ const INTERNAL: &[(&str, &[&str])] = &[
 
 /// External crates and the crates of ours that may import them.
 const EXTERNAL: &[(&str, &[&str])] = &[
-    ("anyhow", &["trilith-bench", "trilith-sim", "trilith-e2e", "trilith-fuzz", "trilith-xtask"]),
+    (
+        "anyhow",
+        &["trilith-bench", "trilith-bench-stores", "trilith-sim", "trilith-e2e", "trilith-fuzz", "trilith-xtask"],
+    ),
     ("bytes", &["trilith-e2e"]),
     ("crc32fast", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-fuzz"]),
     ("criterion", &["trilith-bench"]),
@@ -40,11 +44,13 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("glommio", &["trilith-reactor"]),
     ("h2", &["trilith-e2e"]),
     ("hdrhistogram", &["trilith-bench"]),
+    ("heed", &["trilith-bench-stores"]),
     ("http", &["trilith-e2e"]),
     ("io-uring", &["trilith-reactor", "trilith-bench"]),
     ("libc", &["trilith-reactor", "trilith-server", "trilith-bench", "trilith-e2e"]),
     ("memmap2", &["trilith-reactor"]),
-    ("serde_json", &["trilith-bench", "trilith-sim", "trilith-e2e", "trilith-xtask"]),
+    ("redb", &["trilith-bench-stores"]),
+    ("serde_json", &["trilith-bench", "trilith-bench-stores", "trilith-sim", "trilith-e2e", "trilith-xtask"]),
     ("sha1", &["trilith-server"]),
     ("socket2", &["trilith-reactor", "trilith-bench"]),
     ("tokio", &["trilith-e2e"]),
