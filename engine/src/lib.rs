@@ -3,6 +3,7 @@
 //! Knows no clock, thread, file or socket: bytes are read through [`page_source::PageSource`], writes leave as effects.
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod command;
 pub mod mvcc;
 pub mod page_source;

@@ -33,9 +33,9 @@ impl<'c> Change<'c> {
         lease: i64,
         at: Revision,
         before: Option<&KeyEntry>,
-        compacted: i64,
+        floor: i64,
     ) -> Self {
-        let link = Chain::link(before, compacted);
+        let link = Chain::link(before, floor);
         let live = before.filter(|entry| !entry.is_tombstone());
         let (create, version) = live.map_or((at.main, 1), |entry| (entry.create, entry.version + 1));
         let entry = KeyEntry { row: at, create, version, lease, chain: link.chain };
@@ -44,11 +44,23 @@ impl<'c> Change<'c> {
     }
 
     /// A tombstone over a live key.
-    pub(crate) fn delete(key: Cow<'c, [u8]>, at: Revision, before: &KeyEntry, compacted: i64) -> Self {
+    pub(crate) fn delete(key: Cow<'c, [u8]>, at: Revision, before: &KeyEntry, floor: i64) -> Self {
         assert!(!before.is_tombstone(), "only a live key is deleted");
-        let link = Chain::link(Some(before), compacted);
+        let link = Chain::link(Some(before), floor);
         let entry = KeyEntry { row: at, create: 0, version: 0, lease: 0, chain: link.chain };
         Self { key, value: Cow::Borrowed(&[]), entry, prev: link.prev, jump: link.jump, was_live: true }
+    }
+
+    /// The same, with nothing borrowed from the command.
+    pub(crate) fn into_owned(self) -> Change<'static> {
+        Change {
+            key: Cow::Owned(self.key.into_owned()),
+            value: Cow::Owned(self.value.into_owned()),
+            entry: self.entry,
+            prev: self.prev,
+            jump: self.jump,
+            was_live: self.was_live,
+        }
     }
 }
 
@@ -118,6 +130,12 @@ impl<'c> Changes<'c> {
             i64::from(!self.list[span.last].entry.is_tombstone()) - i64::from(self.list[span.first].was_live)
         };
         inside.map(|(_, span)| delta(span)).sum()
+    }
+
+    /// The same, with nothing borrowed from the command.
+    pub(crate) fn into_owned(self) -> Changes<'static> {
+        let list = self.list.into_iter().map(Change::into_owned).collect();
+        Changes { main: self.main, list, by_key: self.by_key }
     }
 
     pub(crate) fn into_list(self) -> Vec<Change<'c>> {

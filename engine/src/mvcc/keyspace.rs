@@ -7,19 +7,22 @@
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::command::{DeleteRange, Put, RangeQuery, Txn};
-use crate::mvcc::changes::{Change, next_at};
+use crate::budget::{Budget, Pause};
+use crate::command::RangeQuery;
+use crate::mvcc::apply::Pending;
+use crate::mvcc::changes::Change;
 use crate::mvcc::key_tree::KeyTree;
-use crate::mvcc::outcome::{CompactOutcome, DeleteOutcome, MvccError, PutOutcome, RangeOutcome, RowView, TxnOutcome};
+use crate::mvcc::outcome::{MvccError, RangeOutcome, RowView};
+use crate::mvcc::pins::{Pin, Pins};
 use crate::mvcc::view::{Layers, MISSING_ROW, View, row_view};
 use crate::page_source::{PageSource, Unavailable};
 use crate::store::key_entry::Revision;
 use crate::store::overlay::Overlay;
 use crate::store::row_log::{Row, RowLog};
 
-/// What apply and range return: the outer error suspends (nothing has changed, retry after the pages are loaded), the
-/// inner one is the client's answer.
-pub type Evaluated<T> = Result<Result<T, MvccError>, Unavailable>;
+/// What apply and range return: the outer error pauses (call again with the same arguments, after the pages are loaded if
+/// some are missing), the inner one is the client's answer.
+pub type Evaluated<T> = Result<Result<T, MvccError>, Pause>;
 
 /// The scalars of the state; a checkpoint stores them, a start restores them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +58,8 @@ pub struct Keyspace<T> {
     rows: RowLog,
     state: KeyspaceState,
     published: Published,
+    pins: Pins,
+    pub(super) pending: Option<Box<Pending>>,
 }
 
 impl<T: KeyTree> Keyspace<T> {
@@ -64,87 +69,34 @@ impl<T: KeyTree> Keyspace<T> {
         assert!(rows.newest().main <= state.revision, "no row is newer than the state");
         assert!(state.compacted <= state.revision, "the future is not compacted");
         let published = Published { revision: state.revision, applied };
-        Self { tree, frozen: None, overlay: Overlay::new(), rows, state, published }
-    }
-
-    /// Applies a put.
-    ///
-    /// # Errors
-    /// See [`Evaluated`].
-    pub fn apply_put(&mut self, put: &Put<'_>, pages: &dyn PageSource) -> Evaluated<PutOutcome> {
-        let main = self.state.revision + 1;
-        let view = View { layers: self.layers(), changes: None, pages };
-        match view.evaluate_put(put, next_at(main, 0))? {
-            Ok((change, prev)) => {
-                self.install(&[change]);
-                Ok(Ok(PutOutcome { revision: main, prev }))
-            }
-            Err(error) => Ok(Err(error)),
+        Self {
+            tree,
+            frozen: None,
+            overlay: Overlay::new(),
+            rows,
+            state,
+            published,
+            pins: Pins::default(),
+            pending: None,
         }
     }
 
-    /// Applies a delete.
+    /// Reads the published state in one step.
     ///
     /// # Errors
-    /// See [`Evaluated`].
-    pub fn apply_delete_range(&mut self, del: &DeleteRange<'_>, pages: &dyn PageSource) -> Evaluated<DeleteOutcome> {
-        let view = View { layers: self.layers(), changes: None, pages };
-        let (changes, prev) = view.evaluate_delete(del, next_at(self.state.revision + 1, 0))?;
-        self.install(&changes);
-        Ok(Ok(DeleteOutcome { revision: self.state.revision, deleted: changes.len() as i64, prev }))
-    }
-
-    /// Applies a transaction.
+    /// See [`Evaluated`]. After [`Pause::Budget`] it is too large for one step: take a [`RangeCursor`].
     ///
-    /// # Errors
-    /// See [`Evaluated`].
-    pub fn apply_txn(&mut self, txn: &Txn<'_>, pages: &dyn PageSource) -> Evaluated<TxnOutcome> {
-        match self.evaluate_txn(txn, pages)? {
-            Ok((outcome, changes)) => {
-                self.install(&changes);
-                assert_eq!(outcome.revision, self.state.revision, "I2: a transaction that changes takes one revision");
-                Ok(Ok(outcome))
-            }
-            Err(error) => Ok(Err(error)),
-        }
-    }
-
-    /// Sets the compacted revision; visible at once.
-    ///
-    /// # Errors
-    /// Already compacted, or in the future.
-    pub fn apply_compact(&mut self, revision: i64) -> Result<CompactOutcome, MvccError> {
-        if revision <= self.state.compacted {
-            return Err(MvccError::Compacted);
-        }
-        if revision > self.state.revision {
-            return Err(MvccError::FutureRevision);
-        }
-        self.state.compacted = revision;
-        Ok(CompactOutcome { revision: self.state.revision })
-    }
-
-    /// Evaluates a transaction that holds only ranges, without the log.
-    ///
-    /// # Errors
-    /// See [`Evaluated`].
-    pub fn read_txn(&self, txn: &Txn<'_>, pages: &dyn PageSource) -> Evaluated<TxnOutcome> {
-        self.assert_published();
-        let evaluated = self.evaluate_txn(txn, pages)?;
-        Ok(evaluated.map(|(outcome, changes)| {
-            assert!(changes.is_empty(), "a transaction that writes goes through the log");
-            outcome
-        }))
-    }
-
-    /// Reads the published state.
-    ///
-    /// # Errors
-    /// See [`Evaluated`].
-    pub fn range<'a>(&'a self, query: &RangeQuery<'_>, pages: &'a dyn PageSource) -> Evaluated<RangeOutcome<'a>> {
+    /// [`Pause::Budget`]: crate::budget::Pause::Budget
+    /// [`RangeCursor`]: crate::mvcc::RangeCursor
+    pub fn range<'a>(
+        &'a self,
+        query: &RangeQuery<'_>,
+        budget: &mut Budget,
+        pages: &'a dyn PageSource,
+    ) -> Evaluated<RangeOutcome<'a>> {
         self.assert_published();
         let view = View { layers: self.layers(), changes: None, pages };
-        let ranged = view.range(query, self.state.revision)?;
+        let ranged = view.range(query, self.state.revision, budget)?;
         Ok(ranged.map(|ranged| RangeOutcome {
             rows: ranged.rows.into_iter().map(|found| found.view).collect(),
             count: ranged.count,
@@ -166,6 +118,35 @@ impl<T: KeyTree> Keyspace<T> {
         assert!(applied >= self.published.applied, "I3: the applied index never goes back");
         assert!(self.state.revision >= self.published.revision, "I3: the published revision never goes back");
         self.published = Published { revision: self.state.revision, applied };
+    }
+
+    /// Holds on to the published revision.
+    pub fn pin(&mut self) -> Pin {
+        self.pin_at(self.published.revision)
+    }
+
+    /// Holds on to a revision that may be read now: what is visible at it or later stays readable, also after it is
+    /// compacted, until the pin is given back.
+    pub fn pin_at(&mut self, revision: i64) -> Pin {
+        assert!(revision >= self.reclaim_bound(), "what is reclaimed cannot be held");
+        self.pins.take(revision)
+    }
+
+    /// Gives a pin back.
+    pub fn unpin(&mut self, pin: Pin) {
+        self.pins.give_back(&pin);
+    }
+
+    /// The oldest revision held.
+    #[must_use]
+    pub fn oldest_pin(&self) -> Option<i64> {
+        self.pins.oldest()
+    }
+
+    /// Rows that no reader at this revision or above sees may be reclaimed.
+    #[must_use]
+    pub fn reclaim_bound(&self) -> i64 {
+        self.pins.oldest().map_or(self.state.compacted, |pinned| pinned.min(self.state.compacted))
     }
 
     /// What readers see.
@@ -224,6 +205,11 @@ impl<T: KeyTree> Keyspace<T> {
         &mut self.rows
     }
 
+    /// Lets a deleted key whose tombstone is compacted leave the index with the next checkpoint.
+    pub(crate) fn erase(&mut self, key: &[u8]) {
+        self.overlay.erase(key);
+    }
+
     /// What a view of this keyspace merges.
     pub(super) fn layers(&self) -> Layers<'_, T> {
         Layers {
@@ -232,32 +218,37 @@ impl<T: KeyTree> Keyspace<T> {
             fresh: &self.overlay,
             rows: &self.rows,
             state: self.state,
+            floor: self.reclaim_bound(),
         }
     }
 
-    /// Installs a complete change list as the next revision; an empty one takes none.
-    fn install(&mut self, changes: &[Change<'_>]) {
-        if changes.is_empty() {
-            return;
-        }
-        self.state.revision += 1;
-        for (index, change) in changes.iter().enumerate() {
-            let entry = &change.entry;
-            assert_eq!(entry.row, next_at(self.state.revision, index), "I2: one revision, subs in order");
-            let row = Row {
-                at: entry.row,
-                key: &change.key,
-                value: &change.value,
-                create: entry.create,
-                version: entry.version,
-                lease: entry.lease,
-                prev: change.prev,
-                jump: change.jump,
-            };
-            let stored = self.rows.append(&row);
-            self.state.digest = self.state.digest.wrapping_add(change_digest(&row, stored));
-            self.overlay.put(&change.key, entry.clone(), change.was_live);
-        }
+    /// Installs one change above the present revision.
+    pub(super) fn install(&mut self, change: &Change<'_>) {
+        let entry = &change.entry;
+        assert_eq!(entry.row.main, self.state.revision + 1, "I2: one revision");
+        let row = Row {
+            at: entry.row,
+            key: &change.key,
+            value: &change.value,
+            create: entry.create,
+            version: entry.version,
+            lease: entry.lease,
+            prev: change.prev,
+            jump: change.jump,
+        };
+        let stored = self.rows.append(&row);
+        self.state.digest = self.state.digest.wrapping_add(change_digest(&row, stored));
+        self.overlay.put(&change.key, entry.clone(), change.was_live);
+    }
+
+    /// Everything of the next revision is installed.
+    pub(super) fn move_to(&mut self, revision: i64) {
+        assert_eq!(revision, self.state.revision + 1, "I2: one revision after the other");
+        self.state.revision = revision;
+    }
+
+    pub(super) fn compact(&mut self, revision: i64) {
+        self.state.compacted = revision;
     }
 
     /// Reads between apply and publication would see a half-installed batch.

@@ -4,23 +4,31 @@
 //! the published revision. Does not know: raft, the wire, files, time, or how a checkpoint writes.
 //!
 //! Invariants
-//! - I1: a command is evaluated whole against (state, its own earlier changes) before anything is installed; on
-//!   `Unavailable` nothing has changed and the same call may be repeated.
+//! - I1: a command that pauses keeps what it has done, is called again with the same arguments, and is the only one
+//!   until it has ended; nothing of it is visible before.
 //! - I2: a command that changes at least one key takes exactly one new main revision, its changes subs 0, 1, 2...
 //! - I3: the published revision and applied index never go backwards; visibility follows the compacted revision, never
 //!   the rows that happen to remain.
 //! - I4: apply depends on replicated state alone.
 
-mod changes;
+mod apply;
+pub(crate) mod changes;
 pub mod check;
+pub(crate) mod compare;
+pub(crate) mod delete;
 pub mod key_range;
 pub mod key_tree;
 pub mod keyspace;
 pub mod outcome;
-mod range;
-mod txn;
-mod view;
+mod pins;
+pub(crate) mod range;
+pub(crate) mod range_walk;
+mod reclaim;
+mod sort;
+pub(crate) mod txn;
+pub(crate) mod view;
 
+pub use apply::TxnCursor;
 pub use key_range::KeyRange;
 pub use key_tree::{KeyScan, KeyTree};
 pub use keyspace::{Evaluated, Keyspace, KeyspaceState, Published};
@@ -28,6 +36,8 @@ pub use outcome::{
     CompactOutcome, DeleteOutcome, MvccError, OpOutcome, PutOutcome, RangeOutcome, RowShape, RowView, TxnOutcome,
     TxnRange,
 };
+pub use pins::Pin;
+pub use range_walk::{RangeCursor, RowList};
 
 #[cfg(test)]
 mod model;

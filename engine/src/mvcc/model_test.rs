@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::budget::{Budget, Pause};
 use crate::command::{
     Command, Compare, CompareResult, CompareTarget, DeleteRange, Entry, Op, Put, RangeQuery, SortOrder, SortTarget,
     Txn, append_command, begin_entry,
@@ -213,7 +214,8 @@ impl Backing for Store {
                     drop(pages.disk.files.insert(*file, vec![0; *bytes as usize]));
                 }
                 StoreEffect::Write(write) => pages.disk.write(write.file, write.offset, write.bytes.as_slice()),
-                StoreEffect::Sync { .. } | StoreEffect::Populate { .. } => {}
+                StoreEffect::RemoveFile { file, .. } => drop(pages.disk.files.remove(file)),
+                StoreEffect::Sync { .. } | StoreEffect::Populate { .. } | StoreEffect::Discard { .. } => {}
             }
             self.handle_complete(effect.token(), space.rows_mut());
         }
@@ -281,9 +283,9 @@ impl<B: Backing> Machine<B> {
         let wanted = self.model.range(&query);
         let revision = self.space.published().revision;
         let got = loop {
-            match self.space.range(&query, &self.pages) {
+            match self.space.range(&query, &mut Budget::unlimited(), &self.pages) {
                 Ok(answer) => break answer,
-                Err(Unavailable::Missing(_)) => {}
+                Err(Pause::Pages(Unavailable::Missing(_))) => {}
                 Err(error) => panic!("{error:?}"),
             }
         };
@@ -312,8 +314,9 @@ impl<B: Backing> Machine<B> {
         if let Command::Txn(txn) = &command
             && txn.is_read_only()
         {
-            let got =
-                self.suspended(|space, pages| space.read_txn(txn, pages).map(|outcome| outcome.map(OpOutcome::Txn)));
+            let got = self.suspended(|space, pages| {
+                space.read_txn(txn, &mut Budget::unlimited(), pages).map(|outcome| outcome.map(OpOutcome::Txn))
+            });
             assert_eq!(got, wanted, "{txn:?} without the log");
         }
         let got = self.apply(&payload);
@@ -337,11 +340,15 @@ impl<B: Backing> Machine<B> {
         let mut entry = Entry::decode(payload).unwrap();
         let command = entry.next_command().unwrap().unwrap();
         let got = match &command {
-            Command::Put(put) => self.suspended(|space, pages| Ok(space.apply_put(put, pages)?.map(OpOutcome::Put))),
-            Command::DeleteRange(del) => {
-                self.suspended(|space, pages| Ok(space.apply_delete_range(del, pages)?.map(OpOutcome::DeleteRange)))
-            }
-            Command::Txn(txn) => self.suspended(|space, pages| Ok(space.apply_txn(txn, pages)?.map(OpOutcome::Txn))),
+            Command::Put(put) => self.suspended(|space, pages| {
+                Ok(space.apply_put(put, &mut Budget::unlimited(), pages)?.map(OpOutcome::Put))
+            }),
+            Command::DeleteRange(del) => self.suspended(|space, pages| {
+                Ok(space.apply_delete_range(del, &mut Budget::unlimited(), pages)?.map(OpOutcome::DeleteRange))
+            }),
+            Command::Txn(txn) => self.suspended(|space, pages| {
+                Ok(space.apply_txn(txn, &mut Budget::unlimited(), pages)?.map(OpOutcome::Txn))
+            }),
             Command::Compact { revision } => {
                 self.space.apply_compact(*revision).map(|outcome| Answer::Compact { revision: outcome.revision })
             }
@@ -355,18 +362,15 @@ impl<B: Backing> Machine<B> {
     /// Repeats a call until no page is missing; a suspended one must have changed nothing.
     fn suspended(
         &mut self,
-        mut call: impl FnMut(
-            &mut Keyspace<B::Tree>,
-            &Pages,
-        ) -> Result<Result<OpOutcome, crate::mvcc::MvccError>, Unavailable>,
+        mut call: impl FnMut(&mut Keyspace<B::Tree>, &Pages) -> Result<Result<OpOutcome, crate::mvcc::MvccError>, Pause>,
     ) -> Answered {
-        let before = (self.space.state(), self.space.overlay().len(), self.space.rows().newest());
+        let before = (self.space.state().revision, self.space.published());
         loop {
             match call(&mut self.space, &self.pages) {
                 Ok(outcome) => return outcome.map(|outcome| self.resolve(&outcome)),
-                Err(Unavailable::Missing(_)) => {
-                    let after = (self.space.state(), self.space.overlay().len(), self.space.rows().newest());
-                    assert_eq!(before, after, "a suspended command has changed nothing");
+                Err(Pause::Pages(Unavailable::Missing(_))) => {
+                    let after = (self.space.state().revision, self.space.published());
+                    assert_eq!(before, after, "nothing of a command that paused is visible");
                 }
                 Err(error) => panic!("{error:?}"),
             }

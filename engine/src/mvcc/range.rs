@@ -1,23 +1,23 @@
-//! Range evaluation.
+//! Ranges in one step, and the rules that all ranges share.
 //!
-//! Owns: revision rules, limit, filters, sorting and shape of a range. Does not know: layers, protobuf.
+//! Owns: revision rules, filters and shape of a range; its evaluation with borrowed rows for the common small query.
+//! Does not know: layers, protobuf, evaluation in slices (`range_walk`, which also does what is not common here).
 //!
 //! Invariants
 //! - I1: `count` is the number of live keys in the range at the revision read, whatever limit and filters say.
 //! - I2: rows with equal sort keys stand in key order (etcd leaves it open; we must be deterministic).
 
-use std::cmp::Ordering;
-
+use crate::budget::{Budget, Pause, price};
 use crate::command::{RangeQuery, SortOrder, SortTarget};
 use crate::mvcc::KeyRange;
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::Evaluated;
 use crate::mvcc::outcome::{MvccError, RowShape, RowView};
-use crate::mvcc::view::{View, entry_view, row_view};
-use crate::page_source::Unavailable;
+use crate::mvcc::range_walk::RangeWalk;
+use crate::mvcc::view::{View, entry_view};
 use crate::store::key_entry::{KeyEntry, Revision};
 
-/// A range's answer with the rows' addresses.
+/// A range's answer.
 #[derive(Debug, Default)]
 pub(crate) struct Ranged<'v> {
     pub(crate) rows: Vec<Found<'v>>,
@@ -41,52 +41,81 @@ pub(crate) fn shape(query: &RangeQuery<'_>) -> RowShape {
     }
 }
 
+/// The revision a query reads, for a reader whose newest one is `newest`.
+pub(crate) fn revision_read(query: &RangeQuery<'_>, newest: i64, compacted: i64) -> Result<i64, MvccError> {
+    if query.revision > newest {
+        return Err(MvccError::FutureRevision);
+    }
+    let at = if query.revision <= 0 { newest } else { query.revision };
+    if at < compacted { Err(MvccError::Compacted) } else { Ok(at) }
+}
+
 impl<'v, T: KeyTree> View<'v, T> {
     /// Evaluates a range for a reader whose newest revision is `revision`.
-    pub(crate) fn range(&self, query: &RangeQuery<'_>, revision: i64) -> Evaluated<Ranged<'v>> {
-        if query.revision > revision {
-            return Ok(Err(MvccError::FutureRevision));
+    pub(crate) fn range(&self, query: &RangeQuery<'_>, revision: i64, budget: &mut Budget) -> Evaluated<Ranged<'v>> {
+        match revision_read(query, revision, self.layers.state.compacted) {
+            Ok(at) if at < revision => {
+                // Its own changes are above what it reads.
+                let view = View { layers: self.layers, changes: None, pages: self.pages };
+                Ok(Ok(view.range_at(query, at, budget)?))
+            }
+            Ok(at) => Ok(Ok(self.range_at(query, at, budget)?)),
+            Err(error) => Ok(Err(error)),
         }
-        let at = if query.revision <= 0 { revision } else { query.revision };
-        if at < self.layers.state.compacted {
-            return Ok(Err(MvccError::Compacted));
-        }
-        let newest = at == revision;
+    }
+
+    fn range_at(&self, query: &RangeQuery<'_>, at: i64, budget: &mut Budget) -> Result<Ranged<'v>, Pause> {
         let range = KeyRange::new(query.key, query.range_end);
-        if query.count_only && newest {
-            return Ok(Ok(Ranged { count: self.count(range)?, ..Ranged::default() }));
+        if self.layers.is_above(at) || (query.sort_target != SortTarget::Key && !query.count_only) {
+            return self.range_walked(query, at, budget);
         }
-        let (mut rows, count) = self.collect(query, range, (!newest).then_some(at))?;
         if query.count_only {
-            return Ok(Ok(Ranged { count, ..Ranged::default() }));
+            budget.spend(price::COUNT);
+            return Ok(Ranged { count: self.count(range)?, ..Ranged::default() });
         }
-        self.sort(query, &mut rows)?;
-        let limit = usize::try_from(query.limit).ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX);
+        let (mut rows, count) = self.collect(query, range, budget)?;
+        if query.sort_order == SortOrder::Descend {
+            rows.reverse();
+        }
+        let limit = limit(query);
         let more = rows.len() > limit;
         rows.truncate(limit);
         let shape = shape(query);
         for found in &mut rows {
             if shape == RowShape::Whole {
                 found.view.value = self.value(found.at)?;
+                budget.spend_bytes(found.view.value.len());
+                budget.charge(price::ROW)?;
             }
             found.view = shape.show(found.view);
         }
-        Ok(Ok(Ranged { rows, count, more }))
+        Ok(Ranged { rows, count, more })
     }
 
-    /// The rows that pass the filters, in key order, as many as can matter; and the count. `at` is a past revision.
+    /// Everything else: as a cursor would do it, but in one go.
+    fn range_walked(&self, query: &RangeQuery<'_>, at: i64, budget: &mut Budget) -> Result<Ranged<'v>, Pause> {
+        let mut walk = RangeWalk::new(query, at);
+        walk.step(self, query, budget, &mut |_| {})?;
+        let shape = shape(query);
+        let (rows, count, more) = walk.into_parts();
+        let found = |&at: &Revision| Ok(Found { at, view: shape.show(self.row(at)?) });
+        let rows = rows.iter().map(found).collect::<Result<_, Pause>>()?;
+        Ok(Ranged { rows, count, more })
+    }
+
+    /// The rows that pass the filters, in key order, as many as can matter; and the count.
     fn collect(
         &self,
         query: &RangeQuery<'_>,
         range: KeyRange<'_>,
-        at: Option<i64>,
-    ) -> Result<(Vec<Found<'v>>, i64), Unavailable> {
+        budget: &mut Budget,
+    ) -> Result<(Vec<Found<'v>>, i64), Pause> {
         let rows_max = rows_max(query);
         let (mut rows, mut count) = (Vec::new(), 0);
+        budget.spend(price::SEEK);
         if let KeyRange::Single(key) = range {
-            let entry = self.entry(key)?;
-            if let Some(entry) = entry
-                && let Some(found) = self.found(None, &entry, at)?
+            if let Some(entry) = self.entry(key)?
+                && let Some(found) = self.found(None, &entry)?
             {
                 count = 1;
                 rows.extend(passes(query, &found.view).then_some(found));
@@ -101,67 +130,41 @@ impl<'v, T: KeyTree> View<'v, T> {
             if range.is_past(key) {
                 break;
             }
-            let Some(found) = self.found(Some(key), &entry, at)? else { continue };
+            budget.charge(price::ENTRY)?;
+            let Some(found) = self.found(Some(key), &entry)? else { continue };
             count += 1;
             if rows.len() < rows_max && passes(query, &found.view) {
                 rows.push(found);
-            } else if rows.len() == rows_max && at.is_none() {
-                // Enough rows; the rest is only counted, and now that is cheap.
+            } else if rows.len() == rows_max {
+                // Enough rows; the rest is only counted, and that is cheap.
+                budget.spend(price::COUNT);
                 return Ok((rows, self.count(range)?));
             }
         }
         Ok((rows, count))
     }
 
-    /// What a reader sees of a key, if it is alive for it. A single key's own bytes come from its row: the request's
+    /// What the newest state shows of a key, if it is alive. A single key's own bytes come from its row: the request's
     /// do not live long enough.
-    fn found(
-        &self,
-        key: Option<&'v [u8]>,
-        entry: &KeyEntry,
-        at: Option<i64>,
-    ) -> Result<Option<Found<'v>>, Unavailable> {
-        match (at, key) {
-            (Some(at), _) if entry.row.main > at => {
-                let row = self.row_at(entry, at)?;
-                Ok(row.map(|row| Found { at: row.at, view: RowView { value: &[], ..row_view(&row) } }))
-            }
-            _ if entry.is_tombstone() => Ok(None),
-            (_, Some(key)) => Ok(Some(Found { at: entry.row, view: entry_view(key, entry) })),
-            (_, None) => {
-                let key = match self.changes.and_then(|changes| changes.at(entry.row)) {
-                    Some(change) => &change.key,
-                    None => self.present(entry.row)?.key,
-                };
-                Ok(Some(Found { at: entry.row, view: entry_view(key, entry) }))
-            }
+    fn found(&self, key: Option<&'v [u8]>, entry: &KeyEntry) -> Result<Option<Found<'v>>, Pause> {
+        if entry.is_tombstone() {
+            return Ok(None);
         }
-    }
-
-    fn sort(&self, query: &RangeQuery<'_>, rows: &mut [Found<'v>]) -> Result<(), Unavailable> {
-        // No order with another target than the key means ascending (and the limit was applied before, as in etcd).
-        let descending = query.sort_order == SortOrder::Descend;
-        if query.sort_target == SortTarget::Key {
-            if descending {
-                rows.reverse();
-            }
-            return Ok(());
-        }
-        if query.sort_target == SortTarget::Value {
-            for found in &mut *rows {
-                found.view.value = self.value(found.at)?;
-            }
-        }
-        rows.sort_by(|left, right| {
-            let order = compare(query.sort_target, &left.view, &right.view);
-            if descending { order.reverse() } else { order }
-        });
-        Ok(())
+        let key = match key {
+            Some(key) => key,
+            None => self.row(entry.row)?.key,
+        };
+        Ok(Some(Found { at: entry.row, view: entry_view(key, entry) }))
     }
 }
 
+/// How many rows are answered at most.
+pub(crate) fn limit(query: &RangeQuery<'_>) -> usize {
+    usize::try_from(query.limit).ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX)
+}
+
 /// How many rows have to be collected in key order before the answer is known.
-fn rows_max(query: &RangeQuery<'_>) -> usize {
+pub(crate) fn rows_max(query: &RangeQuery<'_>) -> usize {
     let filters =
         [query.min_mod_revision, query.max_mod_revision, query.min_create_revision, query.max_create_revision];
     let by_key = query.sort_target == SortTarget::Key && query.sort_order == SortOrder::Ascend;
@@ -172,21 +175,11 @@ fn rows_max(query: &RangeQuery<'_>) -> usize {
     usize::try_from(query.limit).map_or(usize::MAX, |limit| limit.saturating_add(1))
 }
 
-fn passes(query: &RangeQuery<'_>, view: &RowView<'_>) -> bool {
+pub(crate) fn passes(query: &RangeQuery<'_>, view: &RowView<'_>) -> bool {
     let least = |bound: i64, value: i64| bound == 0 || value >= bound;
     let most = |bound: i64, value: i64| bound == 0 || value <= bound;
     least(query.min_mod_revision, view.modified)
         && most(query.max_mod_revision, view.modified)
         && least(query.min_create_revision, view.create)
         && most(query.max_create_revision, view.create)
-}
-
-fn compare(target: SortTarget, left: &RowView<'_>, right: &RowView<'_>) -> Ordering {
-    match target {
-        SortTarget::Version => left.version.cmp(&right.version),
-        SortTarget::Create => left.create.cmp(&right.create),
-        SortTarget::Mod => left.modified.cmp(&right.modified),
-        SortTarget::Value => left.value.cmp(right.value),
-        SortTarget::Key | SortTarget::Unknown => left.key.cmp(right.key),
-    }
 }

@@ -1,6 +1,10 @@
-//! Transaction evaluation.
+//! Transaction evaluation, in slices.
 //!
-//! Owns: compares, pre-checks, the order of operations and their answers. Does not know: how changes are installed.
+//! Owns: the branches taken, pre-checks, the order of operations and their answers, left and taken up again anywhere.
+//! Does not know: how changes are installed.
+//!
+//! The transaction itself is not kept between slices: its caller decodes it again, and what is kept (the branches
+//! taken, how many operations are done) leads back to the same place.
 //!
 //! Invariants
 //! - I1: all compares of all nested levels that are reached see the state before the transaction.
@@ -10,43 +14,30 @@
 //! - I3: operations run in list order and see what earlier ones wrote.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
 
-use crate::command::{Compare, CompareResult, CompareTarget, DeleteRange, Op, Put, RangeQuery, Txn};
+use crate::budget::{Budget, Pause, price};
+use crate::command::{DeleteRange, Op, Put, RangeQuery, Txn};
 use crate::mvcc::KeyRange;
-use crate::mvcc::changes::{Change, Changes, next_at};
+use crate::mvcc::changes::{Change, Changes};
+use crate::mvcc::compare::CompareWalk;
+use crate::mvcc::delete::{DeleteSlice, DeleteWalk};
 use crate::mvcc::key_tree::KeyTree;
-use crate::mvcc::keyspace::{Evaluated, Keyspace};
-use crate::mvcc::outcome::{DeleteOutcome, MvccError, OpOutcome, PutOutcome, RowView, TxnOutcome, TxnRange};
-use crate::mvcc::range::{Ranged, shape};
-use crate::mvcc::view::{Layers, View, entry_view};
-use crate::page_source::{PageSource, Unavailable};
-use crate::store::key_entry::{KeyEntry, Revision};
-
-impl<T: KeyTree> Keyspace<T> {
-    /// Evaluates a transaction into a change list.
-    pub(super) fn evaluate_txn<'c>(
-        &self,
-        txn: &Txn<'c>,
-        pages: &dyn PageSource,
-    ) -> Evaluated<(TxnOutcome, Vec<Change<'c>>)> {
-        let view = View { layers: self.layers(), changes: None, pages };
-        let mut path = Vec::new();
-        choose(&view, txn, &mut path)?;
-        if let Err(error) = check_path(&view, txn, &mut path.iter().copied())? {
-            return Ok(Err(error));
-        }
-        let mut run = Run { layers: self.layers(), pages, changes: Changes::new(self.state().revision + 1) };
-        match run.txn(txn, &mut path.iter().copied())? {
-            Ok(outcome) => Ok(Ok((outcome, run.changes.into_list()))),
-            Err(error) => Ok(Err(error)),
-        }
-    }
-}
+use crate::mvcc::keyspace::Evaluated;
+use crate::mvcc::outcome::{DeleteOutcome, MvccError, OpOutcome, PutOutcome, TxnOutcome, TxnRange};
+use crate::mvcc::range::{revision_read, shape};
+use crate::mvcc::range_walk::RangeWalk;
+use crate::mvcc::view::{Layers, View};
+use crate::page_source::PageSource;
+use crate::store::key_entry::Revision;
 
 impl<T: KeyTree> View<'_, T> {
-    /// Evaluates a put that stands at `at`, over what `before` says of its key.
-    pub(crate) fn evaluate_put<'c>(&self, put: &Put<'c>, at: Revision) -> Evaluated<(Change<'c>, Option<Revision>)> {
+    /// Evaluates a put that stands at `at`.
+    pub(crate) fn evaluate_put<'c>(
+        &self,
+        put: &Put<'c>,
+        at: Revision,
+        budget: &mut Budget,
+    ) -> Evaluated<(Change<'c>, Option<Revision>)> {
         if put.lease != 0 && !self.layers.lease_exists(put.lease) {
             return Ok(Err(MvccError::LeaseNotFound));
         }
@@ -64,233 +55,293 @@ impl<T: KeyTree> View<'_, T> {
             }
             lease = if put.ignore_lease { live.lease } else { lease };
         }
+        budget.spend(price::SEEK + price::CHANGE);
+        budget.spend_bytes(value.len());
         let prev = live.filter(|_| put.prev_kv).map(|entry| entry.row);
-        let change = Change::put(put.key, value, lease, at, before.as_deref(), self.layers.state.compacted);
+        let change = Change::put(put.key, value, lease, at, before.as_deref(), self.layers.floor);
         Ok(Ok((change, prev)))
     }
+}
 
-    /// Evaluates a delete whose first change stands at `at`.
-    pub(crate) fn evaluate_delete<'c>(
-        &self,
-        del: &DeleteRange<'c>,
-        at: Revision,
-    ) -> Result<(Vec<Change<'c>>, Vec<Revision>), Unavailable> {
-        let (mut changes, mut prev) = (Vec::new(), Vec::new());
-        let mut delete = |key: Cow<'c, [u8]>, entry: &KeyEntry| {
-            if entry.is_tombstone() {
-                return Ok(());
-            }
-            if del.prev_kv {
-                self.value(entry.row)?;
-                prev.push(entry.row);
-            }
-            let at = next_at(at.main, at.sub as usize + changes.len());
-            changes.push(Change::delete(key, at, entry, self.layers.state.compacted));
-            Ok(())
-        };
-        match KeyRange::new(del.key, del.range_end) {
-            KeyRange::Single(key) => {
-                if let Some(entry) = self.entry(key)? {
-                    delete(Cow::Borrowed(key), &entry)?;
-                }
-            }
-            KeyRange::Between(from, to) if from >= to => {}
-            range => {
-                let mut scan = self.scan(range.start())?;
-                while let Some((key, entry)) = scan.next()?
-                    && !range.is_past(key)
-                {
-                    delete(Cow::Owned(key.to_vec()), &entry)?;
-                }
-            }
+/// Where a transaction reads.
+pub(crate) struct Ground<'s, T> {
+    pub(crate) layers: Layers<'s, T>,
+    pub(crate) pages: &'s dyn PageSource,
+}
+
+/// How a change is kept beyond the slice that made it.
+pub(crate) type Keep<'c, 'k> = fn(Change<'c>) -> Change<'k>;
+
+/// A transaction under evaluation.
+#[derive(Debug)]
+pub(crate) struct TxnRun<'k> {
+    /// The revision before the transaction.
+    base: i64,
+    /// The compacted revision then.
+    compacted: i64,
+    /// Branches taken, in the order in which transactions are met.
+    path: Vec<bool>,
+    /// Compares of the transaction at hand that hold.
+    compares: usize,
+    compare: CompareWalk,
+    /// Whether all steps of the path passed the pre-checks.
+    checked: bool,
+    /// Steps of the path checked or done.
+    steps: usize,
+    range: Option<Box<RangeWalk>>,
+    delete: Option<DeleteWalk>,
+    /// Answers of transactions that have begun and not ended, the outermost first.
+    open: Vec<TxnOutcome>,
+    pub(crate) changes: Changes<'k>,
+}
+
+/// A step along the chosen path.
+enum Step<'t, 'c> {
+    Begin { succeeded: bool },
+    Op(&'t Op<'c>),
+    End,
+}
+
+impl<'k> TxnRun<'k> {
+    /// Begins a transaction over the state at revision `base`.
+    pub(crate) fn new(base: i64, compacted: i64) -> Self {
+        Self {
+            base,
+            compacted,
+            path: Vec::new(),
+            compares: 0,
+            compare: CompareWalk::new(),
+            checked: false,
+            steps: 0,
+            range: None,
+            delete: None,
+            open: Vec::new(),
+            changes: Changes::new(base + 1),
         }
-        Ok((changes, prev))
-    }
-}
-
-/// A transaction under execution.
-struct Run<'s, 'c, T> {
-    layers: Layers<'s, T>,
-    pages: &'s dyn PageSource,
-    changes: Changes<'c>,
-}
-
-impl<'c, T: KeyTree> Run<'_, 'c, T> {
-    fn view(&self) -> View<'_, T> {
-        View { layers: self.layers, changes: Some(&self.changes), pages: self.pages }
     }
 
-    fn txn(&mut self, txn: &Txn<'c>, path: &mut dyn Iterator<Item = bool>) -> Evaluated<TxnOutcome> {
-        let succeeded = path.next().expect("the path has one choice for each transaction reached");
-        let mut responses = Vec::new();
-        for op in if succeeded { &txn.success } else { &txn.failure } {
-            let response = match op {
-                Op::Range(query) => self.range(query)?.map(OpOutcome::Range),
-                Op::Put(put) => self.put(put)?.map(OpOutcome::Put),
-                Op::DeleteRange(del) => Ok(OpOutcome::DeleteRange(self.delete_range(del)?)),
-                Op::Txn(nested) => self.txn(nested, path)?.map(OpOutcome::Txn),
-                Op::Unset => Err(MvccError::KeyNotFound),
+    /// The same, with nothing borrowed from the command.
+    pub(crate) fn into_owned(self) -> TxnRun<'static> {
+        TxnRun {
+            base: self.base,
+            compacted: self.compacted,
+            path: self.path,
+            compares: self.compares,
+            compare: self.compare,
+            checked: self.checked,
+            steps: self.steps,
+            range: self.range,
+            delete: self.delete,
+            open: self.open,
+            changes: self.changes.into_owned(),
+        }
+    }
+
+    /// Goes on until the end or the budget's. After an outcome, the changes are complete.
+    pub(crate) fn step<'c, T: KeyTree>(
+        &mut self,
+        txn: &Txn<'c>,
+        ground: &Ground<'_, T>,
+        keep: Keep<'c, 'k>,
+        budget: &mut Budget,
+    ) -> Evaluated<TxnOutcome> {
+        let steps = self.choose(txn, ground, budget)?;
+        if !self.checked {
+            if let Err(error) = self.check(&steps, ground, budget)? {
+                return Ok(Err(error));
+            }
+            (self.checked, self.steps) = (true, 0);
+        }
+        while let Some(step) = steps.get(self.steps) {
+            let response = match step {
+                Step::Begin { succeeded } => {
+                    self.open.push(TxnOutcome { revision: 0, succeeded: *succeeded, responses: Vec::new() });
+                    self.steps += 1;
+                    continue;
+                }
+                Step::Op(op) => self.op(op, ground, keep, budget)?,
+                Step::End => match self.end() {
+                    (outcome, false) => Ok(OpOutcome::Txn(outcome)),
+                    (outcome, true) => return Ok(Ok(outcome)),
+                },
             };
             match response {
-                Ok(response) => responses.push(response),
+                Ok(response) => {
+                    self.open.last_mut().expect("an operation stands in a transaction").responses.push(response)
+                }
                 Err(error) => return Ok(Err(error)),
             }
+            self.steps += 1;
+            budget.charge(price::ENTRY)?;
         }
-        Ok(Ok(TxnOutcome { revision: self.changes.revision(), succeeded, responses }))
+        unreachable!("the last step ends the transaction")
     }
 
-    fn range(&self, query: &RangeQuery<'_>) -> Evaluated<TxnRange> {
-        let revision = self.changes.revision();
-        let view = self.view();
-        let ranged = view.range(query, revision)?;
-        if let Ok(Ranged { rows, .. }) = &ranged {
-            for found in rows {
-                // Read now even for keys alone: the answer is made from the rows, and after the installation nothing
-                // may be missing.
-                view.value(found.at)?;
+    /// Ends the innermost transaction; true if it is the outermost, too.
+    fn end(&mut self) -> (TxnOutcome, bool) {
+        let mut outcome = self.open.pop().expect("what ends has begun");
+        outcome.revision = self.changes.revision();
+        (outcome, self.open.is_empty())
+    }
+
+    /// Evaluates the compares of the transaction and of those nested in the branch it takes, in the order in which they
+    /// are met (I1), and lays the path out.
+    fn choose<'t, 'c, T: KeyTree>(
+        &mut self,
+        txn: &'t Txn<'c>,
+        ground: &Ground<'_, T>,
+        budget: &mut Budget,
+    ) -> Result<Vec<Step<'t, 'c>>, Pause> {
+        let (mut steps, mut met, mut stack) = (Vec::new(), 0, Vec::new());
+        let mut next = Some(txn);
+        loop {
+            if let Some(txn) = next.take() {
+                if met == self.path.len() {
+                    let succeeded = self.compare(txn, ground, budget)?;
+                    self.path.push(succeeded);
+                }
+                let succeeded = self.path[met];
+                met += 1;
+                steps.push(Step::Begin { succeeded });
+                stack.push(if succeeded { txn.success.iter() } else { txn.failure.iter() });
+            }
+            let Some(ops) = stack.last_mut() else { return Ok(steps) };
+            match ops.next() {
+                Some(Op::Txn(nested)) => next = Some(nested),
+                Some(op) => steps.push(Step::Op(op)),
+                None => {
+                    steps.push(Step::End);
+                    stack.pop();
+                }
             }
         }
-        Ok(ranged.map(|ranged| TxnRange {
-            revision,
-            rows: ranged.rows.iter().map(|found| found.at).collect(),
-            count: ranged.count,
-            more: ranged.more,
-            shape: shape(query),
-        }))
     }
 
-    fn put(&mut self, put: &Put<'c>) -> Evaluated<PutOutcome> {
-        match self.view().evaluate_put(put, self.changes.next_at())? {
+    /// Whether all compares of one transaction hold.
+    fn compare<T: KeyTree>(
+        &mut self,
+        txn: &Txn<'_>,
+        ground: &Ground<'_, T>,
+        budget: &mut Budget,
+    ) -> Result<bool, Pause> {
+        let view = View { layers: ground.layers, changes: None, pages: ground.pages };
+        let mut succeeded = true;
+        while let Some(compare) = txn.compares.get(self.compares).filter(|_| succeeded) {
+            let range = KeyRange::new(compare.key, compare.range_end);
+            self.compare.step(&view, compare, range, self.base, budget)?;
+            succeeded = self.compare.seen.holds(compare);
+            self.compare = CompareWalk::new();
+            self.compares += 1;
+            if succeeded {
+                budget.charge(price::ENTRY)?;
+            }
+        }
+        self.compares = 0;
+        Ok(succeeded)
+    }
+
+    /// Checks the operations of the chosen path, in order (I2).
+    fn check<T: KeyTree>(
+        &mut self,
+        steps: &[Step<'_, '_>],
+        ground: &Ground<'_, T>,
+        budget: &mut Budget,
+    ) -> Evaluated<()> {
+        let view = View { layers: ground.layers, changes: None, pages: ground.pages };
+        while let Some(step) = steps.get(self.steps) {
+            let checked = match step {
+                Step::Op(Op::Put(put)) => check_put(&view, put)?,
+                Step::Op(Op::Range(query)) => check_range(query, self.base, self.compacted),
+                Step::Op(Op::DeleteRange(_) | Op::Txn(_) | Op::Unset) | Step::Begin { .. } | Step::End => Ok(()),
+            };
+            if let Err(error) = checked {
+                return Ok(Err(error));
+            }
+            self.steps += 1;
+            budget.charge(price::ENTRY)?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn op<'c, T: KeyTree>(
+        &mut self,
+        op: &Op<'c>,
+        ground: &Ground<'_, T>,
+        keep: Keep<'c, 'k>,
+        budget: &mut Budget,
+    ) -> Evaluated<OpOutcome> {
+        Ok(match op {
+            Op::Range(query) => self.range(query, ground, budget)?.map(OpOutcome::Range),
+            Op::Put(put) => self.put(put, ground, keep, budget)?.map(OpOutcome::Put),
+            Op::DeleteRange(del) => Ok(OpOutcome::DeleteRange(self.delete_range(del, ground, keep, budget)?)),
+            Op::Txn(_) => unreachable!("a nested transaction is laid out in steps"),
+            Op::Unset => Err(MvccError::KeyNotFound),
+        })
+    }
+
+    fn range<T: KeyTree>(
+        &mut self,
+        query: &RangeQuery<'_>,
+        ground: &Ground<'_, T>,
+        budget: &mut Budget,
+    ) -> Evaluated<TxnRange> {
+        let revision = self.changes.revision();
+        let at = match revision_read(query, revision, self.compacted) {
+            Ok(at) => at,
+            Err(error) => return Ok(Err(error)),
+        };
+        // Its own changes are above everything that was there before.
+        let changes = (at > self.base).then_some(&self.changes);
+        let view = View { layers: ground.layers, changes, pages: ground.pages };
+        let mut walk = self.range.take().unwrap_or_else(|| Box::new(RangeWalk::new(query, at)));
+        // The rows are looked at even for keys alone: the answer is made from them, and if it takes no more than this
+        // step, nothing may be missing after the installation.
+        if let Err(pause) = walk.step(&view, query, budget, &mut |_| {}) {
+            self.range = Some(walk);
+            return Err(pause);
+        }
+        let (rows, count, more) = walk.into_parts();
+        Ok(Ok(TxnRange { revision, rows, count, more, shape: shape(query) }))
+    }
+
+    fn put<'c, T: KeyTree>(
+        &mut self,
+        put: &Put<'c>,
+        ground: &Ground<'_, T>,
+        keep: Keep<'c, 'k>,
+        budget: &mut Budget,
+    ) -> Evaluated<PutOutcome> {
+        let view = View { layers: ground.layers, changes: Some(&self.changes), pages: ground.pages };
+        match view.evaluate_put(put, self.changes.next_at(), budget)? {
             Ok((change, prev)) => {
-                self.changes.push(change);
+                self.changes.push(keep(change));
                 Ok(Ok(PutOutcome { revision: self.changes.revision(), prev }))
             }
             Err(error) => Ok(Err(error)),
         }
     }
 
-    fn delete_range(&mut self, del: &DeleteRange<'c>) -> Result<DeleteOutcome, Unavailable> {
-        let (changes, prev) = self.view().evaluate_delete(del, self.changes.next_at())?;
-        let deleted = changes.len() as i64;
-        changes.into_iter().for_each(|change| self.changes.push(change));
-        Ok(DeleteOutcome { revision: self.changes.revision(), deleted, prev })
-    }
-}
-
-/// Evaluates the compares of a transaction and of those nested in the branch it takes, in pre-order (I1).
-pub(crate) fn choose<T: KeyTree>(view: &View<'_, T>, txn: &Txn<'_>, path: &mut Vec<bool>) -> Result<(), Unavailable> {
-    let mut succeeded = true;
-    for compare in &txn.compares {
-        succeeded = succeeded && holds(view, compare)?;
-    }
-    path.push(succeeded);
-    for op in if succeeded { &txn.success } else { &txn.failure } {
-        if let Op::Txn(nested) = op {
-            choose(view, nested, path)?;
+    fn delete_range<'c, T: KeyTree>(
+        &mut self,
+        del: &DeleteRange<'c>,
+        ground: &Ground<'_, T>,
+        keep: Keep<'c, 'k>,
+        budget: &mut Budget,
+    ) -> Result<DeleteOutcome, Pause> {
+        let mut walk = self.delete.take().unwrap_or_default();
+        let mut first = self.changes.next_at();
+        first.sub -= walk.deleted as u32;
+        let view = View { layers: ground.layers, changes: Some(&self.changes), pages: ground.pages };
+        let mut slice = DeleteSlice { walk: &mut walk, view: &view, del, first, changes: Vec::new() };
+        let ended = slice.step(budget);
+        let changes = slice.changes;
+        changes.into_iter().for_each(|change| self.changes.push(keep(change)));
+        if let Err(pause) = ended {
+            self.delete = Some(walk);
+            return Err(pause);
         }
+        Ok(DeleteOutcome { revision: self.changes.revision(), deleted: walk.deleted as i64, prev: walk.prev })
     }
-    Ok(())
-}
-
-/// Whether a compare holds for every key of its range.
-fn holds<T: KeyTree>(view: &View<'_, T>, compare: &Compare<'_>) -> Result<bool, Unavailable> {
-    compare_keys(view, compare, KeyRange::new(compare.key, compare.range_end)).map(|seen| seen.holds(compare))
-}
-
-/// What a compare met in a range, or in the part of it that one shard owns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Compared {
-    /// A live key was there.
-    pub(crate) found: bool,
-    /// The compare holds for every key there, as far as was looked.
-    pub(crate) all: bool,
-}
-
-impl Compared {
-    /// Of no key.
-    pub(crate) const NOTHING: Self = Self { found: false, all: true };
-
-    /// What the whole compare comes to.
-    pub(crate) fn holds(self, compare: &Compare<'_>) -> bool {
-        // A missing key has no value at all, not an empty one; everything else of it is 0.
-        let missing = RowView { key: &[], value: &[], create: 0, modified: 0, version: 0, lease: 0 };
-        let value = matches!(compare.target, CompareTarget::Value(_));
-        self.all && (self.found || (!value && relates(compare, &missing)))
-    }
-}
-
-/// Compares every key of `range`, a part of the compare's, up to the first for which it does not hold.
-pub(crate) fn compare_keys<T: KeyTree>(
-    view: &View<'_, T>,
-    compare: &Compare<'_>,
-    range: KeyRange<'_>,
-) -> Result<Compared, Unavailable> {
-    let mut seen = Compared::NOTHING;
-    let needs_value = matches!(compare.target, CompareTarget::Value(_));
-    let mut check = |key: &[u8], entry: &KeyEntry| -> Result<bool, Unavailable> {
-        if entry.is_tombstone() {
-            return Ok(true);
-        }
-        let value = if needs_value { view.value(entry.row)? } else { &[] };
-        seen.found = true;
-        seen.all = relates(compare, &RowView { key: &[], value, ..entry_view(key, entry) });
-        Ok(seen.all)
-    };
-    match range {
-        KeyRange::Single(key) => {
-            if let Some(entry) = view.entry(key)? {
-                check(key, &entry)?;
-            }
-        }
-        KeyRange::Between(from, to) if from >= to => {}
-        range => {
-            let mut scan = view.scan(range.start())?;
-            while let Some((key, entry)) = scan.next()?
-                && !range.is_past(key)
-                && check(key, &entry)?
-            {}
-        }
-    }
-    Ok(seen)
-}
-
-pub(crate) fn relates(compare: &Compare<'_>, row: &RowView<'_>) -> bool {
-    let order = match compare.target {
-        CompareTarget::Version(version) => row.version.cmp(&version),
-        CompareTarget::Create(create) => row.create.cmp(&create),
-        CompareTarget::Mod(modified) => row.modified.cmp(&modified),
-        CompareTarget::Value(value) => row.value.cmp(value),
-        CompareTarget::Lease(lease) => row.lease.cmp(&lease),
-        CompareTarget::Unknown => Ordering::Equal,
-    };
-    match compare.result {
-        CompareResult::Equal => order.is_eq(),
-        CompareResult::Greater => order.is_gt(),
-        CompareResult::Less => order.is_lt(),
-        CompareResult::NotEqual => order.is_ne(),
-        CompareResult::Unknown => true,
-    }
-}
-
-/// Checks the operations of the chosen path, in order.
-pub(crate) fn check_path<T: KeyTree>(
-    view: &View<'_, T>,
-    txn: &Txn<'_>,
-    path: &mut dyn Iterator<Item = bool>,
-) -> Evaluated<()> {
-    let succeeded = path.next().expect("the path has one choice for each transaction reached");
-    for op in if succeeded { &txn.success } else { &txn.failure } {
-        let checked = match op {
-            Op::Txn(nested) => check_path(view, nested, path)?,
-            Op::Put(put) => check_put(view, put)?,
-            Op::Range(query) => check_range(view, query),
-            Op::DeleteRange(_) | Op::Unset => Ok(()),
-        };
-        if let Err(error) = checked {
-            return Ok(Err(error));
-        }
-    }
-    Ok(Ok(()))
 }
 
 pub(crate) fn check_put<T: KeyTree>(view: &View<'_, T>, put: &Put<'_>) -> Evaluated<()> {
@@ -304,12 +355,11 @@ pub(crate) fn check_put<T: KeyTree>(view: &View<'_, T>, put: &Put<'_>) -> Evalua
 }
 
 /// Unlike a plain range, a revision below the compacted one is refused here even when negative.
-pub(crate) fn check_range<T: KeyTree>(view: &View<'_, T>, query: &RangeQuery<'_>) -> Result<(), MvccError> {
-    let state = view.layers.state;
+pub(crate) fn check_range(query: &RangeQuery<'_>, newest: i64, compacted: i64) -> Result<(), MvccError> {
     match query.revision {
         0 => Ok(()),
-        revision if revision > state.revision => Err(MvccError::FutureRevision),
-        revision if revision < state.compacted => Err(MvccError::Compacted),
+        revision if revision > newest => Err(MvccError::FutureRevision),
+        revision if revision < compacted => Err(MvccError::Compacted),
         _ => Ok(()),
     }
 }

@@ -6,9 +6,11 @@
 //! Invariants
 //! - I1: the upper layer wins; a tombstone in it hides the key below.
 //! - I2: a read at R never shows a row above R, and walks a chain in O(log versions) rows.
+//! - I3: a reader with changes of its own stands above all rows.
 
 use std::borrow::Cow;
 
+use crate::budget::{Budget, price};
 use crate::mvcc::KeyRange;
 use crate::mvcc::changes::{ChangeScan, Changes};
 use crate::mvcc::key_tree::{KeyScan, KeyTree};
@@ -26,6 +28,8 @@ pub(crate) struct Layers<'v, T> {
     pub(crate) fresh: &'v Overlay,
     pub(crate) rows: &'v RowLog,
     pub(crate) state: KeyspaceState,
+    /// No reader asks for less: chains are linked down to here.
+    pub(crate) floor: i64,
 }
 
 impl<T> Clone for Layers<'_, T> {
@@ -37,6 +41,11 @@ impl<T> Clone for Layers<'_, T> {
 impl<T> Copy for Layers<'_, T> {}
 
 impl<T> Layers<'_, T> {
+    /// Whether rows are installed that a reader at `at` does not see.
+    pub(crate) fn is_above(&self, at: i64) -> bool {
+        self.rows.newest().main > at
+    }
+
     /// Whether a lease exists. LeaseGrant is not served yet, so none does.
     pub(crate) fn lease_exists(&self, _lease: i64) -> bool {
         false
@@ -90,8 +99,38 @@ impl<'v, T: KeyTree> View<'v, T> {
         })
     }
 
-    /// The row of a key that a reader at `at` sees, if it is a live one: the newest at or below.
-    pub(crate) fn row_at(&self, entry: &KeyEntry, at: i64) -> Result<Option<Row<'v>>, Unavailable> {
+    /// What a reader at `at` sees of a key, without its value, and the row's address; `None` if it is not alive.
+    pub(crate) fn shown<'k>(
+        &self,
+        key: &'k [u8],
+        entry: &KeyEntry,
+        at: i64,
+        budget: &mut Budget,
+    ) -> Result<Option<(Revision, RowView<'k>)>, Unavailable> {
+        if entry.row.main <= at {
+            return Ok((!entry.is_tombstone()).then(|| (entry.row, entry_view(key, entry))));
+        }
+        let row = self.row_at(entry, at, budget)?;
+        Ok(row.map(|row| {
+            let view = RowView {
+                key,
+                value: &[],
+                create: row.create,
+                modified: row.at.main,
+                version: row.version,
+                lease: row.lease,
+            };
+            (row.at, view)
+        }))
+    }
+
+    /// The row of a key that a reader at `at`, below the newest row, sees, if it is a live one: the newest at or below.
+    pub(crate) fn row_at(
+        &self,
+        entry: &KeyEntry,
+        at: i64,
+        budget: &mut Budget,
+    ) -> Result<Option<Row<'v>>, Unavailable> {
         if entry.row.main <= at {
             return if entry.is_tombstone() { Ok(None) } else { self.present(entry.row).map(Some) };
         }
@@ -100,7 +139,9 @@ impl<'v, T: KeyTree> View<'v, T> {
         let above = older.partition_point(|root| root.main > at);
         let mut place = if above > 0 { older[above - 1] } else { entry.row };
         loop {
-            let (prev, jump) = self.pointers(place)?;
+            let row = self.present(place)?;
+            budget.spend(price::ROW);
+            let Row { prev, jump, .. } = row;
             if jump.main > at {
                 place = jump;
             } else if prev.main > at {
@@ -115,21 +156,25 @@ impl<'v, T: KeyTree> View<'v, T> {
         }
     }
 
-    /// Where a row of a chain points: to the row before, and over several.
-    fn pointers(&self, at: Revision) -> Result<(Revision, Revision), Unavailable> {
-        if let Some(change) = self.changes.and_then(|changes| changes.at(at)) {
-            return Ok((change.prev, change.jump));
-        }
-        let row = self.present(at)?;
-        Ok((row.prev, row.jump))
-    }
-
     /// The value of a row this view showed.
     pub(crate) fn value(&self, at: Revision) -> Result<&'v [u8], Unavailable> {
         match self.changes.and_then(|changes| changes.at(at)) {
             Some(change) => Ok(&change.value),
             None => Ok(self.present(at)?.value),
         }
+    }
+
+    /// A row this view showed.
+    pub(crate) fn row(&self, at: Revision) -> Result<RowView<'v>, Unavailable> {
+        match self.changes.and_then(|changes| changes.at(at)) {
+            Some(change) => Ok(RowView { value: &change.value, ..entry_view(&change.key, &change.entry) }),
+            None => Ok(row_view(&self.present(at)?)),
+        }
+    }
+
+    /// Looks whether a row is there, so that the page source learns that it will be needed.
+    pub(crate) fn probe(&self, at: Revision) {
+        let _: Result<RowView<'_>, Unavailable> = self.row(at);
     }
 
     /// A row that must exist.

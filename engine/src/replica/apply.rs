@@ -4,7 +4,8 @@
 //! know: raft, who waits for an answer, when a checkpoint is due.
 //!
 //! Invariants
-//! - I1: commands are applied in log order, each once; a suspended command has changed nothing and is tried again.
+//! - I1: commands are applied in log order, each once; one that paused is called again before the next, and nothing of
+//!   it is visible until it has ended.
 //! - I2: the applied index advances over every entry, whatever its commands answer.
 //! - I3: an entry this version cannot read ends the process: skipping it would make members differ.
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use trilith_raftlog::{Entry as LogEntry, EntryType, Index};
 
+use crate::budget::{Budget, Pause};
 use crate::command::{Alarm, Command, Entry};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::{CompactOutcome, DeleteOutcome, Keyspace, MvccError, PutOutcome, TxnOutcome};
@@ -85,7 +87,9 @@ pub enum ApplyStep {
     Applied(Applied),
     /// The end of an entry was reached; everything up to it is published.
     EntryDone(Index),
-    /// A page is needed first; nothing has changed.
+    /// The budget is used up in the middle of a command: call again.
+    More,
+    /// A page is needed first: load it and call again. The command keeps what it has done.
     Suspended(Unavailable),
 }
 
@@ -154,7 +158,7 @@ impl<T: KeyTree> State<T> {
     }
 
     /// Applies the next command of the entry handed in.
-    pub fn apply_next(&mut self, pages: &dyn PageSource) -> ApplyStep {
+    pub fn apply_next(&mut self, budget: &mut Budget, pages: &dyn PageSource) -> ApplyStep {
         let Some(cursor) = self.cursor.take() else { return ApplyStep::Idle };
         let payload = Arc::clone(&cursor.payload);
         if payload.is_empty() {
@@ -168,7 +172,7 @@ impl<T: KeyTree> State<T> {
         let Some(command) = entry.next_command() else { return self.finish_entry(cursor.index) };
         let command = command.expect("checked when it was handed in");
         let id = CommandId { member: header.member, boot: header.boot, sequence: cursor.next_sequence };
-        match self.apply(&command, pages) {
+        match self.apply(&command, budget, pages) {
             Ok(result) => {
                 let position = entry.position();
                 let next_sequence = cursor.next_sequence + 1;
@@ -176,9 +180,12 @@ impl<T: KeyTree> State<T> {
                 self.cursor = Some(Cursor { position, next_sequence, ..cursor });
                 ApplyStep::Applied(Applied { id, result })
             }
-            Err(unavailable) => {
+            Err(pause) => {
                 self.cursor = Some(cursor);
-                ApplyStep::Suspended(unavailable)
+                match pause {
+                    Pause::Budget => ApplyStep::More,
+                    Pause::Pages(unavailable) => ApplyStep::Suspended(unavailable),
+                }
             }
         }
     }
@@ -192,18 +199,19 @@ impl<T: KeyTree> State<T> {
     fn apply(
         &mut self,
         command: &Command<'_>,
+        budget: &mut Budget,
         pages: &dyn PageSource,
-    ) -> Result<Result<Outcome, ApplyError>, Unavailable> {
+    ) -> Result<Result<Outcome, ApplyError>, Pause> {
         if let Some(refusal) = self.alarm_refusal(command) {
             return Ok(Err(refusal));
         }
         let mvcc = ApplyError::Mvcc;
         Ok(match command {
-            Command::Put(put) => self.keyspace.apply_put(put, pages)?.map(Outcome::Put).map_err(mvcc),
+            Command::Put(put) => self.keyspace.apply_put(put, budget, pages)?.map(Outcome::Put).map_err(mvcc),
             Command::DeleteRange(del) => {
-                self.keyspace.apply_delete_range(del, pages)?.map(Outcome::DeleteRange).map_err(mvcc)
+                self.keyspace.apply_delete_range(del, budget, pages)?.map(Outcome::DeleteRange).map_err(mvcc)
             }
-            Command::Txn(txn) => self.keyspace.apply_txn(txn, pages)?.map(Outcome::Txn).map_err(mvcc),
+            Command::Txn(txn) => self.keyspace.apply_txn(txn, budget, pages)?.map(Outcome::Txn).map_err(mvcc),
             Command::Compact { revision } => self.keyspace.apply_compact(*revision).map(Outcome::Compact).map_err(mvcc),
             Command::AlarmActivate(alarm) => {
                 // One that was on already is listed as well, as in etcd.
@@ -285,7 +293,7 @@ mod tests {
         let previous = Digest::default();
         state.begin_entry(&LogEntry::new(previous, index, Term(2), EntryType::Commands, Arc::new(payload)));
         let mut results = Vec::new();
-        while let ApplyStep::Applied(applied) = state.apply_next(&Disk::default()) {
+        while let ApplyStep::Applied(applied) = state.apply_next(&mut Budget::unlimited(), &Disk::default()) {
             results.push(applied.result);
         }
         results

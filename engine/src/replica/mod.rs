@@ -14,6 +14,7 @@
 
 pub mod apply;
 mod batch;
+mod reclaim;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,14 +25,17 @@ use trilith_raftlog::{
     RaftEffect, ReadError, Recovered, Role, SegmentSequence, Term,
 };
 
+use crate::budget::Budget;
 use crate::command::Command;
 use crate::mvcc::Keyspace;
-use crate::page_source::PageSource;
+use crate::page_source::{Block, PageSource};
+use crate::store::overlay::Overlay;
 use crate::store::row_log::RowLog;
-use crate::store::{CheckpointRequest, CheckpointStep, Store, StoreEffect, Tree};
+use crate::store::{CheckpointRequest, Store, StoreEffect, Tree};
 use crate::tables::Tables;
 use apply::{ApplyStep, CommandId, State};
 use batch::Batches;
+use reclaim::Reclaim;
 
 /// Key of the small tables in their tree.
 pub const TABLES_KEY: &[u8] = b"state";
@@ -151,6 +155,7 @@ pub struct Replica {
     /// Bytes of log applied since the newest checkpoint began. Not the length of the live log: that includes what the
     /// older checkpoint needs, and would call for the next one as soon as this one ends.
     log_bytes_since_checkpoint: u64,
+    reclaim: Reclaim,
     stopping: bool,
 }
 
@@ -185,6 +190,7 @@ impl Replica {
             effects: VecDeque::new(),
             position: boot.position,
             log_bytes_since_checkpoint: 0,
+            reclaim: Reclaim::default(),
             stopping: false,
         }
     }
@@ -269,9 +275,9 @@ impl Replica {
         self.store.poll_effect(self.state.keyspace.rows_mut()).map(Effect::Store)
     }
 
-    /// Applies the next committed command, or says why not. A checkpoint that is due begins at the end of an entry, not
-    /// when the shell looks: under load that would be in mid-entry almost always.
-    pub fn apply_step(&mut self, pages: &dyn PageSource) -> ApplyStep {
+    /// Applies the next committed command, or a part of a large one, or says why not. A checkpoint that is due begins at
+    /// the end of an entry, not when the shell looks: under load that would be in mid-entry almost always.
+    pub fn apply_step(&mut self, budget: &mut Budget, pages: &dyn PageSource) -> ApplyStep {
         if self.state.is_between_entries() {
             if self.state.applied() >= self.commit {
                 return ApplyStep::Idle;
@@ -282,7 +288,7 @@ impl Replica {
             self.log_bytes_since_checkpoint += record_bytes(entry.payload.len());
             self.state.begin_entry(entry);
         }
-        let step = self.state.apply_next(pages);
+        let step = self.state.apply_next(budget, pages);
         if let ApplyStep::EntryDone(index) = step {
             self.raft.handle_applied(index);
             if self.is_checkpoint_due() {
@@ -290,15 +296,6 @@ impl Replica {
             }
         }
         step
-    }
-
-    /// Works on the running checkpoint, if any, for at most `work_units` (about 0.1 us each).
-    pub fn checkpoint_step(&mut self, work_units: u32, pages: &dyn PageSource) -> CheckpointStep {
-        if !self.store.is_checkpointing() {
-            return CheckpointStep::Idle;
-        }
-        let frozen = self.state.keyspace.frozen().expect("a running checkpoint has its frozen overlay");
-        self.store.step(work_units, frozen, pages)
     }
 
     fn is_checkpoint_due(&self) -> bool {
@@ -309,11 +306,13 @@ impl Replica {
         overlay.bytes() >= self.options.checkpoint_overlay_bytes
             || overlay.len() >= self.options.checkpoint_changes
             || self.log_bytes_since_checkpoint >= self.options.checkpoint_log_bytes
+            || self.reclaim.wants_checkpoint()
     }
 
     fn begin_checkpoint(&mut self) {
         assert_eq!(self.position.index, self.state.applied(), "a checkpoint is taken between entries");
         self.log_bytes_since_checkpoint = 0;
+        self.reclaim.handle_begun();
         self.state.keyspace.freeze();
         let rows = self.state.keyspace.rows_mut().handle_checkpoint();
         self.store.begin_checkpoint(CheckpointRequest {
@@ -327,9 +326,14 @@ impl Replica {
     /// A store effect is done, whole.
     pub fn handle_store_complete(&mut self, token: u64) {
         self.store.handle_complete(token, self.state.keyspace.rows_mut());
+        self.take_published();
+    }
+
+    fn take_published(&mut self) {
         if let Some(published) = self.store.take_published() {
-            // The old overlay's memory goes with the drop; its tree nodes are few large chunks.
-            drop(self.state.keyspace.install_tree(published.keys));
+            self.state.keyspace.rows_mut().handle_published();
+            // Freeing what was merged takes as long as many commands: it is done in slices.
+            self.reclaim.handle_published(self.state.keyspace.install_tree(published.keys));
             self.raft.handle_checkpoint(published.retain_from.next());
             self.effects
                 .push_back(Effect::Checkpointed { sequence: published.sequence, index: published.position.index });
@@ -440,10 +444,39 @@ impl Replica {
         self.raft.boot_number()
     }
 
+    /// Memory of rows and changes: what stays of them in memory beside the pages of the store.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let keyspace = &self.state.keyspace;
+        let frozen = keyspace.frozen().map_or(0, |overlay| overlay.bytes());
+        keyspace.rows().resident_bytes() + keyspace.overlay().bytes() + frozen
+    }
+
+    /// A range of a store file has left memory: what was verified of it no longer is.
+    pub fn handle_released(&mut self, range: Block) {
+        self.store.handle_released(range);
+        self.state.keyspace.rows_mut().handle_released(range);
+    }
+
     /// What etcd calls the database size: used store extents, pending rows and the overlay.
     #[must_use]
     pub fn store_bytes(&self) -> u64 {
-        self.store.index_bytes() + self.state.keyspace.rows().used_bytes() + self.state.keyspace.overlay().bytes()
+        self.store.index_bytes() + self.state.keyspace.rows().used_bytes() + self.overlay_bytes()
+    }
+
+    /// What etcd calls the database size in use: dead rows, replaced pages and pages not yet reusable left out.
+    #[must_use]
+    pub fn store_bytes_in_use(&self) -> u64 {
+        self.store.index_bytes_in_use() + self.state.keyspace.rows().live_bytes() + self.overlay_bytes()
+    }
+
+    fn overlay_bytes(&self) -> u64 {
+        self.state.keyspace.overlay().bytes() + self.state.keyspace.frozen().map_or(0, Overlay::bytes)
+    }
+
+    /// Compacted history below this is nobody's any more.
+    fn reclaim_bound(&self) -> i64 {
+        self.state.keyspace.state().compacted
     }
 }
 
@@ -459,7 +492,10 @@ pub fn open_state(
     pages: &dyn PageSource,
 ) -> Result<Option<(Keyspace<Tree>, Tables, LogPosition)>, crate::page_source::Unavailable> {
     let Some(superblock) = store.superblock() else { return Ok(None) };
-    let rows = RowLog::open(rows_options, superblock.rows, pages)?;
+    let mut rows = RowLog::open(rows_options, superblock.rows, pages)?;
+    if let Some(older) = store.older_rows() {
+        rows.retain_older(older, pages)?;
+    }
     let tree = store.tables();
     let Some(tables) = tree.get(TABLES_KEY, pages)? else { return Ok(None) };
     let Some(tables) = Tables::decode(tables) else { return Ok(None) };
