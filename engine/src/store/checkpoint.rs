@@ -16,6 +16,8 @@
 //! - I3: one checkpoint at a time; a failure is final: no further effect, no further publication.
 //! - I4: sequences and raft positions of checkpoints only grow.
 
+mod room;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -28,7 +30,7 @@ use crate::store::extents::{Extents, Run};
 use crate::store::overlay::{Overlay, OverlayCursor};
 use crate::store::page::{PageRef, UNIT_BYTES};
 use crate::store::page_writer::{PageWriter, Sink};
-use crate::store::row_log::{RowCheckpoint, RowEffect, RowLog};
+use crate::store::row_log::{RowCheckpoint, RowEffect, RowLog, RowLogRoot};
 use crate::store::superblock::Superblock;
 use crate::store::tree::{Change, ChangeStream, Merge, MergeStep, Tree, TreeId, TreeRoot};
 use crate::store::verified::Verified;
@@ -133,11 +135,19 @@ pub struct Store {
     current: Option<Superblock>,
     /// The last index of the older retained checkpoint; zero without one.
     older_index: Index,
+    /// The row log's root in the older retained checkpoint, if a start found one.
+    older_rows: Option<RowLogRoot>,
     running: Option<Running>,
     published: Option<PublishedCheckpoint>,
     failed: bool,
     next_token: u64,
-    in_flight: BTreeMap<u64, Purpose>,
+    in_flight: BTreeMap<u64, InFlight>,
+    /// Tokens of effects that found no room.
+    starved: Vec<u64>,
+    /// Files to remove once their discards have ended.
+    removals_held: Vec<StoreFile>,
+    /// All free room is given back.
+    thorough_release: bool,
     /// Effects that may leave.
     queue: VecDeque<StoreEffect>,
     /// Files under creation, and the writes that wait for them.
@@ -146,12 +156,22 @@ pub struct Store {
     index_files_made: u32,
 }
 
+/// An effect that was not answered.
+#[derive(Debug)]
+struct InFlight {
+    purpose: Purpose,
+    /// The effect itself, if it may have to be repeated for lack of room, or is needed at its end.
+    repeat: Option<StoreEffect>,
+}
+
 /// What an effect in flight is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Create(StoreFile),
     PageWrite,
     RowWrite(u64),
+    Discard(StoreFile),
+    Remove,
     /// Sync, populate or superblock: the running phase waits for all of its own.
     Phase,
 }
@@ -208,20 +228,36 @@ impl Store {
             extents,
             current: None,
             older_index: Index::ZERO,
+            older_rows: None,
             running: None,
             published: None,
             failed: false,
             next_token: 1,
             in_flight: BTreeMap::new(),
+            starved: Vec::new(),
+            removals_held: Vec::new(),
+            thorough_release: false,
             queue: VecDeque::new(),
             creating: BTreeMap::new(),
         }
     }
 
     /// Takes up from a durable checkpoint.
-    pub(crate) fn resume(&mut self, current: Superblock, older_index: Index) {
+    pub(crate) fn resume(&mut self, current: Superblock, older_index: Index, older_rows: Option<RowLogRoot>) {
         assert!(self.current.is_none() && older_index <= current.position.index, "I4");
-        (self.current, self.older_index) = (Some(current), older_index);
+        (self.current, self.older_index, self.older_rows) = (Some(current), older_index, older_rows);
+    }
+
+    /// The row log's root in the older checkpoint that a start found: its files must be kept until the next one.
+    #[must_use]
+    pub fn older_rows(&self) -> Option<RowLogRoot> {
+        self.older_rows.filter(|root| root.len > 0)
+    }
+
+    /// Writes of a checkpoint in flight at once.
+    #[must_use]
+    pub fn writes_in_flight_max(&self) -> u32 {
+        self.options.writes_in_flight_max
     }
 
     /// The newest durable checkpoint.
@@ -368,7 +404,7 @@ impl Store {
         }
         while let Some((page, bytes)) = self.running.as_mut().and_then(|running| running.writer.pop()) {
             let Block { file, offset, .. } = self.verified.block(page, 1);
-            self.write(Purpose::PageWrite, file, offset, StoreBytes::Owned(bytes));
+            self.write(Purpose::PageWrite, file, offset, StoreBytes::shared(bytes));
             self.running.as_mut().expect("it just made a write").page_writes += 1;
         }
     }
@@ -376,15 +412,22 @@ impl Store {
     fn token(&mut self, purpose: Purpose) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        self.in_flight.insert(token, purpose);
+        self.in_flight.insert(token, InFlight { purpose, repeat: None });
         token
+    }
+
+    /// Lets an effect leave and keeps it until it is answered.
+    fn send(&mut self, effect: StoreEffect) {
+        let in_flight = self.in_flight.get_mut(&effect.token()).expect("its token was just given out");
+        in_flight.repeat = Some(effect.clone());
+        self.queue.push_back(effect);
     }
 
     fn create_file(&mut self, file: StoreFile, bytes: u64) {
         let token = self.token(Purpose::Create(file));
         let before = self.creating.insert(file, Vec::new());
         assert!(before.is_none(), "a file is created once");
-        self.queue.push_back(StoreEffect::CreateFile { token, file, bytes });
+        self.send(StoreEffect::CreateFile { token, file, bytes });
     }
 
     fn write(&mut self, purpose: Purpose, file: StoreFile, offset: u64, bytes: StoreBytes) {
@@ -393,7 +436,7 @@ impl Store {
         let write = StoreWrite { token: self.token(purpose), file, offset, bytes };
         match self.creating.get_mut(&file) {
             Some(held) => held.push(write),
-            None => self.queue.push_back(StoreEffect::Write(write)),
+            None => self.send(StoreEffect::Write(write)),
         }
     }
 
@@ -406,6 +449,8 @@ impl Store {
             }
             match rows.poll_effect()? {
                 RowEffect::CreateSegment(file) => self.create_file(file, self.options.row_segment_bytes),
+                RowEffect::DiscardTail { file, offset, len } => self.discard(file, offset, len),
+                RowEffect::RemoveSegment(file) => self.remove_file(file),
                 RowEffect::Write(write) => {
                     let bytes = StoreBytes::Shared(write.bytes, write.part);
                     self.write(Purpose::RowWrite(write.token), write.file, write.offset, bytes);
@@ -417,12 +462,15 @@ impl Store {
 
     /// The effect of this token is done, whole.
     pub fn handle_complete(&mut self, token: u64, rows: &mut dyn RowFiles) {
-        let purpose = self.in_flight.remove(&token).expect("an effect completes once");
+        let InFlight { purpose, repeat } = self.in_flight.remove(&token).expect("an effect completes once");
         match purpose {
             Purpose::Create(file) => {
                 let held = self.creating.remove(&file).expect("it was under creation");
-                self.queue.extend(held.into_iter().map(StoreEffect::Write));
+                held.into_iter().for_each(|write| self.send(StoreEffect::Write(write)));
             }
+            Purpose::Discard(_) => self.end_discard(&repeat.expect("a discard is kept")),
+            // Room was made.
+            Purpose::Remove => self.retry_no_space(),
             Purpose::RowWrite(row_token) => rows.handle_write_complete(row_token),
             Purpose::PageWrite => self.running.as_mut().expect("I3: its checkpoint runs").page_writes -= 1,
             Purpose::Phase => self.running.as_mut().expect("I3: its checkpoint runs").pending -= 1,
@@ -435,6 +483,7 @@ impl Store {
     /// An effect failed or was short: final. No further effect is yielded and no checkpoint ends.
     pub fn handle_failed(&mut self) {
         self.failed = true;
+        self.starved.clear();
         self.queue.clear();
     }
 
@@ -533,6 +582,7 @@ impl Store {
         self.older_index = self.current.map_or(Index::ZERO, |current| current.position.index);
         self.current = Some(superblock);
         self.extents.publish(superblock.sequence);
+        self.discard_extents();
         self.published = Some(PublishedCheckpoint {
             sequence: superblock.sequence,
             keys: self.keys(),
@@ -562,6 +612,12 @@ impl Store {
     #[must_use]
     pub fn index_bytes(&self) -> u64 {
         self.extents.taken_units() * UNIT_BYTES as u64
+    }
+
+    /// Bytes of index pages that the newest durable checkpoint uses.
+    #[must_use]
+    pub fn index_bytes_in_use(&self) -> u64 {
+        self.extents.used_units() * UNIT_BYTES as u64
     }
 
     #[cfg(test)]
@@ -605,18 +661,20 @@ impl Running {
     }
 }
 
-/// A frozen overlay as changes of the key tree. Tombstones are entries too.
+/// A frozen overlay as changes of the key tree. Tombstones are entries too; erased keys are removals.
 struct FrozenChanges<'a> {
     overlay: &'a Overlay,
     /// Where the change at hand stands.
     at: OverlayCursor,
     next: Option<(&'a [u8], OverlayCursor)>,
     value: Vec<u8>,
+    /// The change at hand removes its key.
+    removes: bool,
 }
 
 impl<'a> FrozenChanges<'a> {
     fn new(overlay: &'a Overlay, at: OverlayCursor) -> Self {
-        let mut changes = Self { overlay, at, next: None, value: Vec::new() };
+        let mut changes = Self { overlay, at, next: None, value: Vec::new(), removes: false };
         changes.load();
         changes
     }
@@ -624,7 +682,10 @@ impl<'a> FrozenChanges<'a> {
     fn load(&mut self) {
         self.value.clear();
         self.next = self.overlay.next(self.at).map(|(key, entry, after)| {
-            entry.encode_into(&mut self.value);
+            self.removes = entry.is_erased();
+            if !self.removes {
+                entry.encode_into(&mut self.value);
+            }
             (key, after)
         });
     }
@@ -632,7 +693,7 @@ impl<'a> FrozenChanges<'a> {
 
 impl ChangeStream for FrozenChanges<'_> {
     fn peek(&self) -> Option<Change<'_>> {
-        self.next.map(|(key, _)| Change { key, value: Some(&self.value) })
+        self.next.map(|(key, _)| Change { key, value: (!self.removes).then_some(&self.value) })
     }
 
     fn advance(&mut self) {

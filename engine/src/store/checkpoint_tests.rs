@@ -79,6 +79,20 @@ impl Disk {
             StoreEffect::Populate { block, .. } => {
                 assert!(self.seen[&block.file].len() as u64 >= block.offset + u64::from(block.len) && block.len > 0);
             }
+            StoreEffect::Discard { file, offset, len, .. } => {
+                for files in [&mut self.durable, &mut self.seen] {
+                    let bytes = files.get_mut(file).expect("only an existing file gives back room");
+                    bytes[*offset as usize..][..*len as usize].fill(0);
+                }
+                let end = *offset + *len;
+                self.unsynced.retain(|(other, at, _)| other != file || *at < *offset || *at >= end);
+            }
+            StoreEffect::RemoveFile { file, .. } => {
+                let seen = self.seen.remove(file);
+                assert!(seen.is_some(), "{file:?} is removed once");
+                self.durable.remove(file);
+                self.unsynced.retain(|(other, ..)| other != file);
+            }
         }
     }
 
@@ -347,7 +361,7 @@ fn check_contents(disk: &Disk, store: &Store, rows: &RowLog, model: &Model) {
         let tree = store.tree(id);
         retry(|| tree.visit_pages(disk, &mut note));
     }
-    assert_eq!(store.extents().used_units(), in_use.into_iter().collect::<Vec<_>>(), "no unit leaks");
+    assert_eq!(store.extents().used_list(), in_use.into_iter().collect::<Vec<_>>(), "no unit leaks");
 }
 
 #[test]

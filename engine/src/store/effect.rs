@@ -5,7 +5,8 @@
 //! Invariants
 //! - I1: every effect carries a token that no other effect of this process carries, and is answered once, in any
 //!   order, by [`crate::store::Store::handle_complete`]; any failure or short write is final
-//!   ([`crate::store::Store::handle_failed`]).
+//!   ([`crate::store::Store::handle_failed`]), but that a creation or a write that found no room on the file system and
+//!   did nothing may be answered by [`crate::store::Store::handle_no_space`]: it leaves again later under its token.
 //! - I2: a write to a file leaves only after the file's creation was completed; a sync of a file leaves only after
 //!   every write it has to cover was completed; a superblock leaves only after every sync it depends on was completed.
 //! - I3: offsets and lengths of writes are multiples of 4096, and two writes in flight never overlap.
@@ -45,6 +46,26 @@ pub enum StoreEffect {
         /// What to load; may span many pages, within one file.
         block: Block,
     },
+    /// Give the room of a range back to the file system. Nothing names the range, and nothing is written to it before
+    /// the answer. If the environment cannot do it, it is answered all the same: the room stays taken.
+    Discard {
+        /// Names the effect.
+        token: u64,
+        /// Which file; its length stays.
+        file: StoreFile,
+        /// First byte, a multiple of 4096.
+        offset: u64,
+        /// Length in bytes, a multiple of 4096.
+        len: u64,
+    },
+    /// Close and remove a file that nothing names any more. It is neither read nor written again, and its number is not
+    /// used again by this process.
+    RemoveFile {
+        /// Names the effect.
+        token: u64,
+        /// Which file.
+        file: StoreFile,
+    },
 }
 
 impl StoreEffect {
@@ -52,7 +73,11 @@ impl StoreEffect {
     #[must_use]
     pub fn token(&self) -> u64 {
         match self {
-            Self::CreateFile { token, .. } | Self::Sync { token, .. } | Self::Populate { token, .. } => *token,
+            Self::CreateFile { token, .. }
+            | Self::Sync { token, .. }
+            | Self::Populate { token, .. }
+            | Self::Discard { token, .. }
+            | Self::RemoveFile { token, .. } => *token,
             Self::Write(write) => write.token,
         }
     }
@@ -81,6 +106,12 @@ pub enum StoreBytes {
 }
 
 impl StoreBytes {
+    /// Bytes that can be written once more.
+    pub(crate) fn shared(bytes: Vec<u8>) -> Self {
+        let whole = 0..bytes.len();
+        Self::Shared(Arc::new(bytes), whole)
+    }
+
     /// The bytes.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {

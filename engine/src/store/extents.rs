@@ -1,7 +1,8 @@
 //! Which units of the index files are in use.
 //!
 //! Owns: allocation in contiguous extents, what was freed by which checkpoint, pins, the persisted map
-//! (docs/format/store.md section 6). Does not know: what stands in a page, who writes it.
+//! (docs/format/store.md section 6), which free units gave their room back to the file system. Does not know: what
+//! stands in a page, who writes it.
 //!
 //! A unit is free, in use, or in quarantine: freed by a checkpoint, but needed by the one before as long as that is the
 //! older retained one, or by a pin. A running checkpoint allocates free units only; what it frees enters quarantine
@@ -11,7 +12,9 @@
 //! - I1: a unit that the newest or the older durable checkpoint uses is never allocated.
 //! - I2: units freed by checkpoint n become free at the earliest when n + 1 is durable, and never while a pin on a
 //!   checkpoint before n stands.
-//! - I3: no run crosses the end of a file; files are added one by one and never given back.
+//! - I3: no run crosses the end of a file; files are added one by one. Their number never falls: the room of free units
+//!   is given back, the files stay.
+//! - I4: units under discard are not allocated.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,6 +22,9 @@ use crate::store::page::{HEADER_BYTES, PageHeader, PageId, PageRef, PageType, UN
 
 /// Shortest extent that is looked for first: one write of 256 KiB.
 const EXTENT_UNITS: u32 = 64;
+
+/// Shortest run whose room is given back.
+const DISCARD_UNITS_MIN: u32 = 16;
 
 /// A run of units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,11 +44,17 @@ pub struct Extents {
     /// One bit per unit: not free.
     taken: Vec<u64>,
     taken_units: u64,
+    /// One bit per unit: free, and its room was given back by this process.
+    hollow: Vec<u64>,
+    /// Free, and their room is being given back; `taken` as far as allocation goes.
+    discarding: Vec<Run>,
     /// Where the next units come from.
     extent_next: u32,
     extent_end: u32,
     /// Where the search for the next extent starts.
     search_from: u32,
+    /// No long extent is left for this checkpoint that still has its room.
+    only_hollow: bool,
     /// No long extent is left for this checkpoint.
     only_short: bool,
     /// By the running checkpoint.
@@ -64,9 +76,12 @@ impl Extents {
             files_max,
             taken: Vec::new(),
             taken_units: 0,
+            hollow: Vec::new(),
+            discarding: Vec::new(),
             extent_next: 0,
             extent_end: 0,
             search_from: 0,
+            only_hollow: false,
             only_short: false,
             freed: Vec::new(),
             quarantine: VecDeque::new(),
@@ -96,6 +111,13 @@ impl Extents {
     #[must_use]
     pub fn taken_units(&self) -> u64 {
         self.taken_units
+    }
+
+    /// Units in use: those in quarantine left out.
+    #[must_use]
+    pub fn used_units(&self) -> u64 {
+        let waiting: u64 = self.quarantine.iter().flat_map(|(_, runs)| runs).map(|run| u64::from(run.units)).sum();
+        self.taken_units - waiting
     }
 
     /// Takes a run, which follows the one taken before where possible. May add a file.
@@ -147,7 +169,61 @@ impl Extents {
             let (_, runs) = self.quarantine.pop_front().expect("it was just seen");
             runs.into_iter().for_each(|run| self.clear(run));
         }
-        (self.extent_next, self.extent_end, self.only_short) = (0, 0, false);
+        (self.extent_next, self.extent_end) = (0, 0);
+        (self.only_hollow, self.only_short) = (false, false);
+        // From the front, so that free room gathers at the end.
+        self.search_from = 0;
+    }
+
+    /// Free runs whose room should be given back, from the end on, beyond what is kept at hand for the checkpoints to
+    /// come: as much as is in use, and at least a file's worth; or, if the release is `thorough`, an extent.
+    pub fn take_discards(&mut self, thorough: bool) -> Vec<Run> {
+        let at_least = if thorough { EXTENT_UNITS } else { self.file_units };
+        let used = self.used_units();
+        let keep = u64::from(at_least).max(if thorough { used / 4 } else { used });
+        let hollow: u64 = self.hollow.iter().map(|word| u64::from(word.count_ones())).sum();
+        let waiting: u64 = self.discarding.iter().map(|run| u64::from(run.units)).sum();
+        let mut at_hand = u64::from(self.total_units()) - self.taken_units - hollow - waiting;
+        let mut runs = Vec::new();
+        if at_hand <= keep {
+            return runs;
+        }
+        let full: Vec<u64> = self.taken.iter().zip(&self.hollow).map(|(taken, hollow)| !(taken | hollow)).collect();
+        for run in self.within_files(runs_of(&full)).into_iter().rev() {
+            let units = u64::from(run.units).min(at_hand.saturating_sub(keep)) as u32;
+            if units < DISCARD_UNITS_MIN {
+                continue;
+            }
+            at_hand -= u64::from(units);
+            runs.push(Run { page: PageId(run.page.0 + run.units - units), units });
+        }
+        for run in &runs {
+            fill(&mut self.taken, *run, true);
+        }
+        self.discarding.extend(&runs);
+        runs
+    }
+
+    /// The room of a run is given back.
+    pub fn end_discard(&mut self, run: Run) {
+        let index = self.discarding.iter().position(|other| *other == run).expect("a discard ends once");
+        self.discarding.swap_remove(index);
+        fill(&mut self.taken, run, false);
+        fill(&mut self.hollow, run, true);
+    }
+
+    /// Cuts runs at the ends of files.
+    fn within_files(&self, runs: Vec<Run>) -> Vec<Run> {
+        let mut out = Vec::new();
+        for run in runs {
+            let (mut at, end) = (run.page.0, run.page.0 + run.units);
+            while at < end {
+                let file_end = (at / self.file_units + 1) * self.file_units;
+                out.push(Run { page: PageId(at), units: end.min(file_end) - at });
+                at = end.min(file_end);
+            }
+        }
+        out
     }
 
     /// Takes the run of the map itself, which may add the file that it stands in.
@@ -173,7 +249,7 @@ impl Extents {
     pub fn encode_map(&self, page: PageId, generation: u64) -> Vec<u8> {
         let mut used = self.taken.clone();
         let mut freed = vec![0; self.taken.len()];
-        for run in self.quarantine.iter().flat_map(|(_, runs)| runs) {
+        for run in self.quarantine.iter().flat_map(|(_, runs)| runs).chain(&self.discarding) {
             fill(&mut used, *run, false);
         }
         for run in &self.freed {
@@ -231,6 +307,7 @@ impl Extents {
                 freed.push(freed_word);
             }
         }
+        extents.hollow = vec![0; extents.taken.len()];
         extents.taken_units = extents.taken.iter().map(|word| u64::from(word.count_ones())).sum();
         extents.quarantine.push_back((sequence, runs_of(&freed)));
         let whole = extents.is_taken(map.page);
@@ -250,9 +327,10 @@ impl Extents {
 
     /// Units that the newest durable checkpoint uses, while none runs.
     #[cfg(test)]
-    pub(crate) fn used_units(&self) -> Vec<u32> {
+    pub(crate) fn used_list(&self) -> Vec<u32> {
         let mut used = self.taken.clone();
-        self.quarantine.iter().flat_map(|(_, runs)| runs).for_each(|run| fill(&mut used, *run, false));
+        let apart = self.quarantine.iter().flat_map(|(_, runs)| runs).chain(&self.discarding);
+        apart.for_each(|run| fill(&mut used, *run, false));
         runs_of(&used).into_iter().flat_map(|run| run.page.0..run.page.0 + run.units).collect()
     }
 
@@ -271,6 +349,7 @@ impl Extents {
     fn set(&mut self, run: Run) {
         assert!((run.page.0..run.page.0 + run.units).all(|unit| !self.is_taken(PageId(unit))), "I1");
         fill(&mut self.taken, run, true);
+        fill(&mut self.hollow, run, false);
         self.taken_units += u64::from(run.units);
     }
 
@@ -279,42 +358,49 @@ impl Extents {
         self.taken_units -= u64::from(run.units);
     }
 
-    /// Makes the extent one that holds `units`: a long free one; or, if a quarter of all is free, a short one; or the
-    /// start of a new file.
+    /// Makes the extent one that holds `units`: a long free one that has its room; or any long one; or, if a quarter of
+    /// all is free, a short one; or the start of a new file.
     fn find_extent(&mut self, units: u32) {
         let free = u64::from(self.total_units()) - self.taken_units;
+        if !self.only_hollow {
+            if self.search(units.max(EXTENT_UNITS), false) {
+                return;
+            }
+            self.only_hollow = true;
+        }
         if !self.only_short {
-            if self.search(units.max(EXTENT_UNITS)) {
+            if self.search(units.max(EXTENT_UNITS), true) {
                 return;
             }
             self.only_short = true;
         }
-        if free >= u64::from(self.total_units()) / 4 && self.search(units) {
+        if free >= u64::from(self.total_units()) / 4 && self.search(units, true) {
             return;
         }
         assert!(self.files < self.files_max, "admission bounds the store by the files allowed");
         let start = self.total_units();
         self.files += 1;
         self.taken.resize((self.total_units() / 64) as usize, 0);
+        self.hollow.resize(self.taken.len(), 0);
         (self.extent_next, self.extent_end) = (start, start + self.file_units);
-        (self.search_from, self.only_short) = (start, false);
+        (self.search_from, self.only_hollow, self.only_short) = (start, false, false);
     }
 
     /// Looks for a free run of at least `units`, from where the last one was found and around.
-    fn search(&mut self, units: u32) -> bool {
+    fn search(&mut self, units: u32, hollow: bool) -> bool {
         let (middle, total) = (self.search_from.min(self.total_units()), self.total_units());
-        let found = self.search_between(middle, total, units);
-        let Some((start, end)) = found.or_else(|| self.search_between(0, middle, units)) else { return false };
+        let found = self.search_between(middle, total, units, hollow);
+        let Some((start, end)) = found.or_else(|| self.search_between(0, middle, units, hollow)) else { return false };
         (self.extent_next, self.extent_end, self.search_from) = (start, end, end);
         true
     }
 
-    fn search_between(&self, from: u32, to: u32, units: u32) -> Option<(u32, u32)> {
+    fn search_between(&self, from: u32, to: u32, units: u32, hollow: bool) -> Option<(u32, u32)> {
         let mut at = from;
         while at < to {
-            let start = self.next_bit(at, to, false);
+            let start = self.next_bit(at, to, false, hollow);
             let file_end = (start / self.file_units).saturating_add(1).saturating_mul(self.file_units);
-            let end = self.next_bit(start, file_end.min(to), true);
+            let end = self.next_bit(start, file_end.min(to), true, hollow);
             if start < to && end - start >= units {
                 return Some((start, end));
             }
@@ -323,11 +409,13 @@ impl Extents {
         None
     }
 
-    /// The first unit in `from..to` that is taken, or free; `to` if there is none.
-    fn next_bit(&self, from: u32, to: u32, taken: bool) -> u32 {
+    /// The first unit in `from..to` that is taken, or free; `to` if there is none. Units whose room was given back count
+    /// as free if `hollow`, else as taken.
+    fn next_bit(&self, from: u32, to: u32, taken: bool, hollow: bool) -> u32 {
         let mut at = from;
         while at < to {
-            let word = self.taken[(at / 64) as usize];
+            let index = (at / 64) as usize;
+            let word = self.taken[index] | if hollow { 0 } else { self.hollow[index] };
             let rest = (if taken { word } else { !word }) >> (at % 64);
             if rest != 0 {
                 return (at + rest.trailing_zeros()).min(to);
@@ -431,7 +519,7 @@ mod tests {
         let back = Extents::decode_map(128, 10, map, files, 2, &bytes).unwrap();
         assert_eq!((&back.taken, back.taken_units), (&extents.taken, extents.taken_units));
         assert_eq!(back.quarantine.back(), extents.quarantine.back());
-        assert_eq!(back.used_units(), extents.used_units());
+        assert_eq!(back.used_list(), extents.used_list());
         assert!(back.holds(Run { page, units: 1 }) && !back.holds(Run { page: PageId(127), units: 2 }));
         assert!(
             !back.holds(Run { page: PageId(files * 128 - 1), units: 9 })

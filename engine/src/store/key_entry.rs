@@ -39,6 +39,15 @@ impl Revision {
     pub const fn is_none(self) -> bool {
         self.main == 0
     }
+
+    /// The smallest address above.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        match self.sub.checked_add(1) {
+            Some(sub) => Self { main: self.main, sub },
+            None => Self { main: self.main + 1, sub: 0 },
+        }
+    }
 }
 
 /// The newest state of a key.
@@ -56,7 +65,6 @@ pub struct KeyEntry {
     pub chain: Chain,
 }
 
-/// The skew-binary roots of a chain; the newest root is the entry's own row.
 /// The skew-binary roots of a chain; the newest root is the entry's own row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
@@ -182,6 +190,22 @@ fn joins(rows: u64) -> bool {
 }
 
 impl KeyEntry {
+    /// What an overlay holds of a key that leaves the index: its tombstone is compacted. Reads as a tombstone, as its
+    /// newest row is below every revision; the merge of a checkpoint removes the key.
+    pub const ERASED: Self = Self {
+        row: Revision::NONE,
+        create: 0,
+        version: 0,
+        lease: 0,
+        chain: Chain { rows: 0, older: Roots::Inline([Revision::NONE; ROOTS_INLINE]) },
+    };
+
+    /// Whether the key leaves the index; see [`Self::ERASED`].
+    #[must_use]
+    pub fn is_erased(&self) -> bool {
+        self.row.is_none()
+    }
+
     /// Whether the key is deleted.
     #[must_use]
     pub fn is_tombstone(&self) -> bool {
@@ -191,6 +215,7 @@ impl KeyEntry {
     /// Appends the binary form.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
         let tombstone = self.is_tombstone();
+        assert!(!self.is_erased(), "a key that leaves the index has no form in it");
         assert!(!tombstone || (self.create == 0 && self.lease == 0), "I1: a tombstone has no create and no lease");
         let mut flags = 0;
         flags |= if self.lease != 0 { FLAG_LEASE } else { 0 };

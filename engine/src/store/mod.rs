@@ -9,6 +9,7 @@ pub mod key_entry;
 pub mod overlay;
 pub mod page;
 pub(crate) mod page_writer;
+pub mod reclaim;
 pub mod recover;
 mod row_block;
 pub mod row_log;
@@ -18,6 +19,7 @@ pub mod verified;
 
 pub use checkpoint::{CheckpointRequest, CheckpointStep, PublishedCheckpoint, RowFiles, Store, StoreOptions};
 pub use effect::{StoreBytes, StoreEffect, StoreWrite};
+pub use reclaim::{ReclaimLimits, ReclaimStep};
 pub use recover::{RecoverError, StoreMedia, recover};
 pub use superblock::{SUPERBLOCK_BYTES, Superblock};
 pub use tree::{Tree, TreeId, TreeRoot, TreeScan};

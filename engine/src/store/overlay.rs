@@ -11,7 +11,8 @@
 //! chunks, so a frozen overlay of 350,000 keys is freed by the chunk ([`Overlay::free_slice`]), not by the key.
 //!
 //! Invariants
-//! - I1: a key enters once and never leaves (a delete is a tombstone entry), so node and entry ids stay valid for the
+//! - I1: a key enters once and never leaves (a delete is a tombstone entry, a key that leaves the index has an entry
+//!   that says so), so node and entry ids stay valid for the
 //!   overlay's life and a cursor into a frozen overlay may be kept between steps.
 //! - I2: a slot's `delta` is live(now) - live(below) of its key, or the sum over its child; so what a layer adds to the
 //!   count of a range costs O(log n).
@@ -29,6 +30,8 @@ const FANOUT: usize = 64;
 const CHUNK_ENTRIES: usize = 1024;
 /// Key bytes of one chunk; a longer key gets its own.
 const CHUNK_KEY_BYTES: usize = 64 * 1024;
+/// Nodes that are freed in the time of a chunk.
+const NODES_FREED_AT_ONCE: usize = 512;
 /// "No node".
 const NIL: u32 = u32::MAX;
 
@@ -42,6 +45,7 @@ pub struct Overlay {
     keys: Vec<Vec<u8>>,
     bytes: u64,
     len: usize,
+    erased: usize,
 }
 
 /// A place in an overlay that stays good as long as no key enters it.
@@ -90,7 +94,15 @@ impl Overlay {
     #[must_use]
     pub fn new() -> Self {
         let bytes = size_of::<Node>() as u64;
-        Self { nodes: vec![Box::new(Node::new(true))], root: 0, entries: Vec::new(), keys: Vec::new(), bytes, len: 0 }
+        Self {
+            nodes: vec![Box::new(Node::new(true))],
+            root: 0,
+            entries: Vec::new(),
+            keys: Vec::new(),
+            bytes,
+            len: 0,
+            erased: 0,
+        }
     }
 
     /// The entry of a key that changed.
@@ -125,6 +137,19 @@ impl Overlay {
             self.rehead(self.root);
         }
         debug_assert!(change.abs() <= 1, "one key changes the count by one");
+    }
+
+    /// Lets a deleted key leave the index with the next merge: its tombstone, here or below, is compacted.
+    pub fn erase(&mut self, key: &[u8]) {
+        assert!(self.get(key).is_none_or(KeyEntry::is_tombstone), "only a deleted key is erased");
+        self.put(key, KeyEntry::ERASED, false);
+        self.erased += 1;
+    }
+
+    /// How many keys were erased, those put again included.
+    #[must_use]
+    pub fn erased(&self) -> usize {
+        self.erased
     }
 
     /// The first key at or above `from`.
@@ -197,11 +222,10 @@ impl Overlay {
     pub fn free_slice(&mut self, chunks_max: usize) -> bool {
         for _ in 0..chunks_max {
             if self.entries.pop().is_none() && self.keys.pop().is_none() {
-                break;
+                self.nodes.truncate(self.nodes.len().saturating_sub(NODES_FREED_AT_ONCE));
             }
         }
-        self.nodes.truncate(self.nodes.len().saturating_sub(chunks_max));
-        self.entries.is_empty() && self.keys.is_empty()
+        self.entries.is_empty() && self.keys.is_empty() && self.nodes.is_empty()
     }
 
     /// The sum of deltas of all keys below `key`.
@@ -250,7 +274,7 @@ impl Overlay {
     fn replace(&mut self, id: u32, slot: usize, entry: KeyEntry) -> i32 {
         let index = self.nodes[id as usize].entries[slot] as usize;
         let held = &mut self.entries[index / CHUNK_ENTRIES][index % CHUNK_ENTRIES];
-        assert!(entry.row > held.entry.row, "entries of a key ascend in revision");
+        assert!(entry.row > held.entry.row || entry.is_erased(), "entries of a key ascend in revision");
         let change = i32::from(!entry.is_tombstone()) - i32::from(!held.entry.is_tombstone());
         self.bytes += entry.chain.heap_bytes() as u64;
         self.bytes -= held.entry.chain.heap_bytes() as u64;

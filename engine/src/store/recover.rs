@@ -91,7 +91,7 @@ pub fn recover(options: StoreOptions, identity: Identity, media: &mut dyn StoreM
     let older_index = older.map_or(if first_one { Index::ZERO } else { current.position.index }, |o| o.position.index);
     let (options, extents) = load_map(options, &current, media)?;
     let mut store = Store::with_extents(options, identity, extents);
-    store.resume(current, older_index.min(current.position.index));
+    store.resume(current, older_index.min(current.position.index), older.map(|older| older.rows));
     Ok(store)
 }
 

@@ -10,10 +10,11 @@
 //! rows     rows back to back from 32, zeros, and at the end of the block their offsets, u32 each, in order
 //! row      0 main i64   8 sub u32   12 key len u32   16 create i64   24 version i64   32 lease i64   40 prev.main i64
 //!         48 jump.main i64   56 prev.sub u32   60 jump.sub u32   64 value len u32   68 key, value
-//! directory  count entries from 32: first.main i64, first.sub u32, offset u32, checksum u32, len u16, 0 u16
+//! directory  count entries from 32: first.main i64, first.sub u32, offset u32, checksum u32, len u16, rows u16
 //!          (24 bytes)
-//! table    count records from 32: above.main i64, above.sub u32, file u32, used u32, blocks u32,
-//!          directory: file u32, offset u32, len u32, checksum u32                                        (40 bytes)
+//! table    32 reclaim: from i64, to i64, next.main i64, next.sub u32, 0 u32 (32 bytes), then
+//!          count records from 64: above.main i64, above.sub u32, file u32, used u32, blocks u32,
+//!          directory: file u32, offset u32, len u32, checksum u32, rows u32, dead rows u32, dead bytes u64 (56 bytes)
 //! ```
 //! Offsets, lengths and `used` of directory and table are in units of 4096 bytes, but a directory's len is in bytes.
 //!
@@ -24,7 +25,7 @@
 use std::cell::Cell;
 
 use crate::store::key_entry::Revision;
-use crate::store::row_log::RowLogRoot;
+use crate::store::row_log::{ReclaimCursor, RowLogRoot};
 
 /// Blocks start and end on multiples of this.
 pub(crate) const UNIT_BYTES: u64 = 4096;
@@ -34,7 +35,10 @@ const FORMAT: u8 = 1;
 const HEADER_BYTES: usize = 32;
 const ROW_HEADER_BYTES: usize = 68;
 const DIRECTORY_ENTRY_BYTES: usize = 24;
-const TABLE_RECORD_BYTES: usize = 40;
+const TABLE_RECORD_BYTES: usize = 56;
+const RECLAIM_BYTES: usize = 32;
+/// Rows of a block at most: the directory counts them in 15 bits.
+pub(crate) const BLOCK_ROWS_MAX: usize = 0x7fff;
 
 /// One row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,8 +108,14 @@ impl OpenBlock {
         if self.is_empty() { 0 } else { self.bytes.len() + self.table.len() }
     }
 
-    pub(crate) fn len_with(&self, row: &Row<'_>) -> usize {
-        self.bytes.len() + self.table.len() + row.encoded_len() + 4
+    pub(crate) fn rows_count(&self) -> usize {
+        self.table.len() / 4
+    }
+
+    /// Whether the block must be closed before this row: it would be too long, or hold too many rows.
+    pub(crate) fn is_full_for(&self, row: &Row<'_>, block_bytes: u32) -> bool {
+        let len = self.bytes.len() + self.table.len() + row.encoded_len() + 4;
+        !self.is_empty() && (len > block_bytes as usize || self.rows_count() == BLOCK_ROWS_MAX)
     }
 
     pub(crate) fn first(&self) -> Revision {
@@ -256,17 +266,34 @@ pub(crate) struct DirectoryEntry {
     pub(crate) checksum: u32,
     /// In units.
     len: u16,
-    /// The bytes were compared with the checksum since they were last read in.
-    pub(crate) verified: Cell<bool>,
+    /// Rows, and in the highest bit (zero on file): the bytes were compared with the checksum since they were last
+    /// read in.
+    rows: Cell<u16>,
 }
+
+const VERIFIED: u16 = 0x8000;
 
 const _: () = assert!(size_of::<DirectoryEntry>() == DIRECTORY_ENTRY_BYTES, "the directory is kept in memory");
 
 impl DirectoryEntry {
-    pub(crate) fn new(first: Revision, offset: u64, len: u64, checksum: u32) -> Self {
+    pub(crate) fn new(first: Revision, offset: u64, len: u64, checksum: u32, rows: usize) -> Self {
         let offset = u32::try_from(offset / UNIT_BYTES).expect("a segment is below 16 TiB");
         let len = u16::try_from(len / UNIT_BYTES).expect("a block is below 256 MiB");
-        Self { main: first.main, sub: first.sub, offset, checksum, len, verified: Cell::new(false) }
+        assert!(rows > 0 && rows <= BLOCK_ROWS_MAX, "a block is closed before it holds more rows");
+        Self { main: first.main, sub: first.sub, offset, checksum, len, rows: Cell::new(rows as u16) }
+    }
+
+    /// Rows in the block.
+    pub(crate) fn rows(&self) -> u32 {
+        u32::from(self.rows.get() & !VERIFIED)
+    }
+
+    pub(crate) fn is_verified(&self) -> bool {
+        self.rows.get() & VERIFIED != 0
+    }
+
+    pub(crate) fn set_verified(&self, verified: bool) {
+        self.rows.set(self.rows.get() & !VERIFIED | if verified { VERIFIED } else { 0 });
     }
 
     pub(crate) fn first(&self) -> Revision {
@@ -295,7 +322,7 @@ pub(crate) fn directory_block(entries: &[DirectoryEntry]) -> Vec<u8> {
         bytes.extend_from_slice(&entry.offset.to_le_bytes());
         bytes.extend_from_slice(&entry.checksum.to_le_bytes());
         bytes.extend_from_slice(&entry.len.to_le_bytes());
-        bytes.extend_from_slice(&[0; 2]);
+        bytes.extend_from_slice(&(entry.rows() as u16).to_le_bytes());
     }
     bytes.resize(len, 0);
     begin(&mut bytes, BlockKind::Directory, entries.len(), Revision::NONE);
@@ -305,21 +332,16 @@ pub(crate) fn directory_block(entries: &[DirectoryEntry]) -> Vec<u8> {
 /// The entries of a verified directory.
 pub(crate) fn directory_entries(bytes: &[u8]) -> Option<Vec<DirectoryEntry>> {
     let mut entries: Vec<DirectoryEntry> = Vec::new();
-    for entry in records::<DIRECTORY_ENTRY_BYTES>(bytes)? {
+    for entry in records::<DIRECTORY_ENTRY_BYTES>(bytes, HEADER_BYTES)? {
         let first = Revision { main: i64_at(entry, 0)?, sub: u32_at(entry, 8)? };
-        let len = u16::try_from(u32_at(entry, 20)?).ok()?;
-        if len == 0 || entries.last().is_some_and(|before| before.first() >= first) {
+        let both = u32_at(entry, 20)?;
+        let (len, rows) = (both as u16, (both >> 16) as u16);
+        let bounded = len > 0 && rows > 0 && rows & VERIFIED == 0;
+        if !bounded || entries.last().is_some_and(|before| before.first() >= first) {
             return None;
         }
         let (offset, checksum) = (u32_at(entry, 12)?, u32_at(entry, 16)?);
-        entries.push(DirectoryEntry {
-            main: first.main,
-            sub: first.sub,
-            offset,
-            checksum,
-            len,
-            verified: Cell::new(false),
-        });
+        entries.push(DirectoryEntry { main: first.main, sub: first.sub, offset, checksum, len, rows: Cell::new(rows) });
     }
     Some(entries)
 }
@@ -333,16 +355,29 @@ pub(crate) struct TableRecord {
     pub(crate) above: Revision,
     pub(crate) blocks: u32,
     pub(crate) directory: RowLogRoot,
+    pub(crate) rows: u32,
+    pub(crate) dead_rows: u32,
+    pub(crate) dead_bytes: u64,
 }
 
 /// The length of a table block of so many segments.
 pub(crate) fn table_bytes(segments: usize) -> usize {
-    (HEADER_BYTES + segments * TABLE_RECORD_BYTES).next_multiple_of(UNIT_BYTES as usize)
+    (HEADER_BYTES + RECLAIM_BYTES + segments * TABLE_RECORD_BYTES).next_multiple_of(UNIT_BYTES as usize)
 }
 
 /// A table block of `len` bytes, not yet finished. `newest` is the newest row of the log.
-pub(crate) fn table_block(records: impl Iterator<Item = TableRecord>, newest: Revision, len: usize) -> Vec<u8> {
+pub(crate) fn table_block(
+    records: impl Iterator<Item = TableRecord>,
+    reclaim: ReclaimCursor,
+    newest: Revision,
+    len: usize,
+) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
+    bytes.extend_from_slice(&reclaim.from.to_le_bytes());
+    bytes.extend_from_slice(&reclaim.to.to_le_bytes());
+    bytes.extend_from_slice(&reclaim.next.main.to_le_bytes());
+    bytes.extend_from_slice(&reclaim.next.sub.to_le_bytes());
+    bytes.extend_from_slice(&[0; 4]);
     let mut count = 0;
     let units = |bytes: u64| u32::try_from(bytes / UNIT_BYTES).expect("a segment is below 16 TiB").to_le_bytes();
     for record in records {
@@ -355,6 +390,9 @@ pub(crate) fn table_block(records: impl Iterator<Item = TableRecord>, newest: Re
         bytes.extend_from_slice(&units(record.directory.offset));
         bytes.extend_from_slice(&record.directory.len.to_le_bytes());
         bytes.extend_from_slice(&record.directory.checksum.to_le_bytes());
+        bytes.extend_from_slice(&record.rows.to_le_bytes());
+        bytes.extend_from_slice(&record.dead_rows.to_le_bytes());
+        bytes.extend_from_slice(&record.dead_bytes.to_le_bytes());
         count += 1;
     }
     assert!(bytes.len() <= len, "the table was sized for one segment more");
@@ -378,9 +416,20 @@ pub(crate) fn table_records(bytes: &[u8]) -> Option<Vec<TableRecord>> {
                 len: u32_at(record, 32)?,
                 checksum: u32_at(record, 36)?,
             },
+            rows: u32_at(record, 40)?,
+            dead_rows: u32_at(record, 44)?,
+            dead_bytes: i64_at(record, 48)?.cast_unsigned(),
         })
     };
-    records::<TABLE_RECORD_BYTES>(bytes)?.map(read).collect()
+    records::<TABLE_RECORD_BYTES>(bytes, HEADER_BYTES + RECLAIM_BYTES)?.map(read).collect()
+}
+
+/// How far reclaim had come, from a verified table. `None`: malformed.
+pub(crate) fn reclaim_cursor(bytes: &[u8]) -> Option<ReclaimCursor> {
+    let field = bytes.get(HEADER_BYTES..)?;
+    let next = Revision { main: i64_at(field, 16)?, sub: u32_at(field, 24)? };
+    let cursor = ReclaimCursor { from: i64_at(field, 0)?, to: i64_at(field, 8)?, next };
+    (cursor.from <= cursor.to && u32_at(field, 28)? == 0).then_some(cursor)
 }
 
 /// The address in the header: the newest row (of the block; of the log, in a table).
@@ -388,9 +437,9 @@ pub(crate) fn newest(bytes: &[u8]) -> Option<Revision> {
     Some(Revision { main: i64_at(bytes, 24)?, sub: u32_at(bytes, 20)? })
 }
 
-fn records<const N: usize>(bytes: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
+fn records<const N: usize>(bytes: &[u8], from: usize) -> Option<impl Iterator<Item = &[u8]>> {
     let len = (u32_at(bytes, 16)? as usize).checked_mul(N)?;
-    Some(bytes.get(HEADER_BYTES..)?.get(..len)?.chunks_exact(N))
+    Some(bytes.get(from..)?.get(..len)?.chunks_exact(N))
 }
 
 fn begin(bytes: &mut [u8], kind: BlockKind, count: usize, last: Revision) {

@@ -1,14 +1,16 @@
 //! The row log: every change once, in (revision, sub) order.
 //!
 //! Owns: the bytes of row blocks, the block directories, the segment table, what stays in memory and what must be
-//! written. Does not know: which rows are live, the key index, or when a checkpoint happens. Byte layout:
-//! `docs/format/store.md`, section "Row log".
+//! written; how much of each segment is dead (`space`), and the segments that replace sparse ones (`rewrite`). Does not
+//! know: which rows are live, the key index, or when a checkpoint happens. Byte layout: `docs/format/store.md`,
+//! section "Row log".
 //!
 //! Rows are packed into blocks, blocks into segment files; a row is addressed by (revision, sub), found by binary
 //! search over segments, blocks and the block's offset table, so moving a block moves no pointer. Full blocks are
 //! written ahead. A checkpoint pads the open block, appends the directory of every segment that changed and the table
 //! of all segments; the table's place is the root a superblock names. After a crash the log continues behind that
-//! root, over blocks no checkpoint named.
+//! root, over blocks no checkpoint named. A segment that was replaced keeps its file until no retained checkpoint names
+//! it.
 //!
 //! Invariants
 //! - I1: rows ascend strictly in (main, sub), within a block and across blocks.
@@ -16,6 +18,11 @@
 //! - I3: a block's checksum, which stands in its directory, is verified before its first use from the file.
 //! - I4: a block leaves memory only after its writes have completed.
 //! - I5: nothing read from a file can panic: what is malformed under a right checksum is `Corrupt` too.
+//! - I6: a file is removed only when neither of the two newest durable checkpoints names it; the rest of a segment's file
+//!   is given back only when the newest durable checkpoint names the segment as closed.
+
+mod rewrite;
+mod space;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -25,6 +32,9 @@ use crate::store::key_entry::Revision;
 use crate::store::row_block::{self, BlockKind, BlockRows, OpenBlock, UNIT_BYTES};
 
 pub use crate::store::row_block::Row;
+pub(crate) use rewrite::Rewrite;
+pub use space::ReclaimCursor;
+use space::Retired;
 
 /// Sizes of a row log.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +67,12 @@ impl RowLogRoot {
     pub const EMPTY: Self = Self { file: 0, offset: 0, len: 0, checksum: 0 };
 }
 
+impl Default for RowLogRoot {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
+
 /// The row log's part of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowCheckpoint {
@@ -76,6 +92,17 @@ pub enum RowEffect {
     CreateSegment(StoreFile),
     /// Write these bytes; answer with [`RowLog::handle_write_complete`].
     Write(RowWrite),
+    /// Give back the room of this range, which is not written again while this process runs.
+    DiscardTail {
+        /// The file.
+        file: StoreFile,
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Remove this file: nothing names it any more.
+    RemoveSegment(StoreFile),
 }
 
 /// One write, at most `write_bytes_max` long, offset and length multiples of 4096.
@@ -115,9 +142,17 @@ pub struct RowLog {
     next_token: u64,
     /// Files written to since the last checkpoint, ascending.
     unsynced: BTreeSet<u32>,
+    /// How far the dead rows were counted.
+    reclaim: ReclaimCursor,
+    rewrite: Option<Rewrite>,
+    /// Segments that were replaced, whose files a retained checkpoint may name.
+    retired: Vec<Retired>,
+    /// Checkpoints begun and published by this process.
+    begun: u64,
+    published: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Segment {
     file: u32,
     /// Bytes used from the start of the file.
@@ -127,8 +162,18 @@ struct Segment {
     blocks: Vec<row_block::DirectoryEntry>,
     /// Where the directory stands; `len` 0 if it was never written.
     directory: RowLogRoot,
-    /// The directory on file lacks blocks.
+    /// The directory on file lacks blocks, or lies in a file that is to be removed.
     dirty: bool,
+    /// Rows in its blocks, and the blocks' bytes.
+    rows: u32,
+    block_bytes: u64,
+    /// How many of the rows are dead, and about how many bytes of the blocks they take up.
+    dead_rows: u32,
+    dead_bytes: u64,
+    /// The first checkpoint that names it as closed (as counted by `begun`); 0 for none yet.
+    closed_by: u64,
+    /// The rest of its file was given back.
+    tail_returned: bool,
 }
 
 /// A sealed block in memory.
@@ -165,6 +210,11 @@ impl RowLog {
             outstanding: BTreeSet::new(),
             next_token: 1,
             unsynced: BTreeSet::new(),
+            reclaim: ReclaimCursor::default(),
+            rewrite: None,
+            retired: Vec::new(),
+            begun: 0,
+            published: 0,
         }
     }
 
@@ -180,6 +230,7 @@ impl RowLog {
         let table = read_meta(root, BlockKind::Table, pages)?;
         let corrupt = Unavailable::Corrupt(place(root));
         let mut missing = None;
+        log.reclaim = row_block::reclaim_cursor(table).ok_or(corrupt)?;
         for record in row_block::table_records(table).ok_or(corrupt)? {
             let mut blocks = Vec::new();
             if record.directory.len > 0 {
@@ -194,13 +245,10 @@ impl RowLog {
                 let corrupt = Unavailable::Corrupt(place(record.directory));
                 blocks = row_block::directory_entries(bytes).ok_or(corrupt)?;
             }
-            let (file, used, above) = (record.file, record.used, record.above);
-            let in_order = log.segments.last().is_none_or(|before| before.above <= above);
-            if blocks.len() != record.blocks as usize || used > options.segment_bytes || !in_order || file == u32::MAX {
-                return Err(corrupt);
-            }
-            log.next_file = log.next_file.max(file + 1);
-            log.segments.push(Segment { file, used, above, blocks, directory: record.directory, dirty: false });
+            let in_order = log.segments.last().is_none_or(|before| before.above <= record.above);
+            let segment = Segment::from_record(&record, blocks, &options).filter(|_| in_order).ok_or(corrupt)?;
+            log.next_file = log.next_file.max(segment.file + 1);
+            log.segments.push(segment);
         }
         log.newest = row_block::newest(table).ok_or(corrupt)?;
         log.used_bytes = log.segments.iter().map(|segment| segment.used).sum();
@@ -223,7 +271,7 @@ impl RowLog {
     pub fn append(&mut self, row: &Row<'_>) -> &[u8] {
         assert!(row.at > self.newest, "I1: rows ascend");
         assert!((row.key.len() + row.value.len()) as u64 <= self.row_bytes_max(), "admission bounds a row");
-        if !self.open.is_empty() && self.open.len_with(row) > self.options.block_bytes as usize {
+        if self.open.is_full_for(row, self.options.block_bytes) {
             self.seal();
         }
         let before = self.open.len();
@@ -266,6 +314,9 @@ impl RowLog {
     /// A write is on the file (not necessarily synced).
     pub fn handle_write_complete(&mut self, token: u64) {
         assert!(self.outstanding.remove(&token), "a write completes once");
+        if self.rewrite.as_mut().is_some_and(|rewrite| rewrite.handle_write_complete(token)) {
+            return;
+        }
         let index = self.resident.partition_point(|block| block.last_token < token);
         if let Some(block) = self.resident.get(index).filter(|block| block.first_token <= token) {
             let open = self.outstanding.range(block.first_token..=block.last_token).next().is_some();
@@ -280,14 +331,18 @@ impl RowLog {
             self.seal();
         }
         for index in 0..self.segments.len() {
-            if !self.segments[index].dirty {
+            if !std::mem::take(&mut self.segments[index].dirty) {
+                continue;
+            }
+            if self.segments[index].blocks.is_empty() {
+                self.segments[index].directory = RowLogRoot::EMPTY;
                 continue;
             }
             let bytes = row_block::directory_block(&self.segments[index].blocks);
-            let directory = self.push_meta(bytes);
-            (self.segments[index].directory, self.segments[index].dirty) = (directory, false);
+            self.segments[index].directory = self.push_meta(bytes);
         }
         let root = self.push_table();
+        self.note_checkpoint();
         let files = std::mem::take(&mut self.unsynced).into_iter().map(row_file).collect();
         RowCheckpoint { root, last_token: self.next_token - 1, files }
     }
@@ -303,7 +358,7 @@ impl RowLog {
         let Some(segment) = self.segments.iter().find(|segment| row_file(segment.file) == range.file) else { return };
         for entry in &segment.blocks {
             if entry.offset() < range.offset + u64::from(range.len) && range.offset < entry.offset() + entry.len() {
-                entry.verified.set(false);
+                entry.set_verified(false);
             }
         }
     }
@@ -331,6 +386,7 @@ impl RowLog {
     #[must_use]
     pub fn has_file(&self, file: StoreFile) -> bool {
         self.segments.iter().any(|segment| row_file(segment.file) == file)
+            || self.retired.iter().any(|retired| row_file(retired.file) == file)
     }
 
     /// The block that would hold the row at `at`, from memory or its file.
@@ -354,9 +410,9 @@ impl RowLog {
         let Some(entry) = above.checked_sub(1).map(|index| &segment.blocks[index]) else { return Ok(None) };
         let place = Block { file: row_file(segment.file), offset: entry.offset(), len: entry.len() as u32 };
         let bytes = pages.block(place)?;
-        if !entry.verified.get() {
+        if !entry.is_verified() {
             row_block::verify(bytes, BlockKind::Rows, entry.checksum).ok_or(Unavailable::Corrupt(place))?;
-            entry.verified.set(true);
+            entry.set_verified(true);
         }
         let rows = BlockRows::of_sealed(bytes).ok_or(Unavailable::Corrupt(place))?;
         Ok(Some((rows, place)))
@@ -376,13 +432,12 @@ impl RowLog {
 
     /// Closes the open block: it gets a place, a checksum and a directory entry, and is written ahead.
     fn seal(&mut self) {
-        let (first, open_bytes) = (self.open.first(), self.open.len() as u64);
+        let (first, open_bytes, rows) = (self.open.first(), self.open.len() as u64, self.open.rows_count());
         let bytes = self.open.seal();
         let checksum = row_block::checksum(&bytes);
         let (file, offset) = self.allocate(bytes.len() as u64, first);
         let segment = self.segments.last_mut().expect("a place was allocated in the last segment");
-        segment.blocks.push(row_block::DirectoryEntry::new(first, offset, bytes.len() as u64, checksum));
-        segment.dirty = true;
+        segment.push_block(row_block::DirectoryEntry::new(first, offset, bytes.len() as u64, checksum, rows));
         self.resident_bytes += bytes.len() as u64;
         self.unwritten_bytes = self.unwritten_bytes - open_bytes + bytes.len() as u64;
         let bytes = Arc::new(bytes);
@@ -413,8 +468,11 @@ impl RowLog {
             above: segment.above,
             blocks: segment.blocks.len() as u32,
             directory: segment.directory,
+            rows: segment.rows,
+            dead_rows: segment.dead_rows,
+            dead_bytes: segment.dead_bytes,
         });
-        let mut bytes = row_block::table_block(records, self.newest, len);
+        let mut bytes = row_block::table_block(records, self.reclaim, self.newest, len);
         row_block::finish(&mut bytes);
         let root = RowLogRoot { file, offset, len: bytes.len() as u32, checksum: row_block::checksum(&bytes) };
         self.push_writes(file, offset, &Arc::new(bytes));
@@ -429,24 +487,20 @@ impl RowLog {
         );
         let full = self.segments.last().is_none_or(|segment| segment.used + len > self.options.segment_bytes);
         if full {
-            let file = self.next_file;
-            self.next_file += 1;
-            let above = Self::below(next);
-            self.effects.push_back(RowEffect::CreateSegment(row_file(file)));
-            self.segments.push(Segment {
-                file,
-                used: 0,
-                above,
-                blocks: Vec::new(),
-                directory: RowLogRoot::EMPTY,
-                dirty: false,
-            });
+            self.add_segment(Self::below(next));
         }
         let segment = self.segments.last_mut().expect("a segment was just made");
         let offset = segment.used;
         segment.used += len;
         self.used_bytes += len;
         (segment.file, offset)
+    }
+
+    fn add_segment(&mut self, above: Revision) {
+        let file = self.next_file;
+        self.next_file += 1;
+        self.effects.push_back(RowEffect::CreateSegment(row_file(file)));
+        self.segments.push(Segment { file, above, ..Segment::default() });
     }
 
     /// The greatest address below `next`.
@@ -479,6 +533,15 @@ impl RowLog {
             self.resident_bytes -= oldest.bytes.len() as u64;
             self.resident.pop_front();
         }
+    }
+}
+
+impl Segment {
+    fn push_block(&mut self, entry: row_block::DirectoryEntry) {
+        self.rows += entry.rows();
+        self.block_bytes += entry.len();
+        self.blocks.push(entry);
+        self.dirty = true;
     }
 }
 

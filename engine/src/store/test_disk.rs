@@ -33,6 +33,13 @@ impl Disk {
                     self.write(write.file, write.offset, &write.bytes[write.part.clone()]);
                     tokens.push(write.token);
                 }
+                RowEffect::DiscardTail { file, offset, len } => {
+                    let held = self.files.get_mut(&file).expect("only an existing file gives back room");
+                    assert!(held.len() as u64 <= offset && len > 0, "nothing was written there");
+                }
+                RowEffect::RemoveSegment(file) => {
+                    assert!(self.files.remove(&file).is_some(), "{file:?} is removed once");
+                }
             }
         }
         tokens.into_iter().rev().for_each(|token| rows.handle_write_complete(token));

@@ -47,6 +47,13 @@ impl Verified {
         Block { file, offset, len: units.saturating_mul(UNIT_BYTES as u32) }
     }
 
+    /// The page that starts at this place of an index file.
+    #[must_use]
+    pub fn page_at(&self, file: StoreFile, offset: u64) -> PageId {
+        let unit = u32::try_from(offset / UNIT_BYTES as u64).expect("a file has 32-bit units");
+        PageId(file.number * self.file_units + unit)
+    }
+
     /// Whether a page needs no verification.
     #[must_use]
     pub fn is_marked(&self, page: PageId) -> bool {

@@ -166,7 +166,7 @@ impl Grove {
         let cold = self.files.cold.replace(false);
         self.tree.visit_pages(&self.files, visit).unwrap();
         self.files.cold.set(cold);
-        let used = self.extents.used_units();
+        let used = self.extents.used_list();
         assert!(used == in_use.into_iter().collect::<Vec<_>>(), "what no page uses is free or in quarantine");
     }
 

@@ -91,7 +91,8 @@ impl Disk {
                 file.resize(file.len().max(at + bytes.len()), 0);
                 file[at..at + bytes.len()].copy_from_slice(bytes);
             }
-            StoreEffect::Sync { .. } | StoreEffect::Populate { .. } => {}
+            StoreEffect::RemoveFile { file, .. } => drop(self.0.remove(file)),
+            StoreEffect::Sync { .. } | StoreEffect::Populate { .. } | StoreEffect::Discard { .. } => {}
         }
     }
 }
