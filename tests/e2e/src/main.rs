@@ -1,7 +1,7 @@
 //! `e2e`: runs the end-to-end scenarios one after the other and sums them up in the last line.
 //!
 //! Flags: `--trilithd FILE --peers FOLDER --go-client FILE --python FILE --python-client FILE --subject trilithd|etcd
-//! --only NAME[,NAME..] --cycles N --require-all --list`. A name selects every scenario that contains it.
+//! --only NAME[,NAME..] --cycles N --cuts N --seed N --require-all --list`. A name selects every scenario that contains it.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -42,6 +42,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Request> {
         python: None,
         python_client: None,
         cycles: 5,
+        cuts: 10,
+        seed: 1,
         scratch,
     };
     let mut request = Request { setup, only: Vec::new(), require_all: false, list: false };
@@ -70,6 +72,8 @@ fn apply(request: &mut Request, flag: &str, value: String) -> Result<()> {
         "--python" => setup.python = Some(value.into()),
         "--python-client" => setup.python_client = Some(value.into()),
         "--cycles" => setup.cycles = value.parse().context("--cycles needs a number")?,
+        "--cuts" => setup.cuts = value.parse().context("--cuts needs a number")?,
+        "--seed" => setup.seed = value.parse().context("--seed needs a number")?,
         "--only" => request.only = value.split(',').map(str::to_owned).collect(),
         "--subject" => {
             setup.subject = match value.as_str() {

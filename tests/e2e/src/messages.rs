@@ -133,6 +133,21 @@ pub fn range(key: &[u8], end: &[u8]) -> Vec<u8> {
     if end.is_empty() { message.finish() } else { message.bytes(2, end).finish() }
 }
 
+/// A linearizable RangeRequest for [key, end) at an old revision; a response carries the keys of that time.
+pub fn range_at(key: &[u8], end: &[u8], revision: u64) -> Vec<u8> {
+    Message { bytes: range(key, end) }.number(4, revision).finish()
+}
+
+/// A DeleteRangeRequest for [key, end); an empty end asks for the key alone.
+pub fn delete(key: &[u8], end: &[u8]) -> Vec<u8> {
+    range(key, end)
+}
+
+/// A CompactionRequest.
+pub fn compaction(revision: u64, physical: bool) -> Vec<u8> {
+    Message::new().number(1, revision).number(2, u64::from(physical)).finish()
+}
+
 /// The revision in the header of any response.
 pub fn header_revision(response: &[u8]) -> Result<u64> {
     for field in fields(response)? {

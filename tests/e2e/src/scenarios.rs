@@ -7,6 +7,7 @@ mod etcdctl;
 mod h2spec;
 mod http;
 mod kill;
+mod powercut;
 mod process;
 
 use anyhow::Result;
@@ -46,6 +47,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "flushes_at_depth_one", run: durability::flushes_at_depth_one },
     Scenario { name: "held_writes_hold_answers", run: durability::held_writes_hold_answers },
     Scenario { name: "h2spec_no_worse_than_etcd", run: h2spec::no_worse_than_etcd },
+    Scenario { name: "power_cuts", run: powercut::power_cuts },
+    Scenario { name: "disk_errors", run: powercut::disk_errors },
     Scenario { name: "kill_under_load", run: kill::kill_under_load },
 ];
 

@@ -71,6 +71,8 @@ pub struct Launch {
     pub data: PathBuf,
     /// Its ports.
     pub ports: Ports,
+    /// Flags beyond those every start has.
+    pub flags: Vec<String>,
 }
 
 impl Launch {
@@ -109,7 +111,7 @@ impl Launch {
         command.arg("--data-dir").arg(&self.data).args(["--name", "n1"]);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("n1={peer}")]);
+        command.args(["--initial-cluster", &format!("n1={peer}")]).args(&self.flags);
         command
     }
 }
@@ -163,10 +165,29 @@ impl Server {
         }
     }
 
+    /// Waits for that line as long as `gives_up` says no; false if it gave up.
+    pub fn wait_ready_unless(&mut self, gives_up: impl Fn() -> bool) -> Result<bool> {
+        let limit = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
+        loop {
+            let slice = Instant::now() + Duration::from_millis(2);
+            match self.log.wait_for("ready to serve client requests", slice.min(limit)) {
+                Waited::Seen => return Ok(true),
+                _ if gives_up() => return Ok(false),
+                Waited::Late if Instant::now() < limit => {}
+                Waited::Late | Waited::Closed => return self.wait_ready().map(|()| true),
+            }
+        }
+    }
+
     /// Ends the process as a power switch would for it: no handler runs.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
+        self.signal_kill()?;
         self.wait_exit(Duration::from_secs(STOP_SECONDS_MAX)).map(drop)
+    }
+
+    /// Sends SIGKILL without waiting for the end, which a frozen disk may delay.
+    pub fn signal_kill(&mut self) -> Result<()> {
+        Ok(self.child.kill()?)
     }
 
     /// Asks for a graceful stop and returns how the process ended.
@@ -218,6 +239,19 @@ impl Server {
             bail!("{} unexpected log lines, the first: {first}", surprises.len());
         }
         Ok(())
+    }
+
+    /// Fails if the process, now gone, printed anything but log records: a panic, for one.
+    pub fn check_records(&self) -> Result<()> {
+        match self.log_lines().iter().find(|line| serde_json::from_str::<Value>(line).is_err()) {
+            Some(line) if self.subject() == Subject::Trilithd => bail!("not a log record: {line}"),
+            _ => Ok(()),
+        }
+    }
+
+    /// The newest log lines.
+    pub fn log_tail(&self, count: usize) -> String {
+        self.log.tail(count)
     }
 
     /// Graceful stop with the checks that belong to it.

@@ -34,6 +34,10 @@ pub struct Setup {
     pub python_client: Option<PathBuf>,
     /// Cycles of the kill scenario.
     pub cycles: u64,
+    /// Cycles of the power-cut scenario.
+    pub cuts: u64,
+    /// Seed of every random choice.
+    pub seed: u64,
     /// A folder of this run for data directories.
     pub scratch: PathBuf,
 }
@@ -63,7 +67,7 @@ impl Setup {
         let program = self.program(subject).context("the server program is missing")?;
         let data = self.fresh_folder("data")?;
         std::fs::remove_dir(&data)?;
-        Ok(Launch { subject, program, data, ports })
+        Ok(Launch { subject, program, data, ports, flags: Vec::new() })
     }
 
     /// The subject, started on a fresh data directory.

@@ -12,9 +12,9 @@ use crate::options::Options;
 use crate::process::{self, Tally};
 use crate::workspace::Workspace;
 
-/// `e2e [--only NAME] [--cycles N] [--require-all] [--list]`.
+/// `e2e [--only NAME] [--cycles N] [--cuts N] [--seed N] [--require-all] [--list]`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    Options::parse(args, &["require-all", "list"], &["only", "cycles"])?.no_arguments()?;
+    Options::parse(args, &["require-all", "list"], &["only", "cycles", "cuts", "seed"])?.no_arguments()?;
     let workspace = Workspace::find()?;
     let tally = test(&workspace, &clients::prepare(&workspace)?, args)?;
     if tally.failed > 0 {

@@ -14,9 +14,11 @@ mod clients;
 mod compare;
 mod e2e;
 mod generate;
+mod media;
 mod mutants;
 mod options;
 mod peers;
+mod powercut;
 mod process;
 mod sim;
 mod tidy;
@@ -51,8 +53,18 @@ const COMMANDS: &[Command] = &[
         run: compare::run,
     },
     Command { name: "sim", synopsis: "[--seed N | --seeds N]  deterministic simulation", run: sim::run },
+    Command {
+        name: "media",
+        synopsis: "[--crash-states N] [--corruptions N] [--seed S] | --only KIND:NUMBER  power cuts and rot",
+        run: media::run,
+    },
     Command { name: "e2e", synopsis: "[--only NAME] [--cycles N]  real processes, real clients", run: e2e::run },
     Command { name: "kill", synopsis: "[--cycles N]            campaign of kill -9 under load", run: e2e::run_kill },
+    Command {
+        name: "powercut",
+        synopsis: "[--cycles N] [--seed N]  campaign of power cuts on a fault disk",
+        run: powercut::run,
+    },
     Command { name: "mutants", synopsis: "[NAME..]                each seeded bug must be caught", run: mutants::run },
 ];
 
