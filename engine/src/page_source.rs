@@ -47,6 +47,16 @@ pub enum Unavailable {
     Corrupt(Block),
 }
 
+impl Unavailable {
+    /// Which block.
+    #[must_use]
+    pub fn block(self) -> Block {
+        match self {
+            Self::Missing(block) | Self::Corrupt(block) => block,
+        }
+    }
+}
+
 /// Read access to the store's blocks.
 pub trait PageSource {
     /// The bytes of `block`, or why not. Never blocks.

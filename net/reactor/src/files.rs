@@ -141,7 +141,11 @@ impl Directory {
             sync_parent(&path)?;
             finish_open(file, mode)
         };
-        create().map_err(|error| in_context(error, &format!("cannot create {}", path.display())))
+        create().map_err(|error| {
+            // On a full disk, what it got of it would be missed.
+            let _ = remove_if_there(&unfinished);
+            in_context(error, &format!("cannot create {}", path.display()))
+        })
     }
 
     pub(crate) fn unlink(&self, name: &str) -> io::Result<()> {

@@ -27,7 +27,7 @@ use trilith_raftlog::{
 };
 use trilith_reactor::{BootFiles, FileId, FileMode, Port, Preparation};
 
-use crate::disk::{Disk, store_file, store_file_name};
+use crate::disk::{Disk, RESERVE_FILE_NAME, store_file, store_file_name};
 use crate::node::NodeOptions;
 use crate::{identity, journal::Field, journal::Level};
 
@@ -136,10 +136,11 @@ pub fn boot<P: Port + BootFiles>(options: &NodeOptions, port: &mut P) -> Result<
     for directory in ["wal", "store"] {
         io(port.create_directory(directory), || format!("creating {directory}"))?;
     }
-    let mut disk = Disk::default();
+    let mut disk = Disk::new(options.cache_bytes);
     let hard_states = open_hard_states(port, &mut disk, options)?;
     let (identity, has_used_hard_state) = decide_identity(port, options, &hard_states)?;
     let store = open_store(port, &mut disk, options, identity, has_used_hard_state)?;
+    open_reserve(port, &mut disk, options)?;
     let (keyspace, tables, position) = open_contents(port, &disk, options, &store)?;
     check_limits(options, store.key_bytes_max(), keyspace.rows().row_bytes_max())?;
     let recovered = recover_log(port, &mut disk, options, hard_states, &position)?;
@@ -320,6 +321,38 @@ fn open_store<P: BootFiles>(
         }
         error => BootError::Store(describe_store(&error)),
     })
+}
+
+/// Opens the reserve, or makes it. A disk without room for it is no reason not to start: what is stored can be read,
+/// and deleted.
+fn open_reserve<P: Port + BootFiles>(port: &mut P, disk: &mut Disk, options: &NodeOptions) -> Result<(), BootError> {
+    let bytes = options.reserve_bytes;
+    let names = io(port.list("store"), || "listing \"store\"".to_owned())?;
+    let is_there = names.iter().any(|name| RESERVE_FILE_NAME.strip_prefix("store/") == Some(name));
+    let mut reserve = None;
+    if is_there {
+        let opened = port.open(RESERVE_FILE_NAME, FileMode::Log, options.lock_wait);
+        let id = io(opened, || format!("opening {RESERVE_FILE_NAME}"))?;
+        if io(BootFiles::len(port, id), || format!("measuring {RESERVE_FILE_NAME}"))? == bytes {
+            reserve = Some(id);
+        } else {
+            // Of other options.
+            io(BootFiles::unlink(port, id, RESERVE_FILE_NAME), || format!("removing {RESERVE_FILE_NAME}"))?;
+        }
+    }
+    if reserve.is_none() && bytes > 0 {
+        let made = BootFiles::create(port, RESERVE_FILE_NAME, bytes, FileMode::Log, Preparation::Reserve);
+        reserve = match made {
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                let message = "no room for the reserve: puts are refused until there is";
+                options.log(port, Level::Error, message, &[("error", Field::Text(&error.to_string()))]);
+                None
+            }
+            made => Some(io(made, || format!("creating {RESERVE_FILE_NAME}"))?),
+        };
+    }
+    disk.add_reserve(reserve, bytes, port.now());
+    Ok(())
 }
 
 fn describe_store(error: &store::RecoverError) -> String {

@@ -84,6 +84,10 @@ pub struct NodeOptions {
     pub lock_wait: u64,
     /// Discard the log from this LSN on instead of refusing to start.
     pub wal_discard_from_lsn: Option<u64>,
+    /// Memory for pages of store files, rows and the overlay together.
+    pub cache_bytes: u64,
+    /// Room kept back for a full disk; 0 is none.
+    pub reserve_bytes: u64,
 }
 
 impl NodeOptions {
@@ -98,6 +102,7 @@ impl NodeOptions {
         log.segment_bytes = log.segment_bytes.max((log.entry_bytes_max as u64 + (1 << 20)).next_multiple_of(1 << 20));
         let row_segment_bytes = 64 << 20;
         // A key may be as long as a request, and a page at most an eighth of its file. Counts for new stores alone.
+        let cache_bytes = if options.cache_bytes == 0 { u64::MAX } else { options.cache_bytes };
         let index_file_bytes =
             (8 * (options.max_request_bytes as u64 + (8 << 10))).next_multiple_of(1 << 20).max(64 << 20);
         Self {
@@ -124,7 +129,7 @@ impl NodeOptions {
             rows: RowLogOptions {
                 segment_bytes: row_segment_bytes,
                 block_bytes: 32 << 10,
-                rows_resident_bytes_max: 64 << 20,
+                rows_resident_bytes_max: (64 << 20).min(cache_bytes / 2),
                 write_bytes_max: 256 << 10,
             },
             request_bytes_max: options.max_request_bytes,
@@ -136,6 +141,9 @@ impl NodeOptions {
             keepalive_timeout: options.keepalive_timeout,
             lock_wait: boot::LOCK_WAIT,
             wal_discard_from_lsn: options.wal_discard_from_lsn,
+            cache_bytes,
+            // Two merges that need files of their own, and two segments of the log.
+            reserve_bytes: 2 * (index_file_bytes + row_segment_bytes + log.segment_bytes),
         }
     }
 
@@ -262,8 +270,24 @@ impl Node {
             Completion::Append { lsn } => replica.handle_append_complete(lsn, now),
             Completion::Segment { sequence } => replica.handle_segment_prepared(sequence, now),
             Completion::Store { token } => replica.handle_store_complete(token),
-            Completion::Loaded => self.service.handle_loaded(),
+            Completion::Loaded => self.service.handle_loaded(|block| self.disk.awaits(block)),
             Completion::Progress => {}
+            Completion::Reread { block } => {
+                replica.handle_released(block);
+                let message = "memory held other bytes of the store than the disk: reading them again";
+                self.log_block(port, Level::Warn, message, block);
+            }
+            Completion::Corrupt { block } => self.fail_corrupt(port, block),
+            Completion::Direct { .. } => {}
+            Completion::OutOfSpace { what, error } => {
+                let error = format!("{what}: {error}");
+                let message = "the disk is full: puts are refused until there is room again";
+                self.options.log(port, Level::Error, message, &[("error", Field::Text(&error))]);
+            }
+            Completion::SpaceBack => {
+                let message = "the disk has room again: the space alarm may be disarmed";
+                self.options.log(port, Level::Info, message, &[]);
+            }
             Completion::Failed { what, error } => {
                 replica.handle_write_failed();
                 self.fail(port, &format!("{what}: {error}"));
@@ -453,12 +477,44 @@ impl Node {
     fn load<P: Port>(&mut self, port: &mut P, unavailable: Unavailable) {
         match unavailable {
             Unavailable::Missing(block) => self.disk.load(port, block),
-            Unavailable::Corrupt(Block { file, offset, len }) => {
-                self.service.replica.handle_write_failed();
-                let name = store_file_name(file);
-                self.fail(port, &format!("{len} bytes at offset {offset} of {name} do not match their checksum"));
+            // Not before the medium was asked.
+            Unavailable::Corrupt(block) => {
+                if !self.disk.recheck(port, block) {
+                    self.fail_corrupt(port, block);
+                }
             }
         }
+    }
+
+    fn fail_corrupt<P: Port>(&mut self, port: &mut P, Block { file, offset, len }: Block) {
+        self.service.replica.handle_write_failed();
+        let name = store_file_name(file);
+        let reason = format!(
+            "{len} bytes at offset {offset} of {name} do not match their checksum, on the disk as in memory: restore a \
+             backup, on another disk"
+        );
+        self.fail(port, &reason);
+    }
+
+    fn log_block<P: Port>(&self, port: &mut P, level: Level, message: &str, block: Block) {
+        let name = store_file_name(block.file);
+        let offset = Field::Number(i64::try_from(block.offset).unwrap_or(i64::MAX));
+        let fields = [("file", Field::Text(&name)), ("offset", offset), ("bytes", Field::Number(block.len.into()))];
+        self.options.log(port, level, message, &fields);
+    }
+
+    /// Keeps memory within its budget; between steps, since nobody reads a page then.
+    fn release_cold<P: Port>(&mut self, port: &mut P) {
+        let replica = &mut self.service.replica;
+        for range in self.disk.release_cold(port, replica.memory_bytes()) {
+            replica.handle_released(range);
+        }
+    }
+
+    /// Tries again what found no room, and makes it known.
+    fn mind_space<P: Port>(&mut self, port: &mut P, now: u64) {
+        self.disk.handle_time(port);
+        self.service.handle_space(self.disk.is_short_of_space(), now);
     }
 
     /// Publishes this member once it leads, and begins to serve when that is applied (I1).
@@ -508,8 +564,9 @@ impl Node {
             Phase::Draining { until, .. } => Some(until),
             _ => None,
         };
-        let deadlines = [self.service.replica.deadline(), self.service.deadline(), self.clients.deadline(), drain];
-        port.set_deadline(deadlines.into_iter().flatten().min());
+        let own = [self.service.replica.deadline(), self.service.deadline()];
+        let deadlines = own.into_iter().chain([self.clients.deadline(), self.disk.deadline(), drain]);
+        port.set_deadline(deadlines.flatten().min());
     }
 }
 
@@ -526,6 +583,7 @@ impl Node {
     fn turn<P: Port>(&mut self, port: &mut P, events: &mut Vec<Event>) -> Turn {
         let now = port.now();
         self.more = false;
+        self.disk.begin_turn();
         for event in events.drain(..) {
             if !self.failed {
                 self.handle_event(port, event, now);
@@ -537,8 +595,10 @@ impl Node {
         self.service.replica.handle_tick(now);
         self.clients.handle_time(now);
         self.service.handle_time(&mut self.clients, now);
+        self.mind_space(port, now);
         self.poll_clients(port.wall_now(), now);
         self.step(port);
+        self.release_cold(port);
         self.advance_phase(now);
         if self.failed {
             return Turn::Stop(1);

@@ -8,10 +8,13 @@
 //! - I2: commands are answered in the order of their sequences; an outcome always belongs to the first waiter.
 //! - I3: a linearizable read is evaluated only after its read index, asked for after the read arrived, is applied.
 
+use std::collections::BTreeMap;
+
+use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Alarm, Command};
 use trilith_engine::mvcc::{RowView, check};
-use trilith_engine::page_source::{PageSource, Unavailable};
-use trilith_engine::replica::apply::{Applied, ApplyStep, Outcome};
+use trilith_engine::page_source::{Block, PageSource, Unavailable};
+use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyStep, Outcome};
 use trilith_engine::replica::{Replica, SubmitError};
 use trilith_engine::store::key_entry::Revision;
 use trilith_raftlog::ReadError;
@@ -66,8 +69,12 @@ pub struct Service {
     timeout: u64,
     waiters: Waiters,
     reads: Reads,
-    /// The command on its way that raises the space alarm.
-    alarm_on_its_way: Option<u64>,
+    /// Alarms of this member that are being raised, by the sequence of the command.
+    alarms_on_their_way: BTreeMap<u64, Alarm>,
+    /// The disk is full, whatever the quota says.
+    is_short_of_space: bool,
+    /// An applied command whose answer lacks a page.
+    unanswered: Option<(Caller, Applied)>,
 }
 
 /// Rows of the keyspace through a page source.
@@ -86,8 +93,18 @@ impl Service {
     /// A service over a booted replica.
     #[must_use]
     pub fn new(replica: Replica, admission: Admission, cluster_id: u64, member_id: u64, timeout: u64) -> Self {
-        let (waiters, reads) = (Waiters::default(), Reads::default());
-        Self { replica, admission, cluster_id, member_id, timeout, waiters, reads, alarm_on_its_way: None }
+        Self {
+            replica,
+            admission,
+            cluster_id,
+            member_id,
+            timeout,
+            waiters: Waiters::default(),
+            reads: Reads::default(),
+            alarms_on_their_way: BTreeMap::new(),
+            is_short_of_space: false,
+            unanswered: None,
+        }
     }
 
     /// Commands and reads that wait.
@@ -202,15 +219,32 @@ impl Service {
 
     /// Refuses what would exceed the quota, and raises the alarm once.
     fn admit_growth(&mut self, cost: u64, now: u64) -> Result<(), Status> {
-        if self.admission.fits_quota(self.replica.store_bytes(), cost) {
+        if !self.is_short_of_space && self.admission.fits_quota(self.replica.store_bytes(), cost) {
             return Ok(());
         }
-        let alarm = Alarm { member: self.member_id, alarm: trilith_engine::replica::apply::ALARM_NOSPACE };
-        if self.alarm_on_its_way.is_none() && !self.replica.tables().alarms().contains(&alarm) {
-            // If it cannot be taken now, the next refused write raises it.
-            self.alarm_on_its_way = self.submit_own(&Command::AlarmActivate(alarm), now).ok();
-        }
+        self.raise_alarm(ALARM_NOSPACE, now);
         Err(status::NO_SPACE)
+    }
+
+    /// The disk was found full, or has room again. The alarm stays until an operator clears it, as in etcd.
+    pub fn handle_space(&mut self, is_short: bool, now: u64) {
+        self.is_short_of_space = is_short;
+        if is_short {
+            self.raise_alarm(ALARM_NOSPACE, now);
+        }
+    }
+
+    /// Raises an alarm of this member through the log, unless it is on or on its way. If the log cannot take it now,
+    /// whoever sees the cause again raises it.
+    pub fn raise_alarm(&mut self, kind: u32, now: u64) {
+        let alarm = Alarm { member: self.member_id, alarm: kind };
+        let is_on_its_way = self.alarms_on_their_way.values().any(|other| *other == alarm);
+        if !is_on_its_way
+            && !self.replica.tables().alarms().contains(&alarm)
+            && let Ok(sequence) = self.submit_own(&Command::AlarmActivate(alarm), now)
+        {
+            self.alarms_on_their_way.insert(sequence, alarm);
+        }
     }
 
     fn submit(&mut self, caller: Caller, command: &Command<'_>, now: u64) -> Result<Verdict, Status> {
@@ -280,46 +314,65 @@ impl Service {
     /// # Errors
     /// A page is needed first.
     pub fn apply_step(&mut self, clients: &mut Clients, pages: &dyn PageSource) -> Result<Progress, Unavailable> {
-        match self.replica.apply_step(pages) {
+        self.answer_applied(clients, pages)?;
+        match self.replica.apply_step(&mut Budget::unlimited(), pages) {
             ApplyStep::Idle => Ok(Progress::Idle),
-            ApplyStep::EntryDone(_) => Ok(Progress::Moved),
+            ApplyStep::EntryDone(_) | ApplyStep::More => Ok(Progress::Moved),
             ApplyStep::Suspended(unavailable) => Err(unavailable),
             ApplyStep::Applied(applied) => {
                 if !self.replica.is_own(applied.id) {
                     return Ok(Progress::Moved);
                 }
                 let sequence = applied.id.sequence;
-                if self.alarm_on_its_way == Some(sequence) {
-                    self.alarm_on_its_way = None;
-                }
+                self.alarms_on_their_way.remove(&sequence);
                 if let Some(caller) = self.waiters.complete(sequence) {
-                    self.answer_command(clients, caller, &applied, pages);
+                    self.unanswered = Some((caller, applied));
+                    self.answer_applied(clients, pages)?;
                 }
                 Ok(Progress::Own(sequence))
             }
         }
     }
 
-    fn answer_command(&self, clients: &mut Clients, caller: Caller, applied: &Applied, pages: &dyn PageSource) {
-        let Some(connection) = clients.answer(caller) else { return };
+    /// Answers the command applied last. Rows that its outcome names may be missing if it took more than one step;
+    /// nothing else is applied before they are there.
+    fn answer_applied(&mut self, clients: &mut Clients, pages: &dyn PageSource) -> Result<(), Unavailable> {
+        let Some((caller, applied)) = self.unanswered.take() else { return Ok(()) };
+        let answered = self.answer_command(clients, caller, &applied, pages);
+        if answered.is_err() {
+            self.unanswered = Some((caller, applied));
+        }
+        answered
+    }
+
+    fn answer_command(
+        &self,
+        clients: &mut Clients,
+        caller: Caller,
+        applied: &Applied,
+        pages: &dyn PageSource,
+    ) -> Result<(), Unavailable> {
+        let Some(connection) = clients.answer(caller) else { return Ok(()) };
         let outcome = match &applied.result {
             Ok(outcome) => outcome,
-            Err(error) => return refuse(connection, caller, &api::apply_status(*error)),
+            Err(error) => {
+                refuse(connection, caller, &api::apply_status(*error));
+                return Ok(());
+            }
         };
         let rows = KeyspaceRows { replica: &self.replica, pages };
-        const READABLE: &str = "rows named by an outcome are readable in the step that made it";
         match outcome {
             Outcome::Put(put) => {
                 let header = self.header(put.revision);
-                send(connection, caller, &response::put(header, put, &rows).expect(READABLE));
+                send(connection, caller, &response::put(header, put, &rows)?);
             }
             Outcome::DeleteRange(delete) => {
                 let header = self.header(delete.revision);
-                send(connection, caller, &response::delete_range(header, delete, &rows).expect(READABLE));
+                send(connection, caller, &response::delete_range(header, delete, &rows)?);
             }
             Outcome::Txn(txn) => {
                 let header = self.header(txn.revision);
-                send(connection, caller, &response::txn(header, txn, &rows).expect(READABLE));
+                send(connection, caller, &response::txn(header, txn, &rows)?);
             }
             Outcome::Compact(compact) => {
                 send(connection, caller, &pb::CompactionResponse { header: Some(self.header(compact.revision)) });
@@ -329,7 +382,8 @@ impl Service {
                 send(connection, caller, &pb::AlarmResponse { header: Some(self.current_header()), alarms });
             }
             Outcome::Published => unreachable!("only the server itself publishes"),
-        }
+        };
+        Ok(())
     }
 
     /// Evaluates the reads whose index is applied, as many as fit a turn.
@@ -342,7 +396,7 @@ impl Service {
                 Ok(sent) => bytes += sent,
                 Err(unavailable) => {
                     progress.missing.push(unavailable);
-                    self.reads.park(read);
+                    self.reads.park(read, unavailable.block());
                 }
             }
             if bytes >= READ_BYTES_PER_TURN {
@@ -353,9 +407,9 @@ impl Service {
         progress
     }
 
-    /// Pages that were missing have come: reads that lacked some are tried again.
-    pub fn handle_loaded(&mut self) {
-        self.reads.resume();
+    /// Pages that were missing have come: reads whose block is no longer awaited are tried again.
+    pub fn handle_loaded(&mut self, is_awaited: impl Fn(Block) -> bool) {
+        self.reads.resume(is_awaited);
     }
 
     /// Answers a read; returns the length of the answer, roughly.
@@ -366,7 +420,12 @@ impl Service {
         Ok(match &read.kind {
             ReadKind::Range => {
                 let request = decode::<pb::RangeRequest<'_>>(&read.message).expect("decoded when it arrived");
-                match self.replica.keyspace().range(&request::range(&request), pages)? {
+                match self
+                    .replica
+                    .keyspace()
+                    .range(&request::range(&request), &mut Budget::unlimited(), pages)
+                    .map_err(pages_of)?
+                {
                     Ok(outcome) => send(connection, caller, &response::range(header, &outcome)),
                     Err(error) => {
                         refuse(connection, caller, &api::mvcc_status(error));
@@ -376,7 +435,12 @@ impl Service {
             }
             ReadKind::Txn => {
                 let request = decode::<pb::TxnRequest<'_>>(&read.message).expect("decoded when it arrived");
-                match self.replica.keyspace().read_txn(&request::txn(&request), pages)? {
+                match self
+                    .replica
+                    .keyspace()
+                    .read_txn(&request::txn(&request), &mut Budget::unlimited(), pages)
+                    .map_err(pages_of)?
+                {
                     Ok(outcome) => {
                         let rows = KeyspaceRows { replica: &self.replica, pages };
                         send(connection, caller, &response::txn(self.header(outcome.revision), &outcome, &rows)?)
@@ -499,6 +563,14 @@ pub struct ReadProgress {
     pub missing: Vec<Unavailable>,
     /// There may be more to evaluate.
     pub more: bool,
+}
+
+/// The page that an evaluation without a bound waits for.
+fn pages_of(pause: Pause) -> Unavailable {
+    match pause {
+        Pause::Pages(unavailable) => unavailable,
+        Pause::Budget => unreachable!("an unlimited budget is never used up"),
+    }
 }
 
 /// What [`Service::apply_step`] did.

@@ -64,6 +64,8 @@ fn options(limits: &Limits) -> NodeOptions {
         keepalive_timeout: 20 * SECOND,
         lock_wait: LOCK_WAIT,
         wal_discard_from_lsn: None,
+        cache_bytes: u64::MAX,
+        reserve_bytes: 0,
     }
 }
 

@@ -218,6 +218,8 @@ pub const FLAGS: &[Flag] = &[
     absent("force-new-cluster", Kind::Bool, "false", CLUSTER),
     absent("unsafe-no-fsync", Kind::Bool, "false", "running without durability"),
     absent("config-file", Kind::Text, "", "configuration files"),
+    used("cache-bytes", COUNT, "0", "Memory for pages and rows in bytes; 0 means a quarter of the memory available."),
+    used("scrub-interval", Kind::Duration, "24h", "Time of one background pass over everything stored; 0 is off."),
     used(
         "wal-discard-from-lsn",
         COUNT,

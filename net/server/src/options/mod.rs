@@ -62,6 +62,10 @@ pub struct Options {
     pub log_format: Format,
     /// Log outputs as given.
     pub log_outputs: Vec<String>,
+    /// Memory for pages and rows, bytes; 0: a quarter of what is available.
+    pub cache_bytes: u64,
+    /// Time of one scrub of everything stored, nanoseconds; 0: none.
+    pub scrub_interval: u64,
     /// Discard WAL records from this LSN on; `None` refuses a damaged log.
     pub wal_discard_from_lsn: Option<u64>,
     /// Things to log once the journal exists.
@@ -307,6 +311,8 @@ fn build(values: &Values, notes: Vec<Note>) -> Result<Options, String> {
         log_level: Level::parse(text_of(values, "log-level")).expect("checked against the choices"),
         log_format: if text_of(values, "log-format") == "console" { Format::Console } else { Format::Json },
         log_outputs: strings(text_of(values, "log-outputs")),
+        cache_bytes: unsigned_of(values, "cache-bytes"),
+        scrub_interval: duration_of(values, "scrub-interval"),
         wal_discard_from_lsn: (discard > 0).then_some(discard),
         name,
         notes,

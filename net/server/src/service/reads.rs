@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use trilith_engine::page_source::Block;
+
 use crate::clients::Caller;
 use crate::http::Probe;
 
@@ -59,8 +61,8 @@ pub(super) struct Reads {
     confirmed: VecDeque<(u64, Read)>,
     /// May be evaluated.
     ready: BTreeMap<Arrival, Read>,
-    /// Were evaluated and lacked a page.
-    parked: BTreeMap<Arrival, Read>,
+    /// Were evaluated and lacked a page: this block.
+    parked: BTreeMap<Arrival, (Block, Read)>,
     last_context: u64,
     last_number: u64,
 }
@@ -119,15 +121,16 @@ impl Reads {
         self.ready.pop_first().map(|(_, read)| read)
     }
 
-    /// A read lacks a page: it waits for [`Self::resume`].
-    pub(super) fn park(&mut self, read: Read) {
+    /// A read lacks a block: it waits for [`Self::resume`].
+    pub(super) fn park(&mut self, read: Read, block: Block) {
         let arrival = self.arrival(&read);
-        self.parked.insert(arrival, read);
+        self.parked.insert(arrival, (block, read));
     }
 
-    /// Pages have come.
-    pub(super) fn resume(&mut self) {
-        self.ready.append(&mut self.parked);
+    /// Pages have come: who waits for none of those that are still awaited goes on.
+    pub(super) fn resume(&mut self, is_awaited: impl Fn(Block) -> bool) {
+        let come = self.parked.extract_if(.., |_, (block, _)| !is_awaited(*block));
+        self.ready.extend(come.map(|(arrival, (_, read))| (arrival, read)));
     }
 
     /// Any read that arrived before `time`, whatever its stage.
@@ -137,11 +140,13 @@ impl Reads {
         let mut taken = round.and_then(|round| round.reads.pop_front_if(|read| early(read)));
         taken = taken.or_else(|| self.gathering.pop_front_if(|read| early(read)));
         taken = taken.or_else(|| self.confirmed.pop_front_if(|(_, read)| early(read)).map(|(_, read)| read));
-        [&mut self.ready, &mut self.parked].into_iter().fold(taken, |taken, stage| {
-            taken.or_else(|| {
-                let first = stage.first_entry().filter(|entry| entry.key().0 < time)?;
-                Some(first.remove())
-            })
+        taken = taken.or_else(|| {
+            self.ready.first_key_value().filter(|(arrival, _)| arrival.0 < time)?;
+            self.ready.pop_first().map(|(_, read)| read)
+        });
+        taken.or_else(|| {
+            self.parked.first_key_value().filter(|(arrival, _)| arrival.0 < time)?;
+            self.parked.pop_first().map(|(_, (_, read))| read)
         })
     }
 
@@ -150,7 +155,7 @@ impl Reads {
     pub(super) fn oldest(&self) -> Option<u64> {
         let issued = self.issued.iter().find_map(|round| round.reads.front());
         let queued = [issued, self.gathering.front(), self.confirmed.front().map(|(_, read)| read)];
-        let keyed = [&self.ready, &self.parked].map(|stage| stage.first_key_value().map(|(arrival, _)| arrival.0));
+        let keyed = [self.ready.keys().next(), self.parked.keys().next()].map(|first| first.map(|arrival| arrival.0));
         queued.into_iter().map(|read| read.map(|read| read.started)).chain(keyed).flatten().min()
     }
 
@@ -162,6 +167,7 @@ impl Reads {
 
 #[cfg(test)]
 mod tests {
+    use trilith_engine::page_source::{FileKind, StoreFile};
     use trilith_reactor::ConnectionId;
     use trilith_wire::connection::StreamId;
 
@@ -194,14 +200,21 @@ mod tests {
         assert!(reads.is_empty());
     }
 
+    fn block(offset: u64) -> Block {
+        Block { file: StoreFile { kind: FileKind::Rows, number: 0 }, offset, len: 1 }
+    }
+
     #[test]
-    fn a_parked_read_is_not_tried_again_before_pages_came() {
+    fn a_parked_read_is_not_tried_again_before_its_own_page_came() {
         let mut reads = Reads::default();
-        reads.park(read(1));
+        reads.park(read(1), block(7));
+        reads.park(read(3), block(8));
         reads.start_local(read(2));
         assert_eq!(starts(|| reads.take_ready(0)), [2]);
-        reads.resume();
+        reads.resume(|awaited| awaited == block(8));
         assert_eq!(starts(|| reads.take_ready(0)), [1]);
+        reads.resume(|_| false);
+        assert_eq!(starts(|| reads.take_ready(0)), [3]);
     }
 
     #[test]
@@ -214,7 +227,7 @@ mod tests {
         reads.confirm(confirmed, 99);
         reads.start(read(6));
         reads.start_local(read(2));
-        reads.park(read(3));
+        reads.park(read(3), block(0));
         let mut order = Vec::new();
         while let Some(oldest) = reads.oldest() {
             assert!(reads.take_started_before(oldest).is_none());

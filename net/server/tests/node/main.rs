@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod disk;
 mod port;
 
 use port::MemoryPort;
@@ -58,6 +59,8 @@ fn options() -> NodeOptions {
         keepalive_timeout: 20 * SECOND,
         lock_wait: SECOND,
         wal_discard_from_lsn: None,
+        cache_bytes: u64::MAX,
+        reserve_bytes: 0,
     }
 }
 
@@ -307,4 +310,70 @@ fn a_full_store_takes_deletes_until_its_alarm_is_cleared() {
     disarm.extend_from_slice(&[rest as u8, 0x18, 1]);
     assert!(has(&ask(&mut node, &mut port, "/etcdserverpb.Maintenance/Alarm", &disarm), "grpc-status: 0"));
     assert!(has(&ask(&mut node, &mut port, PUT_PATH, PUT), "grpc-status: 0"));
+}
+
+#[test]
+fn a_full_disk_refuses_puts_and_takes_deletes_until_there_is_room() {
+    let mut options = NodeOptions { reserve_bytes: 1 << 20, ..options() };
+    options.journal.level_min = Level::Info;
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, options.clone());
+    let connection = port.accept(1);
+    port.push(Event::Received { connection, bytes: greeting() });
+    port.capacity = Some(port.used_bytes());
+    let mut stream = 1;
+    let mut ask = |node: &mut Node, port: &mut MemoryPort, path: &str, message: &[u8]| {
+        port.push(Event::Received { connection, bytes: call(stream, path, message, 0) });
+        let until = port.now + SECOND;
+        assert_eq!(port.run(node, until), None);
+        stream += 2;
+        answer(port, connection, stream - 2)
+    };
+    // PutRequest { key: "k", value: 8 KiB }: soon the log needs another segment.
+    let put = [&b"\x0a\x01k\x12\x80\x40"[..], &[b'v'; 8192]].concat();
+    let full = "grpc-message: etcdserver: mvcc: database space exceeded";
+    let mut taken = 0;
+    let refused = loop {
+        let answer = ask(&mut node, &mut port, PUT_PATH, &put);
+        if !has(&answer, "grpc-status: 0") {
+            break answer;
+        }
+        taken += 1;
+        assert!(taken < 200, "the disk is full");
+    };
+    assert!(taken > 0 && has(&refused, full), "{taken} puts, then {refused:?}");
+    assert!(!port.files.contains_key("store/reserve"), "it made room for the log");
+    assert_eq!(node.replica().tables().alarms().len(), 1);
+    assert!(has(&ask(&mut node, &mut port, "/etcdserverpb.KV/DeleteRange", b"\x0a\x01k"), "grpc-status: 0"));
+    let until = port.now + 20 * SECOND;
+    port.run(&mut node, until);
+    assert!(!port.files.contains_key("store/reserve"));
+    let mut disarm = vec![0x08, 2, 0x10];
+    let mut rest = node.replica().tables().alarms().iter().next().unwrap().member;
+    while rest > 0x7f {
+        disarm.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    disarm.extend_from_slice(&[rest as u8, 0x18, 1]);
+    let alarm_path = "/etcdserverpb.Maintenance/Alarm";
+    assert!(has(&ask(&mut node, &mut port, alarm_path, &disarm), "grpc-status: 0"));
+    assert!(has(&ask(&mut node, &mut port, PUT_PATH, PUT), full), "the disk is as full as before");
+    assert_eq!(node.replica().tables().alarms().len(), 1, "so the alarm is on again");
+
+    port.capacity = Some(port.used_bytes() + (2 << 20));
+    let until = port.now + 20 * SECOND;
+    port.run(&mut node, until);
+    assert_eq!(port.files["store/reserve"].len(), 1 << 20);
+    assert!(has(&ask(&mut node, &mut port, PUT_PATH, PUT), full), "the alarm is an operator's to clear");
+    assert!(has(&ask(&mut node, &mut port, alarm_path, &disarm), "grpc-status: 0"));
+    assert!(has(&ask(&mut node, &mut port, PUT_PATH, PUT), "grpc-status: 0"));
+    let said = |text: &str| port.journal.iter().filter(|record| record.contains(text)).count();
+    assert_eq!((said("the disk is full"), said("the disk has room again")), (1, 1));
+
+    // A start without room for the reserve serves, short of room.
+    let mut port = port.restarted();
+    port.files.remove("store/reserve");
+    port.capacity = Some(port.used_bytes());
+    let node = serving(&mut port, options);
+    assert_eq!(node.replica().tables().alarms().len(), 1);
 }

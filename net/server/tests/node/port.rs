@@ -1,9 +1,10 @@
-//! A port over memory: everything completes in the next turn, unless the test says otherwise.
+//! A port over memory: everything completes in the next turn, unless the test says otherwise. A mapped page that is
+//! read without being resident fails the test.
 //!
 //! Owns: files, connections' output, virtual time. Does not know: the server. Crashes, reordering and damage are the
 //! simulator's business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use trilith_reactor::{
@@ -27,12 +28,18 @@ pub(crate) struct MemoryPort {
     entropy: u64,
     /// Log records.
     pub(crate) journal: Vec<String>,
+    /// Bytes that all files together may have.
+    pub(crate) capacity: Option<usize>,
+    /// What mappings show in place of a file's bytes, until pages of it are released.
+    pub(crate) memory: BTreeMap<String, Vec<u8>>,
+    /// Pages in memory.
+    pub(crate) resident: BTreeSet<(String, u64)>,
 }
 
 impl MemoryPort {
     /// The directory under a new process.
     pub(crate) fn restarted(self) -> Self {
-        Self { files: self.files, now: self.now, ..Self::default() }
+        Self { files: self.files, now: self.now, capacity: self.capacity, ..Self::default() }
     }
 
     /// Whether the process has died.
@@ -87,9 +94,35 @@ impl MemoryPort {
         panic!("the loop never rests");
     }
 
-    fn add(&mut self, name: &str, bytes: u64) -> FileId {
-        self.files.insert(name.to_owned(), vec![0; usize::try_from(bytes).unwrap()]);
-        self.handle(name)
+    fn add(&mut self, name: &str, bytes: u64) -> io::Result<FileId> {
+        let bytes = usize::try_from(bytes).unwrap();
+        self.files.remove(name);
+        if self.capacity.is_some_and(|capacity| self.used_bytes() + bytes > capacity) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.files.insert(name.to_owned(), vec![0; bytes]);
+        Ok(self.handle(name))
+    }
+
+    /// Bytes of all files.
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.files.values().map(Vec::len).sum()
+    }
+
+    fn set_resident(&mut self, file: FileId, offset: u64, len: u64, resident: bool) {
+        let name = self.name(file).to_owned();
+        for page in offset / 4096..(offset + len).div_ceil(4096) {
+            if resident {
+                self.resident.insert((name.clone(), page));
+            } else {
+                self.resident.remove(&(name.clone(), page));
+            }
+        }
+    }
+
+    /// Takes the events that are due.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
     }
 
     fn handle(&mut self, name: &str) -> FileId {
@@ -127,39 +160,54 @@ impl Port for MemoryPort {
     fn write(&mut self, token: Token, file: FileId, offset: u64, bytes: Vec<u8>) {
         if self.change().is_ok() {
             self.put(file, offset, &bytes);
+            self.set_resident(file, offset, bytes.len() as u64, false);
             self.complete(Event::Written { token, result: Ok(()) });
         }
     }
     fn sync(&mut self, token: Token, _: FileId) {
         self.complete(Event::Synced { token, result: Ok(()) });
     }
-    fn read(&mut self, _: Token, _: FileId, _: u64, _: usize) {
-        unreachable!("the server reads through mappings")
+    fn read(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
+        let result = BootFiles::read(self, file, offset, len);
+        self.complete(Event::Read { token, result });
     }
     fn create(&mut self, token: Token, name: &str, bytes: u64, _: FileMode, _: Preparation) {
         if self.change().is_ok() {
-            let id = self.add(name, bytes);
-            self.complete(Event::Created { token, result: Ok(id) });
+            let result = self.add(name, bytes);
+            self.complete(Event::Created { token, result });
         }
     }
-    fn unlink(&mut self, _: Token, _: FileId, _: &str) {
-        unreachable!("the server removes nothing while it runs")
+    fn unlink(&mut self, token: Token, file: FileId, name: &str) {
+        if let Ok(()) = BootFiles::unlink(self, file, name) {
+            self.complete(Event::Renamed { token, result: Ok(()) });
+        }
     }
-    fn populate(&mut self, token: Token, _: FileId, _: u64, _: usize) {
+    fn populate(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
+        assert!(self.get(file, offset, len).is_some(), "a range of the file");
+        self.set_resident(file, offset, len as u64, true);
         self.complete(Event::Populated { token, result: Ok(()) });
     }
     fn discard(&mut self, token: Token, file: FileId, offset: u64, len: u64) {
         if self.change().is_ok() {
             let zeros = vec![0; usize::try_from(len).unwrap()];
             self.put(file, offset, &zeros);
+            self.set_resident(file, offset, len, false);
             self.complete(Event::Discarded { token, result: Ok(()) });
         }
     }
     fn release(&mut self, file: FileId, offset: u64, len: usize) {
         assert!(self.get(file, offset, len).is_some(), "a range of the file");
+        self.set_resident(file, offset, len as u64, false);
+        let name = self.name(file).to_owned();
+        self.memory.remove(&name);
     }
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
-        self.get(file, offset, len)
+        let name = self.name(file);
+        for page in offset / 4096..(offset + len as u64).div_ceil(4096) {
+            assert!(self.resident.contains(&(name.to_owned(), page)), "page {page} of {name} would stall the core");
+        }
+        let start = usize::try_from(offset).unwrap();
+        self.memory.get(name).map_or_else(|| self.get(file, offset, len), |memory| memory.get(start..start + len))
     }
     fn send(&mut self, connection: ConnectionId, mut bytes: Vec<u8>) {
         self.sent.entry(connection).or_default().append(&mut bytes);
@@ -204,7 +252,7 @@ impl BootFiles for MemoryPort {
     }
     fn create(&mut self, name: &str, bytes: u64, _: FileMode, _: Preparation) -> io::Result<FileId> {
         self.change()?;
-        Ok(self.add(name, bytes))
+        self.add(name, bytes)
     }
     fn len(&mut self, file: FileId) -> io::Result<u64> {
         Ok(self.files[self.name(file)].len() as u64)

@@ -1,0 +1,204 @@
+//! The data directory over the port in memory: the memory budget, rereads, a full disk.
+
+use trilith_engine::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
+use trilith_engine::store::{StoreBytes, StoreEffect, StoreWrite};
+use trilith_reactor::{BootFiles, Event, FileMode, Preparation};
+use trilith_server::disk::{Completion, Disk, Pages, RESERVE_FILE_NAME, Source, store_file_name};
+
+use crate::port::MemoryPort;
+
+const CHUNK: u64 = 64 << 10;
+const FILE: StoreFile = StoreFile { kind: FileKind::Rows, number: 0 };
+
+fn block(chunk: u64) -> Block {
+    Block { file: FILE, offset: chunk * CHUNK + 8192, len: 12_288 }
+}
+
+/// A disk of one file of `chunks` chunks; every byte is its chunk's number.
+fn disk(port: &mut MemoryPort, chunks: u64, cache_bytes: u64) -> Disk {
+    let mut disk = Disk::new(cache_bytes);
+    let id = BootFiles::create(port, &store_file_name(FILE), chunks * CHUNK, FileMode::Store, Preparation::Reserve);
+    disk.add_store_file(FILE, id.unwrap(), chunks * CHUNK);
+    for (position, byte) in port.files.get_mut(&store_file_name(FILE)).unwrap().iter_mut().enumerate() {
+        *byte = (position as u64 / CHUNK) as u8;
+    }
+    disk
+}
+
+/// Hands in every event until none comes.
+fn settle(port: &mut MemoryPort, disk: &mut Disk) -> Vec<Completion> {
+    let mut completions = Vec::new();
+    loop {
+        let events: Vec<Event> = port.take_events();
+        if events.is_empty() {
+            return completions;
+        }
+        disk.begin_turn();
+        completions.extend(events.into_iter().map(|event| disk.handle_event(port, event).unwrap()));
+    }
+}
+
+/// Reads a block as an evaluation does: again and again until its pages have come.
+fn read(port: &mut MemoryPort, disk: &mut Disk, block: Block) -> Vec<u8> {
+    for _ in 0..2 {
+        match (Pages { port: &*port, disk: &*disk }).block(block) {
+            Ok(bytes) => return bytes.to_vec(),
+            Err(Unavailable::Missing(missing)) => disk.load(port, missing),
+            Err(error) => panic!("{error:?}"),
+        }
+        assert!(disk.awaits(block));
+        settle(port, disk);
+        assert!(!disk.awaits(block));
+    }
+    panic!("{block:?} never comes");
+}
+
+#[test]
+fn reads_of_more_than_the_budget_are_right_and_stay_within_it() {
+    const CHUNKS: u64 = 300;
+    const BUDGET: u64 = 6 << 20;
+    let mut port = MemoryPort::default();
+    let mut disk = disk(&mut port, CHUNKS, BUDGET);
+    let mut released = 0;
+    for round in 0..4 * CHUNKS {
+        // The first chunk is read over and over.
+        for chunk in [round * 7 % CHUNKS, 0] {
+            assert_eq!(read(&mut port, &mut disk, block(chunk)), vec![chunk as u8; 12_288]);
+        }
+        let gone = disk.release_cold(&mut port, 0);
+        assert!(gone.iter().all(|gone| gone.offset > 0), "what is read all the time stays: {gone:?}");
+        released += gone.iter().map(|gone| u64::from(gone.len) / CHUNK).sum::<u64>();
+        assert_eq!(port.resident.len() as u64 * 4096, disk.mapped_bytes(), "the port knows the same");
+        assert!(disk.mapped_bytes() <= BUDGET + CHUNK, "{} bytes", disk.mapped_bytes());
+    }
+    assert!(released > 3 * CHUNKS - BUDGET / CHUNK, "only {released} released");
+    // What the engine holds counts, down to a floor.
+    for _ in 0..3 {
+        disk.begin_turn();
+        disk.release_cold(&mut port, 1 << 20);
+    }
+    assert_eq!(disk.mapped_bytes(), BUDGET - (1 << 20));
+    for _ in 0..3 {
+        disk.begin_turn();
+        disk.release_cold(&mut port, 1 << 30);
+    }
+    assert_eq!(disk.mapped_bytes(), 4 << 20);
+}
+
+#[test]
+fn a_wrong_checksum_is_looked_into_before_it_is_believed() {
+    let mut port = MemoryPort::default();
+    let mut disk = disk(&mut port, 8, u64::MAX);
+    let name = store_file_name(FILE);
+    read(&mut port, &mut disk, block(5));
+    port.memory.insert(name.clone(), vec![0xee; 8 * CHUNK as usize]);
+    assert_eq!(read(&mut port, &mut disk, block(5)), [0xee; 12_288], "memory is wrong");
+    assert!(disk.recheck(&mut port, block(5)) && disk.recheck(&mut port, block(5)), "asked for once");
+    assert!(disk.awaits(block(5)) && port.resident.len() == 16, "until the medium has answered, it stays as it is");
+    let completions = settle(&mut port, &mut disk);
+    let whole = Block { offset: 5 * CHUNK, len: CHUNK as u32, ..block(5) };
+    assert!(
+        matches!(completions[..], [Completion::Reread { block }, Completion::Loaded] if block == whole),
+        "{completions:?}"
+    );
+    assert_eq!(read(&mut port, &mut disk, block(5)), [5; 12_288]);
+    // Now the medium is.
+    port.files.get_mut(&name).unwrap().fill(0xdd);
+    assert!(disk.recheck(&mut port, block(5)));
+    assert!(matches!(settle(&mut port, &mut disk)[..], [Completion::Corrupt { block: bad }] if bad == block(5)));
+    assert!(!disk.recheck(&mut port, Block { offset: 8 * CHUNK - 4096, ..block(5) }), "beyond the file");
+    assert!(!disk.recheck(&mut port, Block { file: StoreFile { number: 1, ..FILE }, ..block(5) }), "of no file");
+}
+
+#[test]
+fn memory_that_never_agrees_with_the_medium_is_given_up() {
+    let mut port = MemoryPort::default();
+    let mut disk = disk(&mut port, 8, u64::MAX);
+    let mut rereads = 0;
+    read(&mut port, &mut disk, block(2));
+    loop {
+        port.memory.insert(store_file_name(FILE), vec![rereads; 8 * CHUNK as usize]);
+        if !disk.recheck(&mut port, block(2)) {
+            break;
+        }
+        settle(&mut port, &mut disk);
+        rereads += 1;
+    }
+    assert_eq!(rereads, 3);
+}
+
+#[test]
+fn creations_and_pages_that_find_no_room_get_that_of_the_reserve() {
+    let mut port = MemoryPort::default();
+    let mut disk = disk(&mut port, 4, u64::MAX);
+    let reserve = BootFiles::create(&mut port, RESERVE_FILE_NAME, 1 << 20, FileMode::Log, Preparation::Reserve);
+    disk.add_reserve(Some(reserve.unwrap()), 1 << 20, 0);
+    port.capacity = Some(port.used_bytes());
+    let other = StoreFile { number: 1, ..FILE };
+    let create = |token, file| StoreEffect::CreateFile { token, file, bytes: 1 << 20 };
+    disk.store(&mut port, create(1, other));
+    let completions = settle(&mut port, &mut disk);
+    let [Completion::OutOfSpace { what, .. }, Completion::Progress, Completion::Store { token: 1 }] = &completions[..]
+    else {
+        panic!("{completions:?}")
+    };
+    assert_eq!(what, "creating store/rows-0001");
+    assert!(disk.is_short_of_space() && !port.files.contains_key(RESERVE_FILE_NAME));
+    // Nothing is left to give up: it is tried again as time passes.
+    disk.store(&mut port, create(2, StoreFile { number: 2, ..FILE }));
+    assert!(matches!(settle(&mut port, &mut disk)[..], [Completion::Progress]), "it is no news");
+    for _ in 0..3 {
+        port.now = disk.deadline().unwrap();
+        disk.handle_time(&mut port);
+        assert!(matches!(settle(&mut port, &mut disk)[..], [Completion::Progress]));
+    }
+    port.capacity = None;
+    port.now = disk.deadline().unwrap();
+    disk.handle_time(&mut port);
+    assert!(matches!(settle(&mut port, &mut disk)[..], [Completion::Store { token: 2 }]));
+    assert!(disk.is_short_of_space(), "until the reserve is back");
+    port.now = disk.deadline().unwrap();
+    disk.handle_time(&mut port);
+    assert!(matches!(settle(&mut port, &mut disk)[..], [Completion::SpaceBack]));
+    assert!(!disk.is_short_of_space() && disk.deadline().is_none());
+    assert_eq!(port.files[RESERVE_FILE_NAME].len(), 1 << 20);
+
+    // The room of a page: whether the file system says so or writes less than all of it.
+    for kind in [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded, std::io::ErrorKind::WriteZero] {
+        let bytes = StoreBytes::Owned(vec![7; 8192]);
+        disk.store(&mut port, StoreEffect::Write(StoreWrite { token: 3, file: other, offset: 4096, bytes }));
+        let written = port.take_events().pop().unwrap();
+        let Event::Written { token, .. } = written else { panic!("{written:?}") };
+        port.push(Event::Written { token, result: Err(kind.into()) });
+        let completions = settle(&mut port, &mut disk);
+        assert!(matches!(completions.last(), Some(Completion::Store { token: 3 })), "{kind}: {completions:?}");
+        assert_eq!(port.files["store/rows-0001"][4096..12_288], [7; 8192]);
+        while disk.is_short_of_space() {
+            port.now = disk.deadline().unwrap();
+            disk.handle_time(&mut port);
+            settle(&mut port, &mut disk);
+        }
+    }
+    // Any other error is final.
+    disk.store(&mut port, StoreEffect::Sync { token: 4, file: other });
+    let Some(Event::Synced { token, .. }) = port.take_events().pop() else { panic!("a sync") };
+    port.push(Event::Synced { token, result: Err(std::io::ErrorKind::StorageFull.into()) });
+    assert!(matches!(settle(&mut port, &mut disk)[..], [Completion::Failed { .. }]));
+}
+
+#[test]
+fn a_file_is_removed_when_nobody_reads_it_any_more() {
+    let mut port = MemoryPort::default();
+    let mut disk = disk(&mut port, 4, u64::MAX);
+    read(&mut port, &mut disk, block(1));
+    assert!(disk.read_direct(&mut port, Source::Store(FILE), CHUNK, 4096));
+    disk.store(&mut port, StoreEffect::RemoveFile { token: 9, file: FILE });
+    assert!(port.files.contains_key(&store_file_name(FILE)), "a read is under way");
+    let completions = settle(&mut port, &mut disk);
+    let [Completion::Direct { result: Ok(bytes) }, Completion::Store { token: 9 }] = &completions[..] else {
+        panic!("{completions:?}")
+    };
+    assert_eq!(bytes, &[1; 4096]);
+    assert!(port.files.is_empty() && disk.mapped_bytes() == 0);
+    assert!(!disk.read_direct(&mut port, Source::Store(FILE), 0, 4096));
+}
