@@ -24,6 +24,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("trilith-bench", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-reactor"]),
     ("trilith-bench-stores", &["trilith-raftlog", "trilith-engine", "trilith-reactor", "trilith-server"]),
     ("trilith-sim", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-reactor", "trilith-server"]),
+    ("trilith-media", &["trilith-wire", "trilith-reactor", "trilith-server", "trilith-sim"]),
     ("trilith-e2e", &[]),
     ("trilith-fuzz", &["trilith-raftlog", "trilith-engine", "trilith-wire"]),
     ("trilith-xtask", &[]),

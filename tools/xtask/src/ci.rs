@@ -13,10 +13,13 @@ use crate::clients::{self, Clients};
 use crate::options::Options;
 use crate::process::{self, Tally};
 use crate::workspace::Workspace;
-use crate::{arrows, compare, e2e, generate, mutants, sim, tidy};
+use crate::{arrows, compare, e2e, generate, media, mutants, sim, tidy};
 
 /// Seeds of the simulation that every run tries.
 const CRASH_SEEDS: &str = "200";
+/// Images of power cuts, and faults, that every run tries.
+const CRASH_STATES: &str = "4000";
+const CORRUPTIONS: &str = "2000";
 /// Cycles of kill -9 that every run tries.
 const KILL_CYCLES: &str = "50";
 
@@ -42,6 +45,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "tests", run: tests },
     Stage { name: "fuzz", run: fuzz },
     Stage { name: "simulation", run: simulation },
+    Stage { name: "media", run: media },
     Stage { name: "end-to-end", run: end_to_end },
     Stage { name: "bench", run: bench },
     Stage { name: "mutants", run: |context| mutants::hunt(&context.workspace, &[]) },
@@ -150,6 +154,12 @@ fn rust_tests(cargo: &mut std::process::Command) -> Result<Tally> {
 fn simulation(context: &Context) -> Result<Tally> {
     let jobs = std::thread::available_parallelism()?.to_string();
     sim::simulate(&context.workspace, &["--seeds", CRASH_SEEDS, "--jobs", &jobs].map(str::to_owned))
+}
+
+fn media(context: &Context) -> Result<Tally> {
+    let jobs = std::thread::available_parallelism()?.to_string();
+    let args = ["--crash-states", CRASH_STATES, "--corruptions", CORRUPTIONS, "--jobs", &jobs];
+    media::campaign(&context.workspace, &args.map(str::to_owned))
 }
 
 fn end_to_end(context: &Context) -> Result<Tally> {

@@ -1,7 +1,7 @@
 //! Seeded bugs: patches under `tests/mutants` that a named harness must catch.
 //!
 //! Each patch opens with lines `harness: ARGUMENTS`, where the arguments are those of one of
-//!   `sim --seeds N`, `e2e --only NAME` or `test PACKAGE [FILTER]`,
+//!   `sim --seeds N`, `media --corruptions N`, `e2e --only NAME` or `test PACKAGE [FILTER]`,
 //! followed by prose that says what the bug is. Every harness it names must catch it. The patch is
 //! applied to a scratch copy of the tree, never to the tree.
 //!
@@ -104,7 +104,7 @@ fn parse_harnesses(patch: &str) -> Result<Vec<Harness>> {
     if harnesses.is_empty() {
         bail!("the first line names no harness");
     }
-    match harnesses.iter().find(|words| !matches!(words[0].as_str(), "sim" | "e2e" | "test")) {
+    match harnesses.iter().find(|words| !matches!(words[0].as_str(), "sim" | "media" | "e2e" | "test")) {
         Some(words) => bail!("unknown harness '{}'", words[0]),
         None => Ok(harnesses),
     }
@@ -150,6 +150,7 @@ impl Copy {
         let mut cargo = self.cargo();
         match harness[0].as_str() {
             "sim" => cargo.args(["build", "--profile", "sim", "--package", "trilith-sim"]),
+            "media" => cargo.args(["build", "--profile", "sim", "--package", "trilith-media"]),
             "e2e" => {
                 cargo.args(["build", "--profile", "sim", "--package", "trilith-server", "--package", "trilith-e2e"])
             }
@@ -162,6 +163,7 @@ impl Copy {
         let built = self.target.join("sim");
         let mut command = match harness[0].as_str() {
             "sim" => Command::new(built.join("trilith-sim")),
+            "media" => Command::new(built.join("trilith-media")),
             "e2e" => {
                 let mut command = Command::new(built.join("e2e"));
                 command.args(["--require-all", "--trilithd"]).arg(built.join("trilithd"));
