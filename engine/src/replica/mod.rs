@@ -473,11 +473,6 @@ impl Replica {
     fn overlay_bytes(&self) -> u64 {
         self.state.keyspace.overlay().bytes() + self.state.keyspace.frozen().map_or(0, Overlay::bytes)
     }
-
-    /// Compacted history below this is nobody's any more.
-    fn reclaim_bound(&self) -> i64 {
-        self.state.keyspace.state().compacted
-    }
 }
 
 /// The state that a store's newest checkpoint holds; `None` if there is no checkpoint, or its tables are of no form

@@ -94,7 +94,7 @@ impl Replica {
             return ReclaimStep::More;
         }
         self.begin_defragment();
-        let bound = self.reclaim.running.map_or_else(|| self.reclaim_bound(), |running| running.bound);
+        let bound = self.reclaim.running.map_or_else(|| self.state.keyspace.reclaim_bound(), |running| running.bound);
         let limits = ReclaimLimits {
             writes_in_flight_max: self.store.writes_in_flight_max(),
             overlay_bytes_max: self.options.checkpoint_overlay_bytes,
@@ -151,7 +151,7 @@ impl Replica {
 
     fn begin_defragment(&mut self) {
         if self.reclaim.running.is_none() && self.reclaim.requested > self.reclaim.defragmented {
-            let (ticket, bound) = (self.reclaim.requested, self.reclaim_bound());
+            let (ticket, bound) = (self.reclaim.requested, self.state.keyspace.reclaim_bound());
             self.reclaim.running = Some(Defragment { ticket, bound, stage: Stage::Counting });
         }
     }

@@ -21,7 +21,7 @@ use crate::store::tree::tests::Rng;
 
 const SECTOR: usize = 512;
 
-const IDENTITY: Identity =
+pub(super) const IDENTITY: Identity =
     Identity { cluster_id: ClusterId(11), member_id: MemberId(22), incarnation: Incarnation(33) };
 
 const OPTIONS: StoreOptions = StoreOptions {
@@ -35,22 +35,22 @@ const OPTIONS: StoreOptions = StoreOptions {
 const ROW_OPTIONS: RowLogOptions =
     RowLogOptions { segment_bytes: 64 * 1024, block_bytes: 4096, rows_resident_bytes_max: 8192, write_bytes_max: 4096 };
 
-fn superblock_file(number: u32) -> StoreFile {
+pub(super) fn superblock_file(number: u32) -> StoreFile {
     StoreFile { kind: FileKind::Superblock, number }
 }
 
 /// What a crash leaves, and what the process saw before.
 #[derive(Clone, Default)]
-struct Disk {
-    durable: BTreeMap<StoreFile, Vec<u8>>,
-    seen: BTreeMap<StoreFile, Vec<u8>>,
+pub(super) struct Disk {
+    pub(super) durable: BTreeMap<StoreFile, Vec<u8>>,
+    pub(super) seen: BTreeMap<StoreFile, Vec<u8>>,
     unsynced: Vec<(StoreFile, u64, Vec<u8>)>,
     /// Blocks that were asked for once.
-    loaded: RefCell<BTreeSet<Block>>,
+    pub(super) loaded: RefCell<BTreeSet<Block>>,
 }
 
 impl Disk {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut disk = Self::default();
         for number in 0..2 {
             disk.durable.insert(superblock_file(number), vec![0; SUPERBLOCK_BYTES as usize]);
@@ -59,7 +59,7 @@ impl Disk {
         disk
     }
 
-    fn perform(&mut self, effect: &StoreEffect) {
+    pub(super) fn perform(&mut self, effect: &StoreEffect) {
         match effect {
             StoreEffect::CreateFile { file, bytes, .. } => {
                 self.durable.insert(*file, vec![0; *bytes as usize]);
@@ -97,7 +97,7 @@ impl Disk {
     }
 
     /// Power loss: each sector of a write that no sync covered survives or not.
-    fn crash(&mut self, in_flight: &[StoreEffect], rng: &mut Rng) {
+    pub(super) fn crash(&mut self, in_flight: &[StoreEffect], rng: &mut Rng) {
         let keep = rng.below(4);
         for effect in in_flight {
             match effect {
@@ -106,6 +106,9 @@ impl Disk {
                 }
                 StoreEffect::CreateFile { file, .. } if rng.below(2) == 0 => {
                     self.durable.insert(*file, vec![0xcc; 4096]);
+                }
+                StoreEffect::Discard { .. } | StoreEffect::RemoveFile { .. } if rng.below(2) == 0 => {
+                    self.perform(effect);
                 }
                 _ => {}
             }
@@ -163,7 +166,7 @@ struct World {
     model: Model,
 }
 
-fn retry<T>(mut read: impl FnMut() -> Result<T, Unavailable>) -> T {
+pub(super) fn retry<T>(mut read: impl FnMut() -> Result<T, Unavailable>) -> T {
     loop {
         match read() {
             Ok(value) => return value,

@@ -10,6 +10,8 @@ pub mod overlay;
 pub mod page;
 pub(crate) mod page_writer;
 pub mod reclaim;
+#[cfg(test)]
+mod reclaim_tests;
 pub mod recover;
 mod row_block;
 pub mod row_log;
