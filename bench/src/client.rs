@@ -44,7 +44,8 @@ struct Stream<T> {
     /// Request bytes that no window allowed yet.
     unsent: Vec<u8>,
     window: i64,
-    received: i64,
+    /// What the server may still send.
+    granted: i64,
     body: Vec<u8>,
     http_ok: bool,
     status: Option<u32>,
@@ -118,7 +119,8 @@ impl<T> Client<T> {
         unsent.extend_from_slice(&(message.len() as u32).to_be_bytes());
         unsent.extend_from_slice(message);
         let window = self.stream_window;
-        let stream = Stream { tag, unsent, window, received: 0, body: Vec::new(), http_ok: false, status: None };
+        let stream =
+            Stream { tag, unsent, window, granted: STREAM_WINDOW, body: Vec::new(), http_ok: false, status: None };
         self.streams.insert(id, stream);
         self.blocked.push_back(id);
         self.send_blocked(out);
@@ -175,7 +177,7 @@ impl<T> Client<T> {
         finished: &mut Vec<Finished<T>>,
     ) -> Result<(), String> {
         match frame.kind {
-            frame::DATA => self.handle_data(frame, finished),
+            frame::DATA => self.handle_data(frame, out, finished),
             frame::HEADERS | frame::CONTINUATION => self.handle_headers(frame, finished),
             frame::SETTINGS => {
                 h2::put_acknowledgement(out, frame);
@@ -239,7 +241,12 @@ impl<T> Client<T> {
         }
     }
 
-    fn handle_data(&mut self, frame: &Frame<'_>, finished: &mut Vec<Finished<T>>) -> Result<(), String> {
+    fn handle_data(
+        &mut self,
+        frame: &Frame<'_>,
+        out: &mut Vec<u8>,
+        finished: &mut Vec<Finished<T>>,
+    ) -> Result<(), String> {
         let len = frame.payload.len() as i64;
         self.granted -= len;
         self.credit += len;
@@ -247,9 +254,13 @@ impl<T> Client<T> {
             return Err("more DATA than the connection's window".to_owned());
         }
         let Some(stream) = self.streams.get_mut(&frame.stream) else { return Ok(()) };
-        stream.received += len;
-        if stream.received > STREAM_WINDOW {
+        stream.granted -= len;
+        if stream.granted < 0 {
             return Err("more DATA than the stream's window".to_owned());
+        }
+        if stream.granted < STREAM_WINDOW / 2 && !frame.has(flag::END_STREAM) {
+            h2::put_window_update(out, frame.stream, (STREAM_WINDOW - stream.granted) as u32);
+            stream.granted = STREAM_WINDOW;
         }
         stream.body.extend_from_slice(frame.content().ok_or("broken padding")?);
         if frame.has(flag::END_STREAM) {
@@ -403,6 +414,42 @@ mod tests {
         assert_eq!(outcomes, expected);
         assert_eq!(finished[0].message, [8, 9]);
         assert_eq!(client.outstanding(), 0);
+    }
+
+    #[test]
+    fn a_long_answer_gets_more_window_as_it_comes() {
+        let mut client = ready(&[]);
+        let (mut out, mut finished) = (Vec::new(), Vec::new());
+        client.call(b"x", 0, &mut out);
+        let message = vec![7; 3 * STREAM_WINDOW as usize];
+        let mut body = vec![0];
+        body.extend_from_slice(&(message.len() as u32).to_be_bytes());
+        body.extend_from_slice(&message);
+        let mut windows = [CONNECTION_WINDOW, STREAM_WINDOW];
+        let mut bytes = Vec::new();
+        h2::put_head(&mut bytes, 1, frame::HEADERS, flag::END_HEADERS, 1);
+        bytes.push(0x88);
+        for piece in body.chunks(h2::FRAME_BYTES_DEFAULT) {
+            h2::put_head(&mut bytes, piece.len(), frame::DATA, 0, 1);
+            bytes.extend_from_slice(piece);
+            out.clear();
+            client.receive(&bytes, &mut out, &mut finished).unwrap();
+            bytes.clear();
+            for window in &mut windows {
+                *window -= piece.len() as i64;
+            }
+            let mut rest = &out[..];
+            while let Some((frame, after)) = Frame::parse(rest) {
+                windows[frame.stream as usize] += i64::from(frame.number().unwrap());
+                rest = after;
+            }
+            assert!(windows.iter().all(|&window| window >= h2::FRAME_BYTES_DEFAULT as i64), "{windows:?}");
+        }
+        let trailers = b"\x00\x0bgrpc-status\x010";
+        h2::put_head(&mut bytes, trailers.len(), frame::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1);
+        bytes.extend_from_slice(trailers);
+        client.receive(&bytes, &mut out, &mut finished).unwrap();
+        assert_eq!((&finished[0].outcome, finished[0].message.len()), (&Outcome::Status(0), message.len()));
     }
 
     #[test]

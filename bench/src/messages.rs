@@ -37,6 +37,24 @@ pub fn range_request(out: &mut Vec<u8>, key: &[u8], serializable: bool) {
     }
 }
 
+/// `RangeRequest { key, range_end }` or `DeleteRangeRequest { key, range_end }`, which look alike.
+pub fn span_request(out: &mut Vec<u8>, key: &[u8], range_end: &[u8]) {
+    put_request(out, key, range_end);
+}
+
+/// `RangeRequest { key, range_end, count_only }`.
+pub fn count_request(out: &mut Vec<u8>, key: &[u8], range_end: &[u8]) {
+    span_request(out, key, range_end);
+    out.extend_from_slice(&[9 << 3, 1]);
+}
+
+/// `CompactionRequest { revision }` or `HashKVRequest { revision }`, which look alike.
+pub fn revision_request(out: &mut Vec<u8>, revision: u64) {
+    out.clear();
+    out.push(1 << 3);
+    put_varint(out, revision);
+}
+
 fn take_varint(input: &mut &[u8]) -> Option<u64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
@@ -111,6 +129,55 @@ pub fn check_range(mut response: &[u8], key: &[u8], value_bytes: usize) -> Resul
         return Err("not exactly one pair");
     }
     revision.ok_or("no positive revision in the header")
+}
+
+/// What an answer that names many keys says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Of the header.
+    pub revision: u64,
+    /// Pairs that came along.
+    pub pairs: u64,
+    /// `count`, `deleted`, or zero where an answer has neither.
+    pub count: u64,
+}
+
+/// What a `RangeResponse` of many keys says; its pairs must ascend and hold values of `value_bytes` bytes that begin
+/// with their keys.
+pub fn check_span(mut response: &[u8], value_bytes: usize) -> Result<Summary, &'static str> {
+    let (mut revision, mut pairs, mut count, mut last) = (None, 0, 0, &[][..]);
+    while !response.is_empty() {
+        match take_field(&mut response).ok_or("the response does not decode")? {
+            (1, Value::Bytes(header)) => revision = header_revision(header),
+            (2, Value::Bytes(pair)) => {
+                // The key is the first field of a pair as every server encodes it.
+                let Some((1, Value::Bytes(key))) = take_field(&mut &*pair) else { return Err("a pair without a key") };
+                if key <= last {
+                    return Err("the keys do not ascend");
+                }
+                check_pair(pair, key, value_bytes)?;
+                (last, pairs) = (key, pairs + 1);
+            }
+            (4, Value::Number(number)) => count = number,
+            _ => return Err("an unexpected field in RangeResponse"),
+        }
+    }
+    Ok(Summary { revision: revision.ok_or("no positive revision in the header")?, pairs, count })
+}
+
+/// What a `DeleteRangeResponse`, `CompactionResponse`, `HashKVResponse` or `DefragmentResponse` says. Only the first
+/// has a count.
+pub fn check_plain(mut response: &[u8], is_delete: bool) -> Result<Summary, &'static str> {
+    let (mut revision, mut count) = (None, 0);
+    while !response.is_empty() {
+        match take_field(&mut response).ok_or("the response does not decode")? {
+            (1, Value::Bytes(header)) => revision = header_revision(header),
+            (2, Value::Number(number)) if is_delete => count = number,
+            (2..=4, Value::Number(_)) if !is_delete => {}
+            _ => return Err("an unexpected field"),
+        }
+    }
+    Ok(Summary { revision: revision.ok_or("no positive revision in the header")?, pairs: 0, count })
 }
 
 fn check_pair(mut pair: &[u8], key: &[u8], value_bytes: usize) -> Result<(), &'static str> {
@@ -201,6 +268,25 @@ mod tests {
         for len in 0..whole.len() {
             assert!(check_range(&whole[..len], b"k1", 4).is_err(), "cut at {len}");
         }
+    }
+
+    #[test]
+    fn answers_about_many_keys_are_summed_up_and_checked() {
+        let mut both = range(b"k1", b"k1vv", 2);
+        let second = range(b"k2", b"k2vv", 2);
+        let header = 2 + header(9).len();
+        both.splice(both.len() - 2.., second[header..].iter().copied());
+        assert_eq!(check_span(&both, 4), Ok(Summary { revision: 9, pairs: 2, count: 2 }));
+        assert!(check_span(&both, 3).is_err(), "other values");
+        let mut swapped = second;
+        swapped.splice(swapped.len() - 2.., range(b"k1", b"k1vv", 2)[header..].iter().copied());
+        assert_eq!(check_span(&swapped, 4), Err("the keys do not ascend"));
+
+        let mut deleted = both[..header].to_vec();
+        deleted.extend_from_slice(&[0x10, 5]);
+        assert_eq!(check_plain(&deleted, true), Ok(Summary { revision: 9, pairs: 0, count: 5 }));
+        assert_eq!(check_plain(&deleted, false).map(|it| it.count), Ok(0), "a hash is no count");
+        assert!(check_plain(&[], false).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The command line of the load generator. Owns: the flags, their defaults and their meaning.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What is asked of the server.
@@ -48,6 +49,8 @@ pub struct Options {
     pub limit: Limit,
     /// Number of different keys.
     pub keys: u64,
+    /// Number of the first of them.
+    pub first_key: u64,
     /// Length of a key.
     pub key_bytes: usize,
     /// Length of a value.
@@ -64,6 +67,10 @@ pub struct Options {
     pub seed: u64,
     /// A process whose processor time is reported.
     pub pid: Option<u32>,
+    /// Where to write when each right answer's request was planned and how long it took.
+    pub trace: Option<PathBuf>,
+    /// End the run when standard input ends, if it has not ended before.
+    pub until_input_ends: bool,
 }
 
 /// The text of `--help`.
@@ -77,6 +84,7 @@ trilith-load: puts load on a server that speaks the etcd v3 API, checks every an
   --streams N                requests outstanding per connection (100)
   --requests N | --seconds S when to stop (5 seconds)
   --keys N                   number of different keys (1000000)
+  --first-key N              number of the first of them (0)
   --key-bytes N              length of a key (32)
   --value-bytes N            length of a value (256)
   --distribution random|one|sequential   which key comes next (random)
@@ -85,6 +93,8 @@ trilith-load: puts load on a server that speaks the etcd v3 API, checks every an
   --threads N                threads of the generator (1)
   --seed N                   of the random keys (1)
   --pid N                    report the processor time of this process
+  --trace FILE               a line per right answer: planned start (us since 1970), latency (us)
+  --until-input-ends         stop when standard input ends, at the latest
 ";
 
 impl Options {
@@ -98,6 +108,7 @@ impl Options {
             streams: 100,
             limit: Limit::Time(Duration::from_secs(5)),
             keys: 1_000_000,
+            first_key: 0,
             key_bytes: 32,
             value_bytes: 256,
             distribution: Distribution::Random,
@@ -106,6 +117,8 @@ impl Options {
             threads: 1,
             seed: 1,
             pid: None,
+            trace: None,
+            until_input_ends: false,
         };
         let mut arguments = arguments.flat_map(|argument| match argument.split_once('=') {
             Some((name, value)) if name.starts_with("--") => vec![name.to_owned(), value.to_owned()],
@@ -116,6 +129,7 @@ impl Options {
             match name.as_str() {
                 "--serializable" => options.serializable = true,
                 "--preload" => options.preload = true,
+                "--until-input-ends" => options.until_input_ends = true,
                 "--endpoint" => options.endpoint = value()?.trim_start_matches("http://").to_owned(),
                 "--operation" => options.operation = choose(&name, &value()?, OPERATIONS)?,
                 "--distribution" => options.distribution = choose(&name, &value()?, DISTRIBUTIONS)?,
@@ -128,12 +142,14 @@ impl Options {
                     options.limit = Limit::Time(time);
                 }
                 "--keys" => options.keys = number(&name, &value()?)?,
+                "--first-key" => options.first_key = number(&name, &value()?)?,
                 "--key-bytes" => options.key_bytes = number(&name, &value()?)?,
                 "--value-bytes" => options.value_bytes = number(&name, &value()?)?,
                 "--rate" => options.rate = Some(number(&name, &value()?)?),
                 "--threads" => options.threads = number(&name, &value()?)?,
                 "--seed" => options.seed = number(&name, &value()?)?,
                 "--pid" => options.pid = Some(number(&name, &value()?)?),
+                "--trace" => options.trace = Some(PathBuf::from(value()?)),
                 _ => return Err(format!("unknown flag {name}; --help lists the flags")),
             }
         }
@@ -156,9 +172,10 @@ impl Options {
         if self.threads > self.connections {
             return Err("--threads is at most --connections".to_owned());
         }
-        let digits = (self.keys - 1).max(1).ilog10() as usize + 1;
+        let last = self.first_key.checked_add(self.keys - 1).ok_or("--first-key is too large")?;
+        let digits = last.max(1).ilog10() as usize + 1;
         if self.key_bytes < digits {
-            return Err(format!("--key-bytes is at least {digits} for {} keys", self.keys));
+            return Err(format!("--key-bytes is at least {digits} for key number {last}"));
         }
         Ok(())
     }
@@ -200,7 +217,8 @@ mod tests {
         for (line, why) in [
             ("--operation delete", "--operation is put or range, not delete"),
             ("--streams 0", "--streams is at least 1"),
-            ("--keys 1000 --key-bytes 2", "--key-bytes is at least 3 for 1000 keys"),
+            ("--keys 1000 --key-bytes 2", "--key-bytes is at least 3 for key number 999"),
+            ("--keys 10 --first-key 95 --key-bytes 2", "--key-bytes is at least 3 for key number 104"),
             ("--rate -1", "--rate is a positive number"),
             ("--nope", "unknown flag --nope; --help lists the flags"),
             ("--seconds", "--seconds needs a value"),

@@ -6,8 +6,8 @@
 //! Invariants
 //! - I1: a put's revision is above, and a linearizable range's at or above, every revision that was seen anywhere
 //!   before the request was sent.
-//! - I2: in an open loop latency counts from the planned start, so that a stalled server cannot hide the requests it
-//!   kept from being sent.
+//! - I2: in an open loop latency counts from the planned start, and every request that was planned within the run is
+//!   sent, so that a stalled server cannot hide the requests it kept from being sent.
 
 use crate::client::{Client, Finished, Outcome};
 use crate::messages;
@@ -16,7 +16,7 @@ use crate::sockets::{Completion, Sockets};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Without any answer for so long the run is given up.
@@ -34,6 +34,8 @@ pub struct Measured {
     pub started: Instant,
     /// When the last answer came.
     pub ended: Instant,
+    /// Planned start and latency of right answers, if asked for.
+    pub trace: Vec<(Instant, Duration)>,
 }
 
 struct Request {
@@ -61,6 +63,7 @@ struct Worker<'a> {
     options: &'a Options,
     share: &'a Share,
     revision: &'a AtomicU64,
+    stop: &'a AtomicBool,
     sockets: Sockets,
     clients: Vec<Option<Client<Request>>>,
     /// Connections that may have room for a call.
@@ -76,14 +79,15 @@ struct Worker<'a> {
     message: Vec<u8>,
 }
 
-/// Runs one thread's share to its end.
-pub fn run(options: &Options, share: &Share, revision: &AtomicU64) -> Result<Measured, String> {
+/// Runs one thread's share to its end, or until `stop` is set.
+pub fn run(options: &Options, share: &Share, revision: &AtomicU64, stop: &AtomicBool) -> Result<Measured, String> {
     let now = Instant::now();
     let latencies = Histogram::new_with_bounds(1, LATENCY_MAX, 3).expect("valid bounds");
     let mut worker = Worker {
         options,
         share,
         revision,
+        stop,
         sockets: Sockets::new().map_err(|error| format!("cannot set up io_uring: {error}"))?,
         clients: Vec::new(),
         roomy: Vec::new(),
@@ -92,7 +96,7 @@ pub fn run(options: &Options, share: &Share, revision: &AtomicU64) -> Result<Mea
         outstanding: 0,
         start: now,
         deadline: None,
-        measured: Measured { latencies, errors: BTreeMap::new(), started: now, ended: now },
+        measured: Measured { latencies, errors: BTreeMap::new(), started: now, ended: now, trace: Vec::new() },
         key: Vec::new(),
         value: Vec::new(),
         message: Vec::new(),
@@ -141,7 +145,8 @@ impl Worker<'_> {
         loop {
             self.issue();
             let planned_out = self.share.rate.is_some() && self.next_planned().is_none();
-            if self.outstanding == 0 && (planned_out || self.is_over(Instant::now())) {
+            let closed_out = self.share.rate.is_none() && self.is_over(Instant::now());
+            if self.outstanding == 0 && (planned_out || closed_out) {
                 return Ok(());
             }
             let timeout = self.next_planned().map_or(SILENCE_MAX, |planned| {
@@ -151,8 +156,10 @@ impl Worker<'_> {
         }
     }
 
+    /// Whether a request that starts, or was planned, at `now` is no longer part of the run.
     fn is_over(&self, now: Instant) -> bool {
-        self.share.requests.is_some_and(|requests| self.issued >= requests)
+        self.stop.load(Ordering::Relaxed)
+            || self.share.requests.is_some_and(|requests| self.issued >= requests)
             || self.deadline.is_some_and(|deadline| now >= deadline)
     }
 
@@ -167,16 +174,11 @@ impl Worker<'_> {
     fn issue(&mut self) {
         let mut now = Instant::now();
         while let Some(&slot) = self.roomy.last() {
-            if self.is_over(now) {
+            // I2: a request that waits for room started when it was planned.
+            let planned = self.share.rate.map(|rate| self.start + Duration::from_secs_f64(self.issued as f64 / rate));
+            let start = planned.unwrap_or(now);
+            if self.is_over(start) || start > now {
                 return;
-            }
-            let mut start = now;
-            if let Some(rate) = self.share.rate {
-                // I2: a request that waits for room started when it was planned.
-                start = self.start + Duration::from_secs_f64(self.issued as f64 / rate);
-                if start > now {
-                    return;
-                }
             }
             self.call(slot, start);
             if !self.has_room(slot) {
@@ -206,6 +208,10 @@ impl Worker<'_> {
     }
 
     fn next_key(&mut self) -> u64 {
+        self.options.first_key + self.next_number()
+    }
+
+    fn next_number(&mut self) -> u64 {
         match self.options.distribution {
             Distribution::One => 0,
             Distribution::Sequential => (self.share.first_request + self.issued) % self.options.keys,
@@ -257,6 +263,9 @@ impl Worker<'_> {
             Ok(()) => {
                 let latency = now.saturating_duration_since(finished.tag.start).as_nanos() as u64;
                 self.measured.latencies.saturating_record(latency.max(1));
+                if self.options.trace.is_some() {
+                    self.measured.trace.push((finished.tag.start, Duration::from_nanos(latency)));
+                }
             }
             Err(what) => *self.measured.errors.entry(what).or_default() += 1,
         }
@@ -284,5 +293,77 @@ impl Worker<'_> {
         }
         self.revision.fetch_max(revision, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::h2::{self, Frame, flag, frame};
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    /// Answers puts, but none before `stall` has passed since the first; until nothing comes any more.
+    fn stalling_server(listener: &TcpListener, stall: Duration) {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut out = Vec::new();
+        h2::put_settings(&mut out, &[]);
+        let (mut input, mut buffer) = (Vec::new(), vec![0; 65_536]);
+        let (mut revision, mut stalled) = (1, false);
+        loop {
+            stream.write_all(&out).unwrap();
+            out.clear();
+            let Ok(len @ 1..) = stream.read(&mut buffer) else { return };
+            input.extend_from_slice(&buffer[..len]);
+            if input.starts_with(h2::PREFACE) {
+                input.drain(..h2::PREFACE.len());
+            }
+            let mut rest = &input[..];
+            while let Some((frame, after)) = Frame::parse(rest) {
+                rest = after;
+                if frame.kind == frame::DATA && frame.has(flag::END_STREAM) {
+                    if !std::mem::replace(&mut stalled, true) {
+                        std::thread::sleep(stall);
+                    }
+                    revision += 1;
+                    answer_put(&mut out, frame.stream, revision);
+                }
+            }
+            input = rest.to_vec();
+        }
+    }
+
+    fn answer_put(out: &mut Vec<u8>, stream: u32, revision: u8) {
+        h2::put_head(out, 1, frame::HEADERS, flag::END_HEADERS, stream);
+        out.push(0x88);
+        let message = [0x0a, 6, 0x08, 1, 0x10, 1, 0x18, revision];
+        h2::put_head(out, 5 + message.len(), frame::DATA, 0, stream);
+        out.extend_from_slice(&[0, 0, 0, 0, message.len() as u8]);
+        out.extend_from_slice(&message);
+        let trailers = b"\x00\x0bgrpc-status\x010";
+        h2::put_head(out, trailers.len(), frame::HEADERS, flag::END_HEADERS | flag::END_STREAM, stream);
+        out.extend_from_slice(trailers);
+    }
+
+    #[test]
+    fn an_open_loop_counts_what_a_stalled_server_kept_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        // 100 requests are planned for 100 ms; three may be outstanding, and the server stalls beyond the end.
+        let arguments = ["--endpoint", &endpoint, "--seconds", "0.1", "--connections", "1", "--streams", "3"];
+        let mut options = Options::parse(arguments.iter().map(|&text| text.to_owned())).unwrap();
+        options.trace = Some("unused".into());
+        let share = Share { connections: 1, first_request: 0, requests: None, rate: Some(1000.0), seed: 1 };
+        let stall = Duration::from_millis(200);
+        let measured = std::thread::scope(|scope| {
+            scope.spawn(|| stalling_server(&listener, stall));
+            run(&options, &share, &AtomicU64::new(0), &AtomicBool::new(false)).unwrap()
+        });
+        assert_eq!(measured.errors, BTreeMap::new());
+        assert_eq!(measured.latencies.len(), 100, "I2: every planned request is sent");
+        assert_eq!(measured.trace.len(), 100);
+        let shortest = measured.trace.iter().map(|(_, latency)| *latency).min().unwrap();
+        assert!(shortest >= stall - Duration::from_millis(100), "I2: from the planned start: {shortest:?}");
     }
 }

@@ -157,6 +157,7 @@ impl Bed {
             position: LogPosition { index: Index(self.applied), term: Term(2), digest: Digest(1) },
             keyspace: self.keyspace.state(),
             rows,
+            leases: std::sync::Arc::default(),
             tables: Vec::new(),
         });
         let mut took = Duration::ZERO;

@@ -5,9 +5,11 @@ use anyhow::{Result, anyhow, bail};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use trilith_bench::options::{Distribution, HELP, Limit, Operation, Options};
 use trilith_bench::worker::{self, Measured, Share};
 
@@ -16,6 +18,8 @@ const PRELOAD_CONNECTIONS: usize = 4;
 const PRELOAD_STREAMS: usize = 100;
 /// Kernel ticks a second in /proc, fixed on Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
+/// Set when standard input ended, if that matters.
+static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> Result<()> {
     if std::env::args().any(|argument| argument == "--help" || argument == "-h") {
@@ -25,19 +29,29 @@ fn main() -> Result<()> {
     let options = Options::parse(std::env::args().skip(1)).map_err(|error| anyhow!(error))?;
     let revision = AtomicU64::new(0);
     if options.preload {
-        let measured = run_all(&preload_of(&options), &revision)?;
+        let measured = run_all(&preload_of(&options), &revision, &STOP)?;
         if !measured.errors.is_empty() {
             bail!("the preload failed: {:?}", measured.errors);
         }
     }
     let before = options.pid.map(processor_seconds).transpose()?;
     let own_before = processor_seconds(std::process::id())?;
-    let measured = run_all(&options, &revision)?;
+    if options.until_input_ends {
+        thread::spawn(|| {
+            // What comes in has no meaning; its end, or an error, has.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            STOP.store(true, Ordering::Relaxed);
+        });
+    }
+    let mut measured = run_all(&options, &revision, &STOP)?;
     let own_after = processor_seconds(std::process::id())?;
     let server = match (options.pid, before) {
         (Some(pid), Some(before)) => Some(difference(before, processor_seconds(pid)?)),
         _ => None,
     };
+    if let Some(file) = &options.trace {
+        write_trace(file, &mut measured.trace)?;
+    }
     println!("{}", report(&options, &measured, server, difference(own_before, own_after)));
     if measured.errors.is_empty() { Ok(()) } else { Err(anyhow!("some answers were wrong: {:?}", measured.errors)) }
 }
@@ -52,12 +66,13 @@ fn preload_of(options: &Options) -> Options {
         limit: Limit::Requests(if options.distribution == Distribution::One { 1 } else { options.keys }),
         distribution: Distribution::Sequential,
         rate: None,
+        trace: None,
         ..options.clone()
     }
 }
 
 /// Splits the run over the threads and joins what they measured.
-fn run_all(options: &Options, revision: &AtomicU64) -> Result<Measured> {
+fn run_all(options: &Options, revision: &AtomicU64, stop: &AtomicBool) -> Result<Measured> {
     let threads = options.threads as u64;
     let share = |number: u64| {
         let part = |total: u64| total / threads + u64::from(number < total % threads);
@@ -76,7 +91,7 @@ fn run_all(options: &Options, revision: &AtomicU64) -> Result<Measured> {
     };
     let shares: Vec<_> = (0..threads).map(share).collect();
     let results = thread::scope(|scope| {
-        let start = |share| scope.spawn(move || worker::run(options, share, revision));
+        let start = |share| scope.spawn(move || worker::run(options, share, revision, stop));
         let running: Vec<_> = shares.iter().map(start).collect();
         running.into_iter().map(|thread| thread.join().expect("a worker does not panic")).collect::<Vec<_>>()
     });
@@ -85,20 +100,33 @@ fn run_all(options: &Options, revision: &AtomicU64) -> Result<Measured> {
         let measured = result.map_err(|error| anyhow!(error))?;
         all = Some(match all {
             None => measured,
-            Some(sum) => join(sum, &measured),
+            Some(sum) => join(sum, measured),
         });
     }
     all.ok_or_else(|| anyhow!("no threads"))
 }
 
-fn join(mut sum: Measured, other: &Measured) -> Measured {
+fn join(mut sum: Measured, other: Measured) -> Measured {
     sum.latencies.add(&other.latencies).expect("the histograms have the same bounds");
     for (what, count) in &other.errors {
         *sum.errors.entry(what.clone()).or_default() += count;
     }
     sum.started = sum.started.min(other.started);
     sum.ended = sum.ended.max(other.ended);
+    sum.trace.extend(other.trace);
     sum
+}
+
+/// One line per right answer, in the order of their planned starts.
+fn write_trace(file: &Path, trace: &mut [(Instant, Duration)]) -> Result<()> {
+    trace.sort_unstable();
+    let (now, since_epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH)?);
+    let mut out = BufWriter::new(std::fs::File::create(file)?);
+    for (start, latency) in trace {
+        let start = since_epoch - now.saturating_duration_since(*start);
+        writeln!(out, "{} {}", start.as_micros(), latency.as_micros())?;
+    }
+    Ok(out.flush()?)
 }
 
 /// User and system time of a process, in seconds.
@@ -135,6 +163,7 @@ fn report(options: &Options, measured: &Measured, server: Option<(f64, f64)>, ow
             "streams": options.streams,
             "limit": limit,
             "keys": options.keys,
+            "first_key": options.first_key,
             "key_bytes": options.key_bytes,
             "value_bytes": options.value_bytes,
             "distribution": format!("{:?}", options.distribution).to_lowercase(),
