@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 const OUTSTANDING_MAX: usize = 256;
+/// Populates whose reads are with the device at once.
+const PAGES_AT_ONCE: usize = 32;
 
 pub(crate) enum Request {
     Create { token: Token, name: String, bytes: u64, mode: FileMode, preparation: Preparation },
@@ -113,7 +115,10 @@ impl Drop for FileThread {
 impl Shared {
     fn work(&self) {
         while !self.stopping.load(Ordering::Acquire) {
-            match self.pages.pop().or_else(|| self.files.pop()) {
+            if self.serve_pages() {
+                continue;
+            }
+            match self.files.pop() {
                 Some(request) => self.serve(request),
                 // An unpark between the pop and here makes park return at once.
                 None => thread::park(),
@@ -121,14 +126,23 @@ impl Shared {
         }
     }
 
+    /// Serves what is asked about pages, if anything is. Their reads start together and are waited for in order.
+    fn serve_pages(&self) -> bool {
+        let batch: Vec<Request> = std::iter::from_fn(|| self.pages.pop()).take(PAGES_AT_ONCE).collect();
+        for request in &batch {
+            if let Request::Populate { mapping, offset, len, .. } = request {
+                mapping.begin_populate(*offset, *len);
+            }
+        }
+        let is_any = !batch.is_empty();
+        batch.into_iter().for_each(|request| self.serve(request));
+        is_any
+    }
+
     fn serve(&self, request: Request) {
         let reply = match request {
             Request::Create { token, name, bytes, mode, preparation } => {
-                let mut pages_first = || {
-                    while let Some(urgent) = self.pages.pop() {
-                        self.serve(urgent);
-                    }
-                };
+                let mut pages_first = || while self.serve_pages() {};
                 let result = self.directory.create(&name, bytes, mode, preparation, &mut pages_first);
                 Reply::Created { token, result }
             }

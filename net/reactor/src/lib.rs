@@ -18,6 +18,7 @@ mod helper;
 mod inbox;
 mod log;
 mod mapping;
+mod memory;
 pub mod mesh;
 mod options;
 mod port;
@@ -29,6 +30,7 @@ mod wake;
 mod watch;
 
 pub use glommio_port::{GlommioPort, RunError, run};
+pub use memory::memory_bytes;
 pub use options::{ListenOptions, LogOutput, ReactorOptions};
 pub use port::{
     BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,

@@ -43,15 +43,20 @@ impl Mapping {
         Some(unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(start), len) })
     }
 
+    /// Starts reading a range as a whole: populating alone would read one page after the other. What is wrong with the
+    /// range, the populate says.
+    pub(crate) fn begin_populate(&self, offset: u64, len: usize) {
+        let Some(start) = self.range_is_inside(offset, len) else { return };
+        for part in (0..len).step_by(READ_AHEAD_BYTES) {
+            let _ = self.map.advise_range(Advice::WillNeed, start + part, READ_AHEAD_BYTES.min(len - part));
+        }
+    }
+
     /// Brings a range into memory; an unreadable page is an error here instead of a SIGBUS later. Blocks.
     pub(crate) fn populate(&self, offset: u64, len: usize) -> io::Result<()> {
         let start = self
             .range_is_inside(offset, len)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "range beyond the mapping"))?;
-        // Asked for as a whole first: populating alone would read one page after the other.
-        for part in (0..len).step_by(READ_AHEAD_BYTES) {
-            self.map.advise_range(Advice::WillNeed, start + part, READ_AHEAD_BYTES.min(len - part))?;
-        }
         self.map.advise_range(Advice::PopulateRead, start, len)
     }
 

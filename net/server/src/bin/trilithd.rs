@@ -16,7 +16,8 @@ use std::process::exit;
 use std::time::{Duration, SystemTime};
 
 use trilith_reactor::{
-    CoreLoop, Event, GlommioPort, ListenOptions, LogOutput, ReactorOptions, RunError, Turn, end_by_signal, run,
+    CoreLoop, Event, GlommioPort, ListenOptions, LogOutput, ReactorOptions, RunError, Turn, end_by_signal,
+    memory_bytes, run,
 };
 use trilith_server::http::SERVER_VERSION;
 use trilith_server::journal::{Field, Format, Journal, Level};
@@ -41,7 +42,12 @@ fn main() {
             std::env::consts::OS,
             std::env::consts::ARCH
         ),
-        Ok(Invocation::Serve(options)) => serve(&options),
+        Ok(Invocation::Serve(mut options)) => {
+            if options.cache_bytes == 0 {
+                options.cache_bytes = memory_bytes() / 4;
+            }
+            serve(&options);
+        }
         Err(OptionsError::Usage(text)) => {
             eprintln!("{text}\n{}", options::usage());
             exit(2);
