@@ -55,6 +55,8 @@ pub struct Clients {
     vacant: Vec<usize>,
     by_id: BTreeMap<ConnectionId, usize>,
     touched: Vec<usize>,
+    /// All are touched once this turn's output is sent.
+    all_next: bool,
     /// Slots whose connections wait for budget, and the highest use of it that made one wait.
     starved: BTreeSet<usize>,
     starved_at: usize,
@@ -76,6 +78,7 @@ impl Clients {
             vacant: Vec::new(),
             by_id: BTreeMap::new(),
             touched: Vec::new(),
+            all_next: false,
             starved: BTreeSet::new(),
             starved_at: 0,
             deadlines: BTreeSet::new(),
@@ -181,13 +184,9 @@ impl Clients {
         }
     }
 
-    /// Touches every connection: those that spoke before service began.
-    pub fn touch_all(&mut self) {
-        for slot in 0..self.slots.len() {
-            if self.slots[slot].is_some() {
-                self.touch(slot);
-            }
-        }
+    /// Touches every connection for the next turn: those that spoke before service began are looked at then.
+    pub fn touch_all_next(&mut self) {
+        self.all_next = true;
     }
 
     /// The slot touched as number `position` since the last [`Self::flush`], if there is one: an index, so that the
@@ -253,6 +252,13 @@ impl Clients {
         assert!(self.touched.is_empty(), "flushing touches no connection");
         self.touched = touched;
         self.touched.clear();
+        if std::mem::take(&mut self.all_next) {
+            for slot in 0..self.slots.len() {
+                if self.slots[slot].is_some() {
+                    self.touch(slot);
+                }
+            }
+        }
     }
 
     fn flush_one<P: Port>(&mut self, slot: usize, port: &mut P, now: u64) {

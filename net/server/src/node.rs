@@ -552,7 +552,7 @@ impl Node {
             &[("local-member-id", Field::Text(&id)), ("cluster-id", Field::Text(&cluster))],
         );
         self.options.log(port, Level::Info, "ready to serve client requests", &[]);
-        self.clients.touch_all();
+        self.clients.touch_all_next();
         self.more = true;
     }
 

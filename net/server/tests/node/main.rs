@@ -231,6 +231,16 @@ fn a_stop_before_service_began_serves_nobody() {
 }
 
 #[test]
+fn a_call_that_came_before_service_began_is_answered_when_it_begins() {
+    let mut port = MemoryPort::default();
+    let mut node = Node::boot(options(), &mut port).unwrap();
+    let connection = port.accept(1);
+    port.push(Event::Received { connection, bytes: [greeting(), call(1, PUT_PATH, PUT, 0)].concat() });
+    assert_eq!(port.run(&mut node, 3 * SECOND), None);
+    assert!(has(&answer(&port, connection, 1), "grpc-status: 0"));
+}
+
+#[test]
 fn a_message_that_waited_for_memory_goes_on_when_others_are_gone() {
     let mut port = MemoryPort::default();
     let mut node = serving(&mut port, options());
