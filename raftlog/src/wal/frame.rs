@@ -37,6 +37,8 @@ const SEGMENT_FILE_BYTES: usize = 56;
 const SEGMENT_BOOT: usize = 64;
 const SEGMENT_SEAL_LSN: usize = 72;
 const SEGMENT_SEAL_DIGEST: usize = 80;
+const SEGMENT_PREVIOUS: usize = 96;
+const SEGMENT_PREVIOUS_SLOT: usize = 104;
 const FLAG_SEALING: u32 = 1;
 
 const RECORD_MAGIC: &[u8; 4] = b"TRWR";
@@ -62,7 +64,7 @@ const RECORD_ROWS: usize = 160;
 const ROW: usize = 20;
 
 const _: () = assert!(RECORD_ROWS + ENTRIES_PER_RECORD_MAX * ROW <= CRC, "the rows end before the checksum");
-const _: () = assert!(SEGMENT_SEAL_DIGEST + 16 <= CRC, "the segment header ends before the checksum");
+const _: () = assert!(SEGMENT_PREVIOUS_SLOT + 4 <= CRC, "the segment header ends before the checksum");
 
 /// Length on disk of a record with `payload_bytes` of payload.
 #[must_use]
@@ -77,6 +79,15 @@ pub struct Seal {
     pub after: Lsn,
     /// The local digest of its record.
     pub digest: Digest,
+}
+
+/// The segment that was written to when a later one was made ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreviousSegment {
+    /// Its number.
+    pub sequence: SegmentSequence,
+    /// Its file.
+    pub slot: u32,
 }
 
 /// The first block of a segment.
@@ -94,6 +105,8 @@ pub struct SegmentHeader {
     pub boot_number: BootNumber,
     /// Present if it voids a tail.
     pub seal: Option<Seal>,
+    /// Absent in the first segment of a directory.
+    pub previous: Option<PreviousSegment>,
 }
 
 /// What a header sector turned out to be.
@@ -124,6 +137,10 @@ impl SegmentHeader {
             put_u64(&mut sector, SEGMENT_SEAL_LSN, seal.after.0);
             put_u128(&mut sector, SEGMENT_SEAL_DIGEST, seal.digest.0);
         }
+        if let Some(previous) = self.previous {
+            put_u64(&mut sector, SEGMENT_PREVIOUS, previous.sequence.0);
+            put_u32(&mut sector, SEGMENT_PREVIOUS_SLOT, previous.slot);
+        }
         put_checksum(&mut sector);
         let mut block = vec![0u8; BLOCK];
         block[..SECTOR].copy_from_slice(&sector);
@@ -146,6 +163,10 @@ impl SegmentHeader {
             after: Lsn(get_u64(sector, SEGMENT_SEAL_LSN)),
             digest: Digest(get_u128(sector, SEGMENT_SEAL_DIGEST)),
         };
+        let previous = PreviousSegment {
+            sequence: SegmentSequence(get_u64(sector, SEGMENT_PREVIOUS)),
+            slot: get_u32(sector, SEGMENT_PREVIOUS_SLOT),
+        };
         let header = Self {
             identity: get_identity(sector, SEGMENT_IDENTITY),
             slot: get_u32(sector, SEGMENT_SLOT),
@@ -153,6 +174,7 @@ impl SegmentHeader {
             file_bytes: get_u64(sector, SEGMENT_FILE_BYTES),
             boot_number: BootNumber(get_u64(sector, SEGMENT_BOOT)),
             seal: sealing.then_some(seal),
+            previous: (previous.sequence > SegmentSequence::ZERO).then_some(previous),
         };
         // Counters at the end of their range could not be followed; no honest header gets near.
         let sound = header.file_bytes.is_multiple_of(BLOCK_BYTES)

@@ -15,7 +15,8 @@ use crate::entry::{Entry, LogPosition};
 use crate::ids::{BootNumber, Digest, Identity, Index, Lsn, SegmentSequence, Term};
 use crate::options::SEGMENT_BYTES_MAX;
 use crate::wal::frame::{
-    BLOCK_BYTES, RecordHeader, RecordType, SECTOR_BYTES, Seal, SegmentHeader, SegmentSector, local_digest,
+    BLOCK_BYTES, PreviousSegment, RecordHeader, RecordType, SECTOR_BYTES, Seal, SegmentHeader, SegmentSector,
+    local_digest,
 };
 use crate::wal::hard_state::{HardState, HardStateCopy};
 use crate::wal::segment::{FreeSlot, LiveSegment, SegmentLayout, Tail};
@@ -160,6 +161,8 @@ pub enum RecoverError {
     },
     /// Records stand in a segment whose own header is unreadable or older than they are.
     SegmentHeaderLost(FaultPlace),
+    /// A segment that the log was written to is not there.
+    SegmentLost(FaultPlace),
     /// Something known to have been durable is missing or damaged.
     Rot {
         /// Where.
@@ -189,6 +192,7 @@ impl RecoverError {
     pub fn place(&self) -> Option<&FaultPlace> {
         match self {
             Self::SegmentHeaderLost(place)
+            | Self::SegmentLost(place)
             | Self::Rot { place, .. }
             | Self::BrokenChain { place, .. }
             | Self::Missing { place, .. } => Some(place),
@@ -211,11 +215,12 @@ impl fmt::Display for RecoverError {
                 write!(f, "both copies of the hard state are unreadable, but {file} shows that the directory was used")
             }
             Self::OtherVersion { file, version } => write!(f, "{file} has format version {version}"),
-            Self::Foreign { file } => write!(f, "{file} belongs to another member, data directory or slot"),
+            Self::Foreign { file } => write!(f, "{file} at offset 0 belongs to another member, data directory or slot"),
             Self::Truncated { file, bytes, expected } => {
                 write!(f, "{file} is {bytes} bytes long, but its header says {expected}")
             }
             Self::SegmentHeaderLost(place) => write!(f, "the segment's header is lost: {place}"),
+            Self::SegmentLost(place) => write!(f, "a segment that the log was written to is lost: {place}"),
             Self::Rot { place, watermark } => {
                 write!(f, "an acknowledged record is damaged or lost: {place} (durable up to lsn {watermark})")
             }
@@ -303,6 +308,7 @@ fn recover_once(media: &mut dyn LogMedia, options: RecoverOptions) -> Result<Rec
     let watermark = scan.watermark(&kept);
     let walked = scan.walk(&kept, watermark)?;
     scan.check_seals(&walked)?;
+    scan.check_newest(&walked)?;
     let last = walked.log.last();
     let needed = options.after.max(hard_state.commit);
     let beyond = last.index < options.after || (last.index < needed && options.discard_from.is_none());
@@ -549,7 +555,7 @@ impl Scan {
             Some(base) => Walked::from_base(&kept[base], self.options.after)?,
             None if self.options.after == Index::ZERO => Walked::from_nothing(),
             None => {
-                let place = kept.first().map_or_else(|| self.place_after(None, kept), Found::place);
+                let place = kept.first().map_or_else(|| self.place_after(None, kept), |first| self.place_before(first));
                 return Err(RecoverError::Missing { place, needed: self.options.after });
             }
         };
@@ -594,17 +600,51 @@ impl Scan {
         Ok(())
     }
 
+    fn headers(&self) -> impl Iterator<Item = SegmentHeader> + '_ {
+        self.slots.iter().filter_map(|slot| slot.header)
+    }
+
+    /// The segment that a header names as the one before it, if that is not there.
+    fn lost_before(&self, header: &SegmentHeader) -> Option<PreviousSegment> {
+        header.previous.filter(|previous| !self.headers().any(|found| found.sequence == previous.sequence))
+    }
+
+    /// A segment is made ready while the one before it is written to, and that one is not recycled before the ready
+    /// one holds a durable record. So the newest segment, still unused, proves the one before it: no watermark does if
+    /// all of that is lost together.
+    fn check_newest(&self, walked: &Walked) -> Result<(), RecoverError> {
+        let newest = self.headers().max_by_key(|header| header.sequence);
+        let unused = newest.filter(|newest| !self.records.iter().any(|it| it.header.sequence == newest.sequence));
+        let Some(lost) = unused.and_then(|newest| self.lost_before(&newest)) else { return Ok(()) };
+        let place = FaultPlace {
+            file: segment_file_name(lost.slot),
+            offset: 0,
+            lsn: walked.last_lsn.next(),
+            index: walked.log.last().index.next(),
+        };
+        if self.is_discarded(place.lsn) { Ok(()) } else { Err(RecoverError::SegmentLost(place)) }
+    }
+
+    /// Where a log that begins too late breaks off: in the segment before its first record, if that is not there.
+    fn place_before(&self, first: &Found) -> FaultPlace {
+        let header = self.headers().find(|header| header.sequence == first.header.sequence);
+        match header.and_then(|header| self.lost_before(&header)) {
+            Some(lost) => FaultPlace { file: segment_file_name(lost.slot), offset: 0, ..first.place() },
+            None => first.place(),
+        }
+    }
+
     /// Where the record after `last` should stand.
     fn place_after(&self, last: Option<&Found>, kept: &[Found]) -> FaultPlace {
         let Some(last) = last else {
             let oldest = self.slots.iter().filter(|slot| slot.header.is_some());
             let oldest = oldest.min_by_key(|slot| slot.header.map(|header| header.sequence));
-            return FaultPlace {
-                file: segment_file_name(oldest.map_or(0, |slot| slot.slot)),
-                offset: BLOCK_BYTES,
-                lsn: Lsn(1),
-                index: Index(1),
+            let lost = oldest.and_then(|slot| self.lost_before(&slot.header?));
+            let (slot, offset) = match (lost, oldest) {
+                (Some(lost), _) => (lost.slot, 0),
+                (None, oldest) => (oldest.map_or(0, |slot| slot.slot), BLOCK_BYTES),
             };
+            return FaultPlace { file: segment_file_name(slot), offset, lsn: Lsn(1), index: Index(1) };
         };
         let mut place = FaultPlace {
             file: segment_file_name(last.slot),
@@ -621,10 +661,16 @@ impl Scan {
             };
             header.sequence > last.header.sequence && next.is_some_and(before)
         };
-        let headers = self.slots.iter().filter_map(|slot| slot.header);
-        if let Some(header) = headers.filter(between).min_by_key(|header| header.sequence) {
+        if let Some(header) = self.headers().filter(between).min_by_key(|header| header.sequence) {
             place.file = segment_file_name(header.slot);
             place.offset = BLOCK_BYTES;
+        }
+        // Or that segment is not there at all, and a later one names it. What it sealed off may count again.
+        let lost = self.headers().filter_map(|header| self.lost_before(&header));
+        let lost = lost.filter(|lost| lost.sequence > last.header.sequence);
+        if let Some(lost) = lost.min_by_key(|lost| lost.sequence) {
+            place.file = segment_file_name(lost.slot);
+            place.offset = 0;
         }
         place
     }

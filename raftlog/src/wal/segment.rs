@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 
 use crate::ids::{BootNumber, Durability, Identity, Index, Lsn, SegmentSequence};
-use crate::wal::frame::{BLOCK_BYTES, Seal, SegmentHeader};
+use crate::wal::frame::{BLOCK_BYTES, PreviousSegment, Seal, SegmentHeader};
 
 /// A segment file to be made ready for appends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,6 +176,7 @@ impl SegmentRing {
             file_bytes: free.file_bytes,
             boot_number: self.boot_number,
             seal,
+            previous: self.live.back().map(|last| PreviousSegment { sequence: last.sequence, slot: last.slot }),
         };
         self.preparing = Some(Prepared { slot: free.slot, sequence, file_bytes: free.file_bytes });
         Some(PrepareSegment {

@@ -3,7 +3,7 @@
 //! The images' last acknowledged batch lies under a watermark, as it does 2 ms after every burst and after every stop.
 
 use trilith_raftlog::wal::RecoverError;
-use trilith_raftlog::{Entry, Index, Options};
+use trilith_raftlog::{Entry, Index, Lsn, Options, RecoverOptions};
 
 use crate::support::{Image, Member, Rng, leader, seeds, small_options};
 
@@ -59,7 +59,8 @@ fn is_named(error: &RecoverError, file: &str) -> bool {
         RecoverError::Rot { place, .. }
         | RecoverError::BrokenChain { place, .. }
         | RecoverError::Missing { place, .. }
-        | RecoverError::SegmentHeaderLost(place) => {
+        | RecoverError::SegmentHeaderLost(place)
+        | RecoverError::SegmentLost(place) => {
             let text = error.to_string();
             place.lsn.0 > 0
                 && place.index.0 > 0
@@ -135,6 +136,42 @@ fn a_shortened_segment_is_refused() {
     bytes.truncate(len - 4096);
     let error = image.recover(after).expect_err("shorter than its header says");
     assert!(matches!(error, RecoverError::Truncated { bytes: 12_288, expected: 16_384, .. }), "{error}");
+}
+
+#[test]
+fn a_segment_that_is_not_there_is_not_needed_or_named() {
+    let mut outcomes = Outcomes::default();
+    for seed in seeds(12) {
+        let (image, after, committed) = sample(seed);
+        let segments = image.files.keys().filter(|name| name.starts_with("wal/seg"));
+        for file in segments {
+            for len in [None, Some(0), Some(512), Some(4_095)] {
+                let mut rotten = image.clone();
+                match len {
+                    None => drop(rotten.files.remove(file)),
+                    Some(len) => rotten.files.get_mut(file).expect("exists").truncate(len),
+                }
+                let what = format!("seed {seed}: {file} ends at {len:?}");
+                check(&rotten, after, &committed, file, &what, &mut outcomes);
+            }
+        }
+    }
+    assert!(outcomes.recovered > 0 && outcomes.refused > 0, "both outcomes occur: {outcomes:?}");
+}
+
+#[test]
+fn a_lost_segment_can_be_given_up() {
+    let mut member = leader(small_options());
+    member.propose(vec![1; 50]);
+    member.settle();
+    let mut image = member.image.clone();
+    image.files.remove("wal/seg-0000");
+    let error = image.recover(Index::ZERO).expect_err("the segment made ready names it");
+    let place = error.place().expect("a place").clone();
+    assert!(matches!(error, RecoverError::SegmentLost(_)), "{error}");
+    assert_eq!((place.file.as_str(), place.lsn), ("wal/seg-0000", Lsn(1)));
+    let order = RecoverOptions { after: Index::ZERO, discard_from: Some(place.lsn) };
+    assert_eq!(image.recover_with(order).map(|recovered| recovered.entries), Ok(Vec::new()));
 }
 
 #[test]

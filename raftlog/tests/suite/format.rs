@@ -1,6 +1,6 @@
 //! docs/format/wal.md, byte by byte: the layout is written down here a second time, by hand.
 
-use trilith_raftlog::wal::frame::{Seal, SegmentHeader, SegmentSector, record_bytes};
+use trilith_raftlog::wal::frame::{PreviousSegment, Seal, SegmentHeader, SegmentSector, record_bytes};
 use trilith_raftlog::wal::hard_state::HardStateCopy;
 use trilith_raftlog::{
     BootNumber, Digest, EntryType, Generation, HardState, Index, Lsn, MemberId, Options, SegmentSequence, Term,
@@ -79,6 +79,7 @@ fn a_segment_header_is_laid_out_as_documented() {
         file_bytes: 32_768,
         boot_number: BootNumber(3),
         seal: Some(Seal { after: Lsn(40), digest: Digest(0xd1) }),
+        previous: Some(PreviousSegment { sequence: SegmentSequence(8), slot: 5 }),
     };
     let expected = sector(&[
         (0, b"TRILWSEG"),
@@ -91,6 +92,8 @@ fn a_segment_header_is_laid_out_as_documented() {
         (64, &3u64.to_le_bytes()),
         (72, &40u64.to_le_bytes()),
         (80, &0xd1u128.to_le_bytes()),
+        (96, &8u64.to_le_bytes()),
+        (104, &5u32.to_le_bytes()),
     ]);
     let block = header.encode();
     assert_eq!((block.len(), &block[..512], &block[3584..]), (4096, &expected[..], &expected[..]));

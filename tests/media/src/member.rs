@@ -95,6 +95,7 @@ impl Geometry {
         node.rows.rows_resident_bytes_max = self.rows_resident_bytes_max;
         node.rows.write_bytes_max = self.write_bytes_max.max(self.block_bytes);
         node.request_bytes_max = self.request_bytes_max;
+        node.reserve_bytes = 8 << 10;
         node.txn_ops_max = 1 << 20;
         node.journal = Journal { level_min: Level::Error, format: Format::Json };
         node
