@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::server::{Ports, Server, Subject};
+use crate::server::{Launch, Ports, Server, Subject};
 use crate::setup::{Outcome, Setup};
 
 /// JSON fields whose values are the implementation's own.
@@ -34,6 +34,16 @@ pub fn compare(setup: &Setup, script: impl Fn(&Server) -> Result<String>) -> Res
         None => Ok(Outcome::Passed),
         Some(difference) => bail!("differs from etcd (- etcd, + subject):\n{difference}"),
     }
+}
+
+/// Launches of etcd and of the subject side by side, on ports and folders of their own. etcd may lose what a crash of
+/// the machine would take: its answers are what counts.
+pub fn both(setup: &Setup) -> Result<[Launch; 2]> {
+    let mut etcd = setup.launch_of(Subject::Etcd, Ports::pick()?)?;
+    etcd.flags = vec!["--unsafe-no-fsync".to_owned()];
+    let mut subject = setup.launch_of(setup.subject, Ports::pick()?)?;
+    subject.data = setup.fresh_folder("subject")?.join("data");
+    Ok([etcd, subject])
 }
 
 /// Runs a client program and returns its exit code and masked output as text.

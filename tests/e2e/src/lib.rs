@@ -16,6 +16,7 @@ pub mod chance;
 pub mod client;
 pub mod differential;
 pub mod faultfs;
+pub mod grammar;
 pub mod history;
 pub mod holdfs;
 pub mod messages;

@@ -1,7 +1,8 @@
 //! `e2e`: runs the end-to-end scenarios one after the other and sums them up in the last line.
 //!
 //! Flags: `--trilithd FILE --peers FOLDER --go-client FILE --python FILE --python-client FILE --subject trilithd|etcd
-//! --only NAME[,NAME..] --cycles N --cuts N --seed N --require-all --list`. A name selects every scenario that contains it.
+//! --only NAME[,NAME..] --cycles N --cuts N --seed N --require-all --list`. A name selects every scenario that contains
+//! it.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;

@@ -1,12 +1,14 @@
 //! The list of scenarios. Each is a function from the setup to an outcome, independent of the others.
 
 mod clients;
+mod diskfull;
 mod durability;
 mod errors;
 mod etcdctl;
 mod h2spec;
 mod http;
 mod kill;
+mod kvdiff;
 mod powercut;
 mod process;
 
@@ -47,8 +49,11 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "flushes_at_depth_one", run: durability::flushes_at_depth_one },
     Scenario { name: "held_writes_hold_answers", run: durability::held_writes_hold_answers },
     Scenario { name: "h2spec_no_worse_than_etcd", run: h2spec::no_worse_than_etcd },
+    Scenario { name: "random_requests", run: kvdiff::random_requests },
+    Scenario { name: "hash_kv", run: kvdiff::hash_kv },
     Scenario { name: "power_cuts", run: powercut::power_cuts },
     Scenario { name: "disk_errors", run: powercut::disk_errors },
+    Scenario { name: "disk_full", run: diskfull::disk_full },
     Scenario { name: "kill_under_load", run: kill::kill_under_load },
 ];
 

@@ -1,8 +1,8 @@
 //! Power cuts and disk errors under the real server: whatever was acknowledged is there afterwards, and the server
 //! always starts.
 //!
-//! I1  A cut happens at a request to the disk: before it, after it, or at an arbitrary moment under load; in a start, in
-//!     a checkpoint, in a write of the log, at the making of a file.
+//! I1  A cut happens at a request to the disk: before it, after it, or at an arbitrary moment under load; in a start,
+//!     in a checkpoint, in a write of the log, at the making of a file.
 //! I2  A disk is used for several cycles, so that damage which one start overlooks meets the next.
 
 use std::os::unix::process::ExitStatusExt;
