@@ -241,6 +241,12 @@ impl TxnCursor {
         self.revision
     }
 
+    /// Addresses of rows it holds: its memory.
+    #[must_use]
+    pub fn rows_held(&self) -> usize {
+        self.run.rows_held()
+    }
+
     /// The oldest revision that a transaction begun here may read.
     #[must_use]
     pub fn revision_held<T: KeyTree>(&self, keyspace: &Keyspace<T>, txn: &Txn<'_>) -> i64 {

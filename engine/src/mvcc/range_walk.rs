@@ -55,6 +55,12 @@ impl RangeCursor {
     pub fn published(&self) -> i64 {
         self.published
     }
+
+    /// Addresses of rows it holds: its memory.
+    #[must_use]
+    pub fn rows_held(&self) -> usize {
+        self.walk.rows_held()
+    }
 }
 
 /// The answer to a range by the addresses of its rows, good for as long as its revision is pinned.
@@ -164,6 +170,11 @@ impl RangeWalk {
     /// Rows, count and whether the limit cut something.
     pub(crate) fn into_parts(self) -> (Vec<Revision>, i64, bool) {
         (self.rows, self.count, self.more)
+    }
+
+    /// Addresses it holds.
+    pub(crate) fn rows_held(&self) -> usize {
+        self.rows.len() + self.heap.as_ref().map_or(0, SortHeap::len)
     }
 
     /// Goes on until the end or the budget's.

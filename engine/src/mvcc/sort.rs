@@ -62,6 +62,11 @@ impl SortHeap {
         self.heap.push(item);
     }
 
+    /// Rows inside.
+    pub(crate) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     /// Takes the worst row out. [`Self::settle`] must follow.
     pub(crate) fn pop(&mut self) -> Option<Revision> {
         assert!(self.sift.is_none(), "I1: settled before the next pop");

@@ -120,6 +120,15 @@ impl<'k> TxnRun<'k> {
         }
     }
 
+    /// Addresses of rows it holds: its memory. A transaction of ranges alone is not nested.
+    pub(crate) fn rows_held(&self) -> usize {
+        let answered = self.open.iter().flat_map(|txn| &txn.responses).map(|response| match response {
+            OpOutcome::Range(range) => range.rows.len(),
+            _ => 0,
+        });
+        answered.sum::<usize>() + self.range.as_ref().map_or(0, |walk| walk.rows_held())
+    }
+
     /// The same, with nothing borrowed from the command.
     pub(crate) fn into_owned(self) -> TxnRun<'static> {
         TxnRun {

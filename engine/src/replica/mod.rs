@@ -473,6 +473,22 @@ impl Replica {
     fn overlay_bytes(&self) -> u64 {
         self.state.keyspace.overlay().bytes() + self.state.keyspace.frozen().map_or(0, Overlay::bytes)
     }
+
+    /// Holds on to a revision that may be read now, as [`Keyspace::pin_at`].
+    pub fn pin_at(&mut self, revision: i64) -> crate::mvcc::Pin {
+        self.state.keyspace.pin_at(revision)
+    }
+
+    /// Gives a pin back.
+    pub fn unpin(&mut self, pin: crate::mvcc::Pin) {
+        self.state.keyspace.unpin(pin);
+    }
+
+    /// Whether [`Self::apply_step`] has something to do.
+    #[must_use]
+    pub fn has_committed(&self) -> bool {
+        self.state.applied() < self.commit
+    }
 }
 
 /// The state that a store's newest checkpoint holds; `None` if there is no checkpoint, or its tables are of no form

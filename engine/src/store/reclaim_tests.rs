@@ -241,8 +241,7 @@ impl World {
     }
 
     fn reclaim(&mut self, units: u32) -> ReclaimStep {
-        let limits =
-            ReclaimLimits { writes_in_flight_max: 2, overlay_bytes_max: 1 << 20, thorough: self.thorough };
+        let limits = ReclaimLimits { writes_in_flight_max: 2, overlay_bytes_max: 1 << 20, thorough: self.thorough };
         let bound = self.space.reclaim_bound();
         let step = reclaim::step(&mut self.space, bound, &limits, &mut Budget::new(units), &self.disk);
         assert!(!matches!(step, ReclaimStep::NeedPages(Unavailable::Corrupt(_))), "{step:?}");

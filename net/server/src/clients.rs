@@ -333,4 +333,10 @@ impl Caller {
     pub fn new(slot: usize, connection: ConnectionId, stream: StreamId) -> Self {
         Self { slot, connection, stream }
     }
+
+    /// Whether it waits on this connection.
+    #[must_use]
+    pub fn is_of(&self, connection: ConnectionId) -> bool {
+        self.connection == connection
+    }
 }

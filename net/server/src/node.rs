@@ -14,11 +14,12 @@
 
 use std::time::Duration;
 
+use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Command, PublishMember};
 use trilith_engine::page_source::{Block, Unavailable};
 use trilith_engine::replica::{Effect, ReplicaOptions};
 use trilith_engine::store::row_log::RowLogOptions;
-use trilith_engine::store::{CheckpointStep, StoreOptions};
+use trilith_engine::store::{CheckpointStep, ReclaimStep, StoreOptions};
 use trilith_raftlog::{Identity, Role};
 use trilith_reactor::{BootFiles, CoreLoop, Event, ListenerId, Port, Turn};
 use trilith_wire::api::status::unknown_method;
@@ -34,8 +35,20 @@ use crate::metrics::{Gauge, Metrics, StepKind};
 use crate::options::Options;
 use crate::service::{Admission, Progress, Service, Verdict, request_timeout, send_http};
 
-/// Commands applied in one turn at most.
-const APPLY_COMMANDS_PER_TURN: u32 = 2048;
+/// Work units of one step: 500 us.
+const STEP_UNITS: u32 = 5_000;
+/// Commands applied in one step at most.
+const APPLY_COMMANDS_PER_STEP: u32 = 512;
+/// Steps of apply in one turn.
+const APPLY_STEPS_PER_TURN: u32 = 4;
+/// Steps of reads in one turn.
+const READ_STEPS_PER_TURN: u32 = 4;
+/// Work units of reclaim in one turn.
+const RECLAIM_UNITS_PER_TURN: u32 = 1_500;
+/// Work units counted for looking at a job.
+const UNITS_PER_JOB_STEP: u32 = 10;
+/// Work units of long jobs in one turn: short, because every put waits for the turn.
+const JOB_UNITS_PER_TURN: u32 = 2_500;
 /// Merge work of a checkpoint in one turn (units of about 0.1 us), when nothing presses.
 const CHECKPOINT_UNITS_PER_TURN: u32 = 5_000;
 /// How long a graceful stop waits for open requests: etcd's 7 s.
@@ -256,7 +269,10 @@ impl Node {
             }
             Event::Received { connection, bytes } => self.clients.handle_received(connection, bytes, now),
             Event::Sent { connection, buffer } => self.clients.handle_sent(connection, buffer, now),
-            Event::Closed { connection, .. } => self.clients.handle_closed(connection),
+            Event::Closed { connection, .. } => {
+                self.clients.handle_closed(connection);
+                self.service.handle_connection_closed(connection);
+            }
             Event::Timer => {}
             Event::StopRequested { signal } => self.handle_stop_request(port, signal, now),
             other => unreachable!("{other:?} is about files"),
@@ -269,7 +285,10 @@ impl Node {
             Completion::HardState { generation, copy } => replica.handle_hard_state_complete(generation, copy, now),
             Completion::Append { lsn } => replica.handle_append_complete(lsn, now),
             Completion::Segment { sequence } => replica.handle_segment_prepared(sequence, now),
-            Completion::Store { token } => replica.handle_store_complete(token),
+            Completion::Store { token } => {
+                replica.handle_store_complete(token);
+                self.service.handle_stored();
+            }
             Completion::Loaded => self.service.handle_loaded(|block| self.disk.awaits(block)),
             Completion::Progress => {}
             Completion::Reread { block } => {
@@ -388,28 +407,62 @@ impl Node {
                 }
                 // No streaming method exists yet; its request was refused, so its stream is over.
                 ConnectionEvent::GrpcMessage { .. } | ConnectionEvent::GrpcHalfClose { .. } => {}
-                // An answer to a stream that is gone has no effect.
-                ConnectionEvent::StreamReset { .. } | ConnectionEvent::StreamWritable { .. } => {}
+                ConnectionEvent::StreamReset { stream } | ConnectionEvent::StreamWritable { stream } => {
+                    service.handle_stream(Caller::new(slot, id, stream));
+                }
             }
         }
     }
 
     /// Steps the replica: reads are issued, batches proposed, effects carried out, commands applied, reads answered.
-    fn step<P: Port>(&mut self, port: &mut P) {
+    fn step<P: Port>(&mut self, port: &mut P, now: u64) {
         self.service.issue_reads(&mut self.clients);
         self.service.replica.propose_batch();
         self.carry_out(port);
-        self.apply(port);
+        self.apply(port, now);
         self.checkpoint(port);
+        self.reclaim(port);
         // What apply released may let the log take more: no event would tell.
         self.service.replica.propose_batch();
         self.carry_out(port);
         self.service.handle_read_answers(&mut self.clients);
-        let reads = self.service.answer_reads(&mut self.clients, &Pages { port: &*port, disk: &self.disk });
-        self.more |= reads.more;
-        for unavailable in reads.missing {
-            self.load(port, unavailable);
+        self.read(port, now);
+        self.step_jobs(port, now);
+    }
+
+    /// Answers reads, step by step.
+    fn read<P: Port>(&mut self, port: &mut P, now: u64) {
+        for _ in 0..READ_STEPS_PER_TURN {
+            if !self.service.has_ready_read() {
+                return;
+            }
+            let started = port.cpu_now();
+            let pages = Pages { port: &*port, disk: &self.disk };
+            let mut budget = Budget::new(STEP_UNITS);
+            let missing = self.service.answer_reads(&mut self.clients, &pages, &mut budget, now);
+            self.metrics.observe_step(StepKind::Read, port.cpu_now().saturating_sub(started));
+            for unavailable in missing {
+                self.load(port, unavailable);
+            }
         }
+        self.more |= self.service.has_ready_read();
+    }
+
+    /// Steps long jobs, one after the other.
+    fn step_jobs<P: Port>(&mut self, port: &mut P, now: u64) {
+        let mut budget = Budget::new(JOB_UNITS_PER_TURN);
+        while budget.left() > 0 {
+            let started = port.cpu_now();
+            let pages = Pages { port: &*port, disk: &self.disk };
+            let Some(step) = self.service.step_job(&mut self.clients, &pages, &mut budget, now) else { return };
+            self.metrics.observe_step(step.kind, port.cpu_now().saturating_sub(started));
+            if let Some(unavailable) = step.missing {
+                self.load(port, unavailable);
+            }
+            // Whatever it did, it cost something: a job that finds nothing to do must not keep the turn.
+            budget.spend(UNITS_PER_JOB_STEP);
+        }
+        self.more |= self.service.has_ready_job();
     }
 
     fn carry_out<P: Port>(&mut self, port: &mut P) {
@@ -443,21 +496,42 @@ impl Node {
         }
     }
 
-    fn apply<P: Port>(&mut self, port: &mut P) {
-        for _ in 0..APPLY_COMMANDS_PER_TURN {
+    /// Applies committed commands, step by step.
+    fn apply<P: Port>(&mut self, port: &mut P, now: u64) {
+        for _ in 0..APPLY_STEPS_PER_TURN {
+            if !self.service.replica.has_committed() {
+                return;
+            }
+            let started = port.cpu_now();
+            let pause = self.apply_commands(port, now);
+            self.metrics.observe_step(StepKind::Apply, port.cpu_now().saturating_sub(started));
+            if let Some(unavailable) = pause {
+                return self.load(port, unavailable);
+            }
+        }
+        self.more |= self.service.replica.has_committed();
+    }
+
+    /// One step of apply; the page it lacks, if it does.
+    fn apply_commands<P: Port>(&mut self, port: &mut P, now: u64) -> Option<Unavailable> {
+        let mut budget = Budget::new(STEP_UNITS);
+        for _ in 0..APPLY_COMMANDS_PER_STEP {
             let pages = Pages { port: &*port, disk: &self.disk };
-            match self.service.apply_step(&mut self.clients, &pages) {
-                Ok(Progress::Idle) => return,
+            match self.service.apply_step(&mut self.clients, &pages, &mut budget, now) {
+                Ok(Progress::Idle) | Err(Pause::Budget) => return None,
                 Ok(Progress::Moved) => {}
                 Ok(Progress::Own(sequence)) => {
                     if self.phase == Phase::Starting(Some(sequence)) {
                         self.start_serving(port);
                     }
                 }
-                Err(unavailable) => return self.load(port, unavailable),
+                Err(Pause::Pages(unavailable)) => return Some(unavailable),
+            }
+            if budget.left() == 0 {
+                return None;
             }
         }
-        self.more = true;
+        None
     }
 
     fn checkpoint<P: Port>(&mut self, port: &mut P) {
@@ -471,6 +545,21 @@ impl Node {
             CheckpointStep::Idle | CheckpointStep::Waiting => {}
             CheckpointStep::More => self.more = true,
             CheckpointStep::NeedPages(unavailable) => self.load(port, unavailable),
+        }
+    }
+
+    /// Gives back what compactions left, and the memory of merged overlays.
+    fn reclaim<P: Port>(&mut self, port: &mut P) {
+        let pages = Pages { port: &*port, disk: &self.disk };
+        let started = port.cpu_now();
+        let step = self.service.replica.reclaim_step(&mut Budget::new(RECLAIM_UNITS_PER_TURN), &pages);
+        if matches!(step, ReclaimStep::More | ReclaimStep::NeedPages(_)) {
+            self.metrics.observe_step(StepKind::Reclaim, port.cpu_now().saturating_sub(started));
+        }
+        match step {
+            ReclaimStep::Idle | ReclaimStep::Waiting => {}
+            ReclaimStep::More => self.more = true,
+            ReclaimStep::NeedPages(unavailable) => self.load(port, unavailable),
         }
     }
 
@@ -597,7 +686,7 @@ impl Node {
         self.service.handle_time(&mut self.clients, now);
         self.mind_space(port, now);
         self.poll_clients(port.wall_now(), now);
-        self.step(port);
+        self.step(port, now);
         self.release_cold(port);
         self.advance_phase(now);
         if self.failed {
@@ -618,7 +707,7 @@ impl Node {
 }
 
 /// The values of the moment that `/metrics` shows, by etcd's names.
-fn gauges(service: &Service) -> [Gauge; 3] {
+fn gauges(service: &Service) -> [Gauge; 4] {
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     let gauge = |name, help, value| Gauge { name, help, value };
     [
@@ -626,6 +715,11 @@ fn gauges(service: &Service) -> [Gauge; 3] {
             "etcd_mvcc_db_total_size_in_bytes",
             "Bytes of the store: extents in use, pending rows, overlay.",
             bytes(service.replica.store_bytes()),
+        ),
+        gauge(
+            "etcd_mvcc_db_total_size_in_use_in_bytes",
+            "The same without dead rows.",
+            bytes(service.replica.store_bytes_in_use()),
         ),
         gauge(
             "etcd_debugging_mvcc_current_revision",

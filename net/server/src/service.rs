@@ -11,8 +11,8 @@
 use std::collections::BTreeMap;
 
 use trilith_engine::budget::{Budget, Pause};
-use trilith_engine::command::{Alarm, Command};
-use trilith_engine::mvcc::{RowView, check};
+use trilith_engine::command::{Alarm, Command, SortOrder, SortTarget};
+use trilith_engine::mvcc::{RangeCursor, RowView, TxnCursor, check};
 use trilith_engine::page_source::{Block, PageSource, Unavailable};
 use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyStep, Outcome};
 use trilith_engine::replica::{Replica, SubmitError};
@@ -24,22 +24,29 @@ use trilith_wire::connection::{Connection, Known, RequestHead};
 use trilith_wire::proto::etcdserverpb as pb;
 use trilith_wire::proto::{Message, health};
 
+use crate::api::parts::Answer;
 use crate::api::{self, request, response};
 use crate::clients::{Caller, Clients};
 use crate::http::{CLUSTER_VERSION, Probe, SERVER_VERSION};
 
 mod admission;
+mod jobs;
 mod reads;
+mod steps;
 mod waiters;
 
 pub use admission::Admission;
+use jobs::{Job, Jobs, WHOLE_BYTES_MAX, Wait, Work};
 use reads::{Read, ReadKind, Reads};
+pub use steps::JobStep;
 use waiters::Waiters;
 
-/// Response bytes of reads in one turn; what is ready beyond is evaluated in the next one.
-const READ_BYTES_PER_TURN: usize = 4 << 20;
-/// Reads in one turn at most.
-const READS_PER_TURN: usize = 2048;
+/// Response bytes of reads in one step.
+const READ_BYTES_PER_STEP: usize = 1 << 20;
+/// Reads in one step at most.
+const READS_PER_STEP: usize = 512;
+/// Work units of a read that is answered in one step; a longer one becomes a job.
+const READ_UNITS: u32 = 5_000;
 
 /// A proposal or read without an answer for this long ends with an error: 5 s and two election timeouts, as in etcd.
 #[must_use]
@@ -69,12 +76,13 @@ pub struct Service {
     timeout: u64,
     waiters: Waiters,
     reads: Reads,
+    jobs: Jobs,
+    /// The part of a long answer that is being made; kept for its memory.
+    part: Vec<u8>,
     /// Alarms of this member that are being raised, by the sequence of the command.
     alarms_on_their_way: BTreeMap<u64, Alarm>,
     /// The disk is full, whatever the quota says.
     is_short_of_space: bool,
-    /// An applied command whose answer lacks a page.
-    unanswered: Option<(Caller, Applied)>,
 }
 
 /// Rows of the keyspace through a page source.
@@ -101,16 +109,17 @@ impl Service {
             timeout,
             waiters: Waiters::default(),
             reads: Reads::default(),
+            jobs: Jobs::default(),
+            part: Vec::new(),
             alarms_on_their_way: BTreeMap::new(),
             is_short_of_space: false,
-            unanswered: None,
         }
     }
 
-    /// Commands and reads that wait.
+    /// Whether nobody waits for an answer.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.waiters.is_empty() && self.reads.is_empty()
+        self.waiters.is_empty() && self.reads.is_empty() && self.jobs.is_empty()
     }
 
     /// Handles a unary call.
@@ -125,12 +134,14 @@ impl Service {
         let result = self.check_metadata(head).and_then(|()| match method {
             Method::Put => self.handle_put(caller, message, now),
             Method::Range => self.handle_range(caller, message, now),
+            Method::RangeStream => self.handle_range_stream(caller, message, now),
             Method::DeleteRange => self.handle_delete_range(caller, message, now),
             Method::Txn => self.handle_txn(caller, message, now),
             Method::Compact => self.handle_compact(caller, message, now),
             Method::MemberList => self.handle_member_list(caller, message, now),
             Method::Alarm => self.handle_alarm(caller, message, now),
             Method::Status => decode::<pb::StatusRequest>(message).map(|_| Verdict::Message(self.status())),
+            Method::Defragment => self.handle_defragment(caller, message, now),
             Method::HealthCheck => health_check(message),
             other => Err(api::not_implemented(other)),
         });
@@ -189,6 +200,29 @@ impl Service {
         let request = decode::<pb::RangeRequest<'_>>(message)?;
         check::check_range(&request::range(&request)).map_err(api::mvcc_status)?;
         self.start_read(caller, ReadKind::Range, message.to_vec(), request.serializable, now)
+    }
+
+    fn handle_range_stream(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        let request = decode::<pb::RangeRequest<'_>>(message)?;
+        let query = request::range(&request);
+        check::check_range(&query).map_err(api::mvcc_status)?;
+        let by_key = query.sort_target == SortTarget::Key && query.sort_order == SortOrder::Ascend;
+        if query.sort_order != SortOrder::None && !by_key {
+            return Err(status::RANGE_STREAM_SORT);
+        }
+        let filters =
+            [query.min_mod_revision, query.max_mod_revision, query.min_create_revision, query.max_create_revision];
+        if filters != [0; 4] {
+            return Err(status::RANGE_STREAM_REVISION_FILTER);
+        }
+        self.start_read(caller, ReadKind::RangeStream, message.to_vec(), request.serializable, now)
+    }
+
+    fn handle_defragment(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        decode::<pb::DefragmentRequest>(message)?;
+        let work = Work::Defragment { ticket: self.replica.defragment() };
+        self.jobs.push(Job { caller, pin: None, started: now, work }, Wait::Turn);
+        Ok(Verdict::Pending)
     }
 
     fn handle_member_list(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
@@ -313,12 +347,19 @@ impl Service {
     ///
     /// # Errors
     /// A page is needed first.
-    pub fn apply_step(&mut self, clients: &mut Clients, pages: &dyn PageSource) -> Result<Progress, Unavailable> {
-        self.answer_applied(clients, pages)?;
-        match self.replica.apply_step(&mut Budget::unlimited(), pages) {
+    pub fn apply_step(
+        &mut self,
+        clients: &mut Clients,
+        pages: &dyn PageSource,
+        budget: &mut Budget,
+        now: u64,
+    ) -> Result<Progress, Pause> {
+        let before = self.replica.keyspace().published().revision;
+        match self.replica.apply_step(budget, pages) {
             ApplyStep::Idle => Ok(Progress::Idle),
-            ApplyStep::EntryDone(_) | ApplyStep::More => Ok(Progress::Moved),
-            ApplyStep::Suspended(unavailable) => Err(unavailable),
+            ApplyStep::EntryDone(_) => Ok(Progress::Moved),
+            ApplyStep::More => Err(Pause::Budget),
+            ApplyStep::Suspended(unavailable) => Err(Pause::Pages(unavailable)),
             ApplyStep::Applied(applied) => {
                 if !self.replica.is_own(applied.id) {
                     return Ok(Progress::Moved);
@@ -326,124 +367,160 @@ impl Service {
                 let sequence = applied.id.sequence;
                 self.alarms_on_their_way.remove(&sequence);
                 if let Some(caller) = self.waiters.complete(sequence) {
-                    self.unanswered = Some((caller, applied));
-                    self.answer_applied(clients, pages)?;
+                    self.answer_command(clients, caller, applied, before, pages, now);
                 }
                 Ok(Progress::Own(sequence))
             }
         }
     }
 
-    /// Answers the command applied last. Rows that its outcome names may be missing if it took more than one step;
-    /// nothing else is applied before they are there.
-    fn answer_applied(&mut self, clients: &mut Clients, pages: &dyn PageSource) -> Result<(), Unavailable> {
-        let Some((caller, applied)) = self.unanswered.take() else { return Ok(()) };
-        let answered = self.answer_command(clients, caller, &applied, pages);
-        if answered.is_err() {
-            self.unanswered = Some((caller, applied));
-        }
-        answered
-    }
-
+    /// `before` is the newest revision the command read.
     fn answer_command(
-        &self,
+        &mut self,
         clients: &mut Clients,
         caller: Caller,
-        applied: &Applied,
+        applied: Applied,
+        before: i64,
         pages: &dyn PageSource,
-    ) -> Result<(), Unavailable> {
-        let Some(connection) = clients.answer(caller) else { return Ok(()) };
-        let outcome = match &applied.result {
+        now: u64,
+    ) {
+        let Some(connection) = clients.answer(caller) else { return };
+        let outcome = match applied.result {
             Ok(outcome) => outcome,
-            Err(error) => {
-                refuse(connection, caller, &api::apply_status(*error));
-                return Ok(());
-            }
+            Err(error) => return refuse(connection, caller, &api::apply_status(error)),
         };
-        let rows = KeyspaceRows { replica: &self.replica, pages };
         match outcome {
+            Outcome::Put(put) if put.prev.is_none() => {
+                let header = Some(self.header(put.revision));
+                send(connection, caller, &pb::PutResponse { header, prev_kv: None });
+            }
             Outcome::Put(put) => {
-                let header = self.header(put.revision);
-                send(connection, caller, &response::put(header, put, &rows)?);
+                let answer = Answer::put(self.header(put.revision), put);
+                self.answer_applied(clients, caller, answer, before, pages, now);
             }
             Outcome::DeleteRange(delete) => {
-                let header = self.header(delete.revision);
-                send(connection, caller, &response::delete_range(header, delete, &rows)?);
+                let answer = Answer::delete_range(self.header(delete.revision), delete);
+                self.answer_applied(clients, caller, answer, before, pages, now);
             }
             Outcome::Txn(txn) => {
-                let header = self.header(txn.revision);
-                send(connection, caller, &response::txn(header, txn, &rows)?);
+                let answer = Answer::txn(self.header(txn.revision), txn);
+                self.answer_applied(clients, caller, answer, before, pages, now);
             }
             Outcome::Compact(compact) => {
                 send(connection, caller, &pb::CompactionResponse { header: Some(self.header(compact.revision)) });
             }
             Outcome::Alarm { alarm, listed } => {
-                let alarms = listed.then(|| alarm_member(*alarm)).into_iter().collect();
+                let alarms = listed.then(|| alarm_member(alarm)).into_iter().collect();
                 send(connection, caller, &pb::AlarmResponse { header: Some(self.current_header()), alarms });
             }
             Outcome::Published => unreachable!("only the server itself publishes"),
-        };
-        Ok(())
+        }
     }
 
-    /// Evaluates the reads whose index is applied, as many as fit a turn.
-    pub fn answer_reads(&mut self, clients: &mut Clients, pages: &dyn PageSource) -> ReadProgress {
-        let mut progress = ReadProgress { missing: Vec::new(), more: false };
-        let mut bytes = 0;
-        for _ in 0..READS_PER_TURN {
-            let Some(read) = self.reads.take_ready(self.replica.applied().0) else { return progress };
-            match self.answer_read(clients, &read, pages) {
+    /// Whether a read could be evaluated now.
+    #[must_use]
+    pub fn has_ready_read(&self) -> bool {
+        self.reads.has_ready(self.replica.applied().0)
+    }
+
+    /// Evaluates the reads whose index is applied, as many as fit the budget; those that do not fit a step become jobs.
+    /// Returns the blocks that reads lack; after they are loaded: [`Self::handle_loaded`].
+    pub fn answer_reads(
+        &mut self,
+        clients: &mut Clients,
+        pages: &dyn PageSource,
+        budget: &mut Budget,
+        now: u64,
+    ) -> Vec<Unavailable> {
+        let (mut missing, mut bytes) = (Vec::new(), 0);
+        for _ in 0..READS_PER_STEP {
+            let Some(read) = self.reads.take_ready(self.replica.applied().0) else { break };
+            let given = budget.left();
+            match self.answer_read(clients, &read, budget, pages) {
                 Ok(sent) => bytes += sent,
-                Err(unavailable) => {
-                    progress.missing.push(unavailable);
+                // It had less than a whole step.
+                Err(Pause::Budget) if given < READ_UNITS && budget.left() == 0 => self.reads.put_back(read),
+                Err(Pause::Budget) => self.begin_long_read(clients, read, now),
+                Err(Pause::Pages(unavailable)) => {
+                    missing.push(unavailable);
                     self.reads.park(read, unavailable.block());
                 }
             }
-            if bytes >= READ_BYTES_PER_TURN {
+            if bytes >= READ_BYTES_PER_STEP || budget.left() == 0 {
                 break;
             }
         }
-        progress.more = true;
-        progress
+        missing
     }
 
-    /// Pages that were missing have come: reads whose block is no longer awaited are tried again.
+    /// A read that does not fit a step goes on as a job, from its start.
+    fn begin_long_read(&mut self, clients: &mut Clients, read: Read, now: u64) {
+        let Read { caller, kind, message, .. } = read;
+        if !self.jobs.has_room() {
+            return self.refuse_caller(clients, caller, &status::TOO_MANY_REQUESTS);
+        }
+        let keyspace = self.replica.keyspace();
+        let (revision, work) = match kind {
+            ReadKind::Range | ReadKind::RangeStream => {
+                let streams = matches!(kind, ReadKind::RangeStream);
+                let request = decode::<pb::RangeRequest<'_>>(&message).expect("decoded when it arrived");
+                match RangeCursor::new(keyspace, &request::range(&request)) {
+                    Ok(cursor) => (cursor.revision(), Work::Range { message, cursor, streams }),
+                    Err(error) => return self.refuse_caller(clients, caller, &api::mvcc_status(error)),
+                }
+            }
+            ReadKind::Txn => {
+                let request = decode::<pb::TxnRequest<'_>>(&message).expect("decoded when it arrived");
+                let cursor = TxnCursor::new(keyspace);
+                let revision = cursor.revision_held(keyspace, &request::txn(&request));
+                (revision, Work::Txn { message, cursor })
+            }
+            other => unreachable!("{other:?} fits a step"),
+        };
+        self.begin_reading(caller, revision, work, now);
+    }
+
+    fn refuse_caller(&self, clients: &mut Clients, caller: Caller, status: &Status) {
+        if let Some(connection) = clients.answer(caller) {
+            refuse(connection, caller, status);
+        }
+    }
+
+    /// Pages that were missing have come: what lacks none that is still awaited is tried again.
     pub fn handle_loaded(&mut self, is_awaited: impl Fn(Block) -> bool) {
-        self.reads.resume(is_awaited);
+        self.reads.resume(&is_awaited);
+        self.jobs.handle_loaded(&is_awaited);
     }
 
     /// Answers a read; returns the length of the answer, roughly.
-    fn answer_read(&self, clients: &mut Clients, read: &Read, pages: &dyn PageSource) -> Result<usize, Unavailable> {
+    fn answer_read(
+        &self,
+        clients: &mut Clients,
+        read: &Read,
+        budget: &mut Budget,
+        pages: &dyn PageSource,
+    ) -> Result<usize, Pause> {
         let caller = read.caller;
         let Some(connection) = clients.answer(caller) else { return Ok(0) };
         let header = self.current_header();
         Ok(match &read.kind {
             ReadKind::Range => {
                 let request = decode::<pb::RangeRequest<'_>>(&read.message).expect("decoded when it arrived");
-                match self
-                    .replica
-                    .keyspace()
-                    .range(&request::range(&request), &mut Budget::unlimited(), pages)
-                    .map_err(pages_of)?
-                {
-                    Ok(outcome) => send(connection, caller, &response::range(header, &outcome)),
+                match self.replica.keyspace().range(&request::range(&request), budget, pages)? {
+                    Ok(outcome) => send_whole(connection, caller, &response::range(header, &outcome))?,
                     Err(error) => {
                         refuse(connection, caller, &api::mvcc_status(error));
                         0
                     }
                 }
             }
+            ReadKind::RangeStream => return Err(Pause::Budget),
             ReadKind::Txn => {
                 let request = decode::<pb::TxnRequest<'_>>(&read.message).expect("decoded when it arrived");
-                match self
-                    .replica
-                    .keyspace()
-                    .read_txn(&request::txn(&request), &mut Budget::unlimited(), pages)
-                    .map_err(pages_of)?
-                {
+                match self.replica.keyspace().read_txn(&request::txn(&request), budget, pages)? {
                     Ok(outcome) => {
                         let rows = KeyspaceRows { replica: &self.replica, pages };
-                        send(connection, caller, &response::txn(self.header(outcome.revision), &outcome, &rows)?)
+                        send_whole(connection, caller, &response::txn(self.header(outcome.revision), &outcome, &rows)?)?
                     }
                     Err(error) => {
                         refuse(connection, caller, &api::mvcc_status(error));
@@ -472,18 +549,26 @@ impl Service {
     pub fn handle_time(&mut self, clients: &mut Clients, now: u64) {
         // Not before the timeout has passed; earlier than time zero nothing began.
         self.refuse_before(clients, now.saturating_sub(self.timeout), &status::TIMEOUT);
+        self.jobs.wake_started_before(now.saturating_sub(jobs::AGE_MAX));
     }
 
     /// When something that waits runs out of time.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         let oldest = [self.waiters.oldest(), self.reads.oldest()];
-        oldest.into_iter().flatten().min().map(|since| since.saturating_add(self.timeout + 1))
+        let waiting = oldest.into_iter().flatten().min().map(|since| since.saturating_add(self.timeout + 1));
+        let working = self.jobs.oldest().map(|since| since.saturating_add(jobs::AGE_MAX + 1));
+        waiting.into_iter().chain(working).min()
     }
 
     /// Answers everything that waits with "server stopped".
     pub fn refuse_all(&mut self, clients: &mut Clients) {
         self.refuse_before(clients, u64::MAX, &status::STOPPED);
+        for job in self.jobs.take_all() {
+            if let Some(connection) = clients.answer(job.caller) {
+                refuse(connection, job.caller, &status::STOPPED);
+            }
+        }
     }
 
     fn refuse_before(&mut self, clients: &mut Clients, time: u64, status: &Status) {
@@ -546,30 +631,13 @@ impl Service {
             raft_term: self.replica.term().0,
             raft_applied_index: self.replica.applied().0,
             errors: errors.iter().map(String::as_str).collect(),
-            db_size_in_use: size(self.replica.store_bytes()),
+            db_size_in_use: size(self.replica.store_bytes_in_use()),
             is_learner: false,
             storage_version: CLUSTER_VERSION,
             db_size_quota: self.admission.quota_bytes,
             downgrade_info: Some(pb::DowngradeInfo::default()),
         };
         encode(&response)
-    }
-}
-
-/// What [`Service::answer_reads`] came to.
-#[derive(Debug)]
-pub struct ReadProgress {
-    /// Blocks that reads lack; after they are loaded: [`Service::handle_loaded`].
-    pub missing: Vec<Unavailable>,
-    /// There may be more to evaluate.
-    pub more: bool,
-}
-
-/// The page that an evaluation without a bound waits for.
-fn pages_of(pause: Pause) -> Unavailable {
-    match pause {
-        Pause::Pages(unavailable) => unavailable,
-        Pause::Budget => unreachable!("an unlimited budget is never used up"),
     }
 }
 
@@ -620,6 +688,16 @@ fn send<'a>(connection: &mut Connection, caller: Caller, message: &impl Message<
     let len = message.encoded_len();
     connection.send_unary(caller.stream, len, |out| message.encode_into(out));
     len
+}
+
+/// Sends a unary answer unless it is too long for one step.
+fn send_whole<'a>(connection: &mut Connection, caller: Caller, message: &impl Message<'a>) -> Result<usize, Pause> {
+    let len = message.encoded_len();
+    if len > WHOLE_BYTES_MAX {
+        return Err(Pause::Budget);
+    }
+    connection.send_unary(caller.stream, len, |out| message.encode_into(out));
+    Ok(len)
 }
 
 fn refuse(connection: &mut Connection, caller: Caller, status: &Status) {

@@ -65,6 +65,12 @@ impl Answer {
         Self { nodes: range_nodes(header, outcome) }
     }
 
+    /// The answer to a put.
+    #[must_use]
+    pub fn put(header: pb::ResponseHeader, outcome: PutOutcome) -> Self {
+        Self { nodes: put_nodes(header, outcome) }
+    }
+
     /// The answer to a delete.
     #[must_use]
     pub fn delete_range(header: pb::ResponseHeader, outcome: DeleteOutcome) -> Self {
@@ -85,11 +91,18 @@ impl Answer {
         Ok(measure(&mut self.nodes, &mut rows_max, rows)?.then(|| length(&self.nodes)))
     }
 
-    /// The measured answer as a sequence of parts.
+    /// Addresses it holds.
     #[must_use]
-    pub fn into_parts(self) -> Parts {
-        let mut parts = Parts { pieces: VecDeque::new(), left: length(&self.nodes) };
-        flatten(self.nodes, &mut parts.pieces);
+    pub fn rows(&self) -> usize {
+        rows(&self.nodes)
+    }
+
+    /// The measured answer as a sequence of parts; nothing is left here.
+    #[must_use]
+    pub fn take_parts(&mut self) -> Parts {
+        let nodes = std::mem::take(&mut self.nodes);
+        let mut parts = Parts { pieces: VecDeque::new(), left: length(&nodes), rows: rows(&nodes) };
+        flatten(nodes, &mut parts.pieces);
         parts
     }
 }
@@ -117,6 +130,15 @@ fn measure(nodes: &mut [Node], rows_max: &mut usize, rows: &dyn Rows<'_>) -> Res
         }
     }
     Ok(true)
+}
+
+fn rows(nodes: &[Node]) -> usize {
+    let of_node = |node: &Node| match node {
+        Node::Bytes(_) => 0,
+        Node::Rows(field) => field.rows.len(),
+        Node::Message { body, .. } => rows(body),
+    };
+    nodes.iter().map(of_node).sum()
 }
 
 fn length(nodes: &[Node]) -> usize {
@@ -161,6 +183,7 @@ impl RowField {
 pub struct Parts {
     pieces: VecDeque<Piece>,
     left: usize,
+    rows: usize,
 }
 
 #[derive(Debug)]
@@ -174,6 +197,12 @@ impl Parts {
     #[must_use]
     pub fn len(&self) -> usize {
         self.left
+    }
+
+    /// Addresses it began with.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Whether everything was taken.
@@ -339,7 +368,7 @@ mod tests {
                 }
             };
             assert!(slices > 10, "the rows do not fit one slice");
-            let mut parts = answer.into_parts();
+            let mut parts = answer.take_parts();
             assert_eq!((len, parts.len()), (expected.len(), expected.len()));
             let mut out = Vec::new();
             while !parts.is_empty() {

@@ -343,6 +343,12 @@ pub fn message_too_large(len: u64, len_max: u64) -> Status {
     Status::with_message(Code::ResourceExhausted, text)
 }
 
+/// An answer longer than the send limit (grpc-go's text). Lengths in bytes.
+pub fn message_too_long_to_send(len: usize, len_max: usize) -> Status {
+    let text = format!("grpc: trying to send message larger than max ({len} vs. {len_max})");
+    Status::with_message(Code::ResourceExhausted, text)
+}
+
 /// A request that is not the method's message (grpc-go's text).
 pub fn undecodable(error: &dyn fmt::Display) -> Status {
     Status::with_message(Code::Internal, format!("grpc: error unmarshalling request: {error}"))

@@ -1,0 +1,224 @@
+//! Work that takes many steps: long reads, long answers, defragmentation.
+//!
+//! Owns: the jobs, who waits for each, what each waits for (its turn, a page, its client, the store), and the pins they
+//! hold. Does not know: how a slice is evaluated; when a turn has time for one.
+//!
+//! A read that does not fit one step becomes a job: its cursor walks the pinned revision slice by slice and collects
+//! addresses; the answer is measured; then it is sent in parts as the client takes them. An applied command whose answer
+//! is long starts at the measuring.
+//!
+//! Invariants
+//! - I1: a job is in exactly one queue; a job that ended has given back its pin.
+//! - I2: a job that waits for its client is looked at again when the client took bytes, reset the stream or is gone.
+//! - I3: a job ends by [`AGE_MAX`] at the latest, and what all jobs hold in memory is bounded by [`ROWS_HELD_MAX`]: a
+//!   slow reader costs itself.
+
+use std::collections::VecDeque;
+
+use trilith_engine::mvcc::{Pin, RangeCursor, TxnCursor, TxnRange};
+use trilith_engine::page_source::Block;
+use trilith_reactor::ConnectionId;
+
+use crate::api::parts::{Answer, Parts};
+use crate::clients::Caller;
+use crate::metrics::StepKind;
+
+/// Bytes of an answer handed to a connection in one step. More than the backlog at which a stream calls for more.
+pub(super) const PART_BYTES: usize = 64 << 10;
+/// An answer up to this length is sent in one step.
+pub(super) const WHOLE_BYTES_MAX: usize = 256 << 10;
+/// The longest message gRPC servers send (Go's `math.MaxInt32`, which etcd sets).
+pub(super) const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+/// A job that is not done after this long ends with an error, in nanoseconds.
+pub(super) const AGE_MAX: u64 = 600 * 1_000_000_000;
+/// Addresses of rows that all jobs may hold (16 bytes each); no further one begins above.
+pub(super) const ROWS_HELD_MAX: usize = 16 << 20;
+
+/// What a job does next.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Walks a range.
+    Range { message: Vec<u8>, cursor: RangeCursor, streams: bool },
+    /// Evaluates a transaction of ranges.
+    Txn { message: Vec<u8>, cursor: TxnCursor },
+    /// Sums the length of an answer.
+    Measure(Answer),
+    /// Sends a measured answer.
+    Send(Parts),
+    /// Sends a range as messages of a stream.
+    Stream(RangeStream),
+    /// Waits until the store has given back what it can.
+    Defragment { ticket: u64 },
+}
+
+/// A range on its way in chunks (KV.RangeStream).
+#[derive(Debug)]
+pub(super) struct RangeStream {
+    /// The rows to send.
+    pub(super) range: TxnRange,
+    /// The revision it shows.
+    pub(super) read_at: i64,
+    /// The next row.
+    pub(super) next: usize,
+    /// Rows of the next chunk.
+    pub(super) rows_next: usize,
+}
+
+impl RangeStream {
+    /// The first chunk is small, so that a client sees something soon (etcd: 10 keys).
+    pub(super) fn new(range: TxnRange, read_at: i64) -> Self {
+        Self { range, read_at, next: 0, rows_next: 10 }
+    }
+
+    /// The size of the next chunk follows the bytes of the last: doubled while short, halved when long, as in etcd.
+    pub(super) fn adapt(&mut self, chunk_bytes: usize, target_bytes: usize) {
+        if chunk_bytes < target_bytes / 2 {
+            self.rows_next = self.rows_next.saturating_mul(2);
+        } else if chunk_bytes > target_bytes.saturating_mul(2) {
+            self.rows_next = (self.rows_next / 2).max(1);
+        }
+    }
+}
+
+impl Work {
+    /// Under which name its steps are timed.
+    pub(super) fn kind(&self) -> StepKind {
+        match self {
+            Self::Range { .. } | Self::Txn { .. } | Self::Measure(_) => StepKind::Read,
+            Self::Send(_) | Self::Stream(_) => StepKind::Answer,
+            Self::Defragment { .. } => StepKind::Reclaim,
+        }
+    }
+
+    /// Addresses it holds.
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Self::Range { cursor, .. } => cursor.rows_held(),
+            Self::Txn { cursor, .. } => cursor.rows_held(),
+            Self::Measure(answer) => answer.rows(),
+            Self::Send(parts) => parts.rows(),
+            Self::Stream(stream) => stream.range.rows.len(),
+            Self::Defragment { .. } => 0,
+        }
+    }
+}
+
+/// One piece of long work.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// Who waits.
+    pub(super) caller: Caller,
+    /// What its rows hang on, if it reads any.
+    pub(super) pin: Option<Pin>,
+    /// When it began.
+    pub(super) started: u64,
+    /// What it does next.
+    pub(super) work: Work,
+}
+
+/// What a job waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Its turn.
+    Turn,
+    /// This block.
+    Page(Block),
+    /// Its client.
+    Client,
+    /// The store.
+    Store,
+}
+
+/// All jobs.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    ready: VecDeque<Job>,
+    lacking: Vec<(Block, Job)>,
+    blocked: Vec<Job>,
+    storing: Vec<Job>,
+    /// Addresses held by the jobs in the queues.
+    rows_held: usize,
+}
+
+impl Jobs {
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all().next().is_none()
+    }
+
+    /// Whether one could do something now.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Whether memory allows another one to begin.
+    pub(super) fn has_room(&self) -> bool {
+        self.rows_held < ROWS_HELD_MAX
+    }
+
+    /// Puts a job into the queue of what it waits for.
+    pub(super) fn push(&mut self, job: Job, wait: Wait) {
+        self.rows_held += job.work.rows();
+        match wait {
+            Wait::Turn => self.ready.push_back(job),
+            Wait::Page(block) => self.lacking.push((block, job)),
+            Wait::Client => self.blocked.push(job),
+            Wait::Store => self.storing.push(job),
+        }
+    }
+
+    /// Takes the job whose turn it is.
+    pub(super) fn take(&mut self) -> Option<Job> {
+        let job = self.ready.pop_front()?;
+        self.rows_held -= job.work.rows();
+        Some(job)
+    }
+
+    /// Pages have come: who waits for none of those that are still awaited goes on.
+    pub(super) fn handle_loaded(&mut self, is_awaited: impl Fn(Block) -> bool) {
+        let come = self.lacking.extract_if(.., |(block, _)| !is_awaited(*block));
+        self.ready.extend(come.map(|(_, job)| job));
+    }
+
+    /// The store has moved on.
+    pub(super) fn handle_stored(&mut self) {
+        self.ready.extend(self.storing.drain(..));
+    }
+
+    /// A client took bytes of a stream, or gave it up.
+    pub(super) fn handle_stream(&mut self, caller: Caller) {
+        self.unblock(|job| job.caller == caller);
+    }
+
+    /// A connection is gone.
+    pub(super) fn handle_closed(&mut self, connection: ConnectionId) {
+        self.unblock(|job| job.caller.is_of(connection));
+    }
+
+    /// Lets every job that began before `time` be looked at, so that it can end.
+    pub(super) fn wake_started_before(&mut self, time: u64) {
+        self.ready.extend(self.lacking.extract_if(.., |(_, job)| job.started < time).map(|(_, job)| job));
+        for queue in [&mut self.blocked, &mut self.storing] {
+            self.ready.extend(queue.extract_if(.., |job| job.started < time));
+        }
+    }
+
+    /// When the oldest job began.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.all().map(|job| job.started).min()
+    }
+
+    /// Takes all of them.
+    pub(super) fn take_all(&mut self) -> Vec<Job> {
+        let Self { ready, lacking, blocked, storing, .. } = std::mem::take(self);
+        ready.into_iter().chain(lacking.into_iter().map(|(_, job)| job)).chain(blocked).chain(storing).collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Job> {
+        self.ready.iter().chain(self.lacking.iter().map(|(_, job)| job)).chain(&self.blocked).chain(&self.storing)
+    }
+
+    fn unblock(&mut self, which: impl Fn(&Job) -> bool) {
+        self.ready.extend(self.blocked.extract_if(.., |job| which(job)));
+    }
+}
