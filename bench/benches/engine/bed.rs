@@ -169,7 +169,7 @@ impl Bed {
             assert!(!matches!(step, CheckpointStep::NeedPages(_)), "all is in memory");
             self.carry_out();
             if let Some(published) = self.store.take_published() {
-                drop(self.keyspace.install_tree(published.keys));
+                drop(self.keyspace.install_trees(published.keys, published.leases));
                 return took;
             }
         }

@@ -59,7 +59,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
+fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
+    let mut arguments = arguments.flat_map(|argument| match argument.split_once('=') {
+        Some((name, value)) => vec![name.to_owned(), value.to_owned()],
+        None => vec![argument],
+    });
     let mut options = Options {
         endpoint: "127.0.0.1:2379".to_owned(),
         operation: "range".to_owned(),

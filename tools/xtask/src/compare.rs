@@ -8,7 +8,6 @@
 //! I2  A figure with failed requests is not a figure: it ends the comparison.
 //! I3  Systems are compared by medians over rounds; every run stands in the JSON.
 
-mod servers;
 mod table;
 
 use std::path::PathBuf;
@@ -19,8 +18,8 @@ use serde_json::{Value, json};
 
 use crate::options::Options;
 use crate::process::{self, Tally};
+use crate::servers::{Server, Site, System};
 use crate::workspace::Workspace;
-use servers::System;
 
 /// What the load generator does in one case.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -138,7 +137,8 @@ fn measure(plan: &Plan<'_>, systems: &[System]) -> Result<Vec<Measurement>> {
     for round in 1..=plan.rounds {
         for group in &groups {
             for system in systems {
-                let server = servers::Server::start(plan.workspace, *system)?;
+                let site = Site::new(plan.workspace, *system, None)?;
+                let server = site.start(&[])?;
                 if group[0].operation == Operation::Range {
                     let fill = Drive { case: group[0], seconds: 0.1, preload: true };
                     drive(plan, &server, &fill).with_context(|| format!("filling {}", system.name()))?;
@@ -156,7 +156,7 @@ fn measure(plan: &Plan<'_>, systems: &[System]) -> Result<Vec<Measurement>> {
     Ok(measurements)
 }
 
-fn measure_one(plan: &Plan<'_>, server: &servers::Server, case: &'static Case, system: System) -> Result<Measurement> {
+fn measure_one(plan: &Plan<'_>, server: &Server, case: &'static Case, system: System) -> Result<Measurement> {
     drive(plan, server, &Drive { case, seconds: plan.warmup_seconds, preload: false })?;
     let result = drive(plan, server, &Drive { case, seconds: plan.seconds, preload: false })?;
     let number = |value: &Value, name: &str| value.as_f64().with_context(|| format!("load printed no '{name}'"));
@@ -181,7 +181,7 @@ struct Drive {
 }
 
 /// Runs the load generator, which fails if any answer was wrong (I2).
-fn drive(plan: &Plan<'_>, server: &servers::Server, run: &Drive) -> Result<Value> {
+fn drive(plan: &Plan<'_>, server: &Server, run: &Drive) -> Result<Value> {
     let mut load = Command::new(plan.workspace.release("trilith-load"));
     let operation = if run.case.operation == Operation::Put { "put" } else { "range" };
     for (flag, value) in [

@@ -12,7 +12,11 @@ mod arrows;
 mod ci;
 mod clients;
 mod compare;
+mod dataset;
+mod disturb;
+mod drive;
 mod e2e;
+mod footprint;
 mod generate;
 mod media;
 mod mutants;
@@ -20,6 +24,7 @@ mod options;
 mod peers;
 mod powercut;
 mod process;
+mod servers;
 mod sim;
 mod tidy;
 mod workspace;
@@ -51,6 +56,21 @@ const COMMANDS: &[Command] = &[
         name: "compare",
         synopsis: "[--quick] [--rounds N] [--seconds N] [--only CASE,..] [--json FILE]  Trilith / etcd / floor",
         run: compare::run,
+    },
+    Command {
+        name: "disturb",
+        synopsis: "[--rounds N] [--seconds N] [--keys N] [--only KIND,..]  puts during maintenance and heavy reads",
+        run: disturb::run,
+    },
+    Command {
+        name: "footprint",
+        synopsis: "[--rounds N] [--keys N]  memory and time to restart, Trilith / etcd",
+        run: footprint::run,
+    },
+    Command {
+        name: "dataset",
+        synopsis: "[--gib N] [--cache-bytes N] [--folder FOLDER]  more data than memory for it",
+        run: dataset::run,
     },
     Command { name: "sim", synopsis: "[--seed N | --seeds N]  deterministic simulation", run: sim::run },
     Command {

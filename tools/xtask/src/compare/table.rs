@@ -1,7 +1,7 @@
 //! The table a comparison prints: medians per system and the ratios between them.
 
 use super::Measurement;
-use super::servers::System;
+use crate::servers::System;
 
 /// Renders facts, one row per case, and what the columns mean.
 pub(super) fn render(facts: &[String], cases: &[&str], measurements: &[Measurement]) -> String {
