@@ -15,6 +15,8 @@
 pub mod apply;
 mod batch;
 mod reclaim;
+#[cfg(test)]
+mod reclaim_tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -182,6 +184,7 @@ impl Replica {
             member,
             batches: Batches::new(member, raft.boot_number(), options.log.entry_bytes_max),
             raft,
+            reclaim: Reclaim::new(boot.keyspace.rows().has_retired(), boot.keyspace.rows().reclaim_cursor().to),
             state: State::new(boot.keyspace, boot.tables, applied),
             store: boot.store,
             next_sequence: 1,
@@ -190,7 +193,6 @@ impl Replica {
             effects: VecDeque::new(),
             position: boot.position,
             log_bytes_since_checkpoint: 0,
-            reclaim: Reclaim::default(),
             stopping: false,
         }
     }

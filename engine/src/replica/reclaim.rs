@@ -23,6 +23,9 @@ use crate::store::{CheckpointStep, ReclaimLimits, ReclaimStep, reclaim};
 const ERASED_WORTH_CHECKPOINT: usize = 4096;
 /// Checkpoints after which nothing that a defragmentation left behind is named by a retained one.
 const CHECKPOINTS_TO_RELEASE: u64 = 2;
+/// Checkpoints for the sake of one walk: one takes its marks and names what was rewritten, two more let go of files. What
+/// checkpoints themselves leave behind (directories and tables) calls for none.
+const CHECKPOINTS_PER_WALK: u32 = 3;
 /// Parts of a retired overlay that are freed in one step.
 const CHUNKS_FREED_PER_STEP: usize = 2;
 
@@ -38,6 +41,9 @@ pub(super) struct Reclaim {
     retired: VecDeque<Overlay>,
     /// Something calls for a checkpoint.
     wants_checkpoint: bool,
+    /// Checkpoints that reclaim may still call for, and the bound of the walk they are for.
+    checkpoints_left: u32,
+    walked: i64,
 }
 
 /// A defragmentation under way.
@@ -63,12 +69,18 @@ enum Stage {
 }
 
 impl Reclaim {
+    /// A start with files that only the older checkpoint names calls for one checkpoint to let go of them.
+    pub(super) fn new(has_retired: bool, walked: i64) -> Self {
+        Self { checkpoints_left: u32::from(has_retired), walked, ..Self::default() }
+    }
+
     pub(super) fn wants_checkpoint(&self) -> bool {
         self.wants_checkpoint
     }
 
     pub(super) fn handle_begun(&mut self) {
         self.wants_checkpoint = false;
+        self.checkpoints_left = self.checkpoints_left.saturating_sub(1);
     }
 
     /// A checkpoint is durable; this overlay is in its tree.
@@ -112,9 +124,13 @@ impl Replica {
     /// Nothing is left to count or to rewrite: the defragmentation goes on, and checkpoints let go of what was replaced.
     fn end_reclaim(&mut self) -> ReclaimStep {
         let keyspace = &self.state.keyspace;
+        let walked = keyspace.rows().reclaim_cursor().to;
+        if walked > self.reclaim.walked {
+            (self.reclaim.walked, self.reclaim.checkpoints_left) = (walked, CHECKPOINTS_PER_WALK);
+        }
         let Some(running) = self.reclaim.running.as_mut() else {
-            self.reclaim.wants_checkpoint |=
-                keyspace.rows().has_retired() || keyspace.overlay().erased() >= ERASED_WORTH_CHECKPOINT;
+            self.reclaim.wants_checkpoint |= self.reclaim.checkpoints_left > 0
+                && (keyspace.rows().has_retired() || keyspace.overlay().erased() >= ERASED_WORTH_CHECKPOINT);
             return ReclaimStep::Idle;
         };
         match running.stage {
@@ -191,7 +207,7 @@ impl Replica {
 
     /// What is written since the running checkpoint began, in eighths of what would call for the next one, sets the pace.
     /// Writes are held up at sixteen.
-    fn paced(&self, work_units: u32) -> u32 {
+    pub(super) fn paced(&self, work_units: u32) -> u32 {
         let overlay = self.state.keyspace.overlay();
         let eighths = |now: u64, trigger: u64| now.saturating_mul(8) / trigger.max(1);
         let written = eighths(overlay.bytes(), self.options.checkpoint_overlay_bytes)
