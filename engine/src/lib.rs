@@ -8,5 +8,6 @@ pub mod command;
 pub mod mvcc;
 pub mod page_source;
 pub mod replica;
+pub mod shard;
 pub mod store;
 pub mod tables;

@@ -3,7 +3,7 @@
 //! Owns: what the command has changed so far, readable by its later operations. Does not know: where it is installed.
 //!
 //! Invariants
-//! - I1: change i becomes row (main, i); a key changed twice links its second row to its first.
+//! - I1: change i of a command becomes row (main, i); a key changed twice links its second row to its first.
 //! - I2: nothing here borrows the keyspace, so a complete list can be installed into it.
 
 use std::borrow::Cow;
@@ -64,10 +64,12 @@ impl<'c> Change<'c> {
     }
 }
 
-/// The changes of a transaction so far.
+/// The changes of a transaction so far; or of a shard's round, command after command.
 #[derive(Debug)]
 pub(crate) struct Changes<'c> {
     main: i64,
+    /// Where the changes of revision `main` begin in the list.
+    first: usize,
     list: Vec<Change<'c>>,
     by_key: BTreeMap<Vec<u8>, Span>,
 }
@@ -82,17 +84,43 @@ struct Span {
 impl<'c> Changes<'c> {
     /// An empty list whose changes will be of revision `main`.
     pub(crate) fn new(main: i64) -> Self {
-        Self { main, list: Vec::new(), by_key: BTreeMap::new() }
+        Self { main, first: 0, list: Vec::new(), by_key: BTreeMap::new() }
     }
 
     /// The revision a reader of this transaction stands at.
     pub(crate) fn revision(&self) -> i64 {
-        self.main - i64::from(self.list.is_empty())
+        self.main - i64::from(self.list.len() == self.first)
     }
 
     /// Where the next change goes.
     pub(crate) fn next_at(&self) -> Revision {
-        next_at(self.main, self.list.len())
+        next_at(self.main, self.list.len() - self.first)
+    }
+
+    /// Goes on to the next command of a round, whose changes will be of revision `main`; again for the same command
+    /// means nothing.
+    pub(crate) fn begin(&mut self, main: i64) {
+        assert!(main >= self.main, "commands come in order");
+        if main > self.main {
+            (self.main, self.first) = (main, self.list.len());
+        }
+    }
+
+    /// How many changes the command at hand has made.
+    pub(crate) fn of_command(&self) -> u32 {
+        u32::try_from(self.list.len() - self.first).expect("a command changes fewer than 2^32 keys")
+    }
+
+    /// Takes back what the command at hand has changed.
+    pub(crate) fn take_back(&mut self) {
+        if self.list.len() == self.first {
+            return;
+        }
+        self.list.truncate(self.first);
+        self.by_key.clear();
+        for (last, change) in self.list.iter().enumerate() {
+            self.by_key.entry(change.key.to_vec()).or_insert(Span { first: last, last }).last = last;
+        }
     }
 
     pub(crate) fn push(&mut self, change: Change<'c>) {
@@ -113,7 +141,12 @@ impl<'c> Changes<'c> {
 
     /// A change by its future address.
     pub(crate) fn at(&self, at: Revision) -> Option<&Change<'c>> {
-        if at.main == self.main { self.list.get(at.sub as usize) } else { None }
+        if at.main == self.main {
+            return self.list.get(self.first + at.sub as usize);
+        }
+        // Of an earlier command of the round.
+        let earlier = &self.list[..self.first];
+        earlier.binary_search_by_key(&at, |change| change.entry.row).ok().map(|index| &earlier[index])
     }
 
     /// Changed keys at or above `from`, in order.
@@ -135,7 +168,7 @@ impl<'c> Changes<'c> {
     /// The same, with nothing borrowed from the command.
     pub(crate) fn into_owned(self) -> Changes<'static> {
         let list = self.list.into_iter().map(Change::into_owned).collect();
-        Changes { main: self.main, list, by_key: self.by_key }
+        Changes { main: self.main, first: self.first, list, by_key: self.by_key }
     }
 
     pub(crate) fn into_list(self) -> Vec<Change<'c>> {

@@ -217,6 +217,7 @@ impl<T: KeyTree> Keyspace<T> {
             frozen: self.frozen.as_ref(),
             fresh: &self.overlay,
             rows: &self.rows,
+            newest: self.rows.newest(),
             state: self.state,
             floor: self.reclaim_bound(),
         }
@@ -259,7 +260,7 @@ impl<T: KeyTree> Keyspace<T> {
 
 /// The hash of one change; `stored` is its key and value back to back. Pointers of the chain are left out: they depend
 /// on when compactions were applied between changes, not on what the change is.
-fn change_digest(row: &Row<'_>, stored: &[u8]) -> u128 {
+pub(crate) fn change_digest(row: &Row<'_>, stored: &[u8]) -> u128 {
     let mut bytes = [0; 56];
     bytes[..8].copy_from_slice(&row.at.main.to_le_bytes());
     bytes[8..12].copy_from_slice(&row.at.sub.to_le_bytes());

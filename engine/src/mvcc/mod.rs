@@ -20,11 +20,11 @@ pub mod key_range;
 pub mod key_tree;
 pub mod keyspace;
 pub mod outcome;
-mod pins;
+pub(crate) mod pins;
 pub(crate) mod range;
 pub(crate) mod range_walk;
 mod reclaim;
-mod sort;
+pub(crate) mod sort;
 pub(crate) mod txn;
 pub(crate) mod view;
 

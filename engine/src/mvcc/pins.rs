@@ -24,17 +24,17 @@ impl Pin {
 
 /// All pins of a keyspace.
 #[derive(Debug, Default)]
-pub(super) struct Pins {
+pub(crate) struct Pins {
     readers: BTreeMap<i64, u32>,
 }
 
 impl Pins {
-    pub(super) fn take(&mut self, revision: i64) -> Pin {
+    pub(crate) fn take(&mut self, revision: i64) -> Pin {
         *self.readers.entry(revision).or_default() += 1;
         Pin { revision }
     }
 
-    pub(super) fn give_back(&mut self, pin: &Pin) {
+    pub(crate) fn give_back(&mut self, pin: &Pin) {
         let readers = self.readers.get_mut(&pin.revision).expect("I1: a pin is given back once");
         *readers -= 1;
         if *readers == 0 {
@@ -42,7 +42,7 @@ impl Pins {
         }
     }
 
-    pub(super) fn oldest(&self) -> Option<i64> {
+    pub(crate) fn oldest(&self) -> Option<i64> {
         self.readers.first_key_value().map(|(&revision, _)| revision)
     }
 }

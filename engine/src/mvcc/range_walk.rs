@@ -417,10 +417,12 @@ impl RangeWalk {
 impl NewerRows {
     /// Looks at the next newer row. False: there is none.
     fn step<T: KeyTree>(&mut self, view: &View<'_, T>, range: KeyRange<'_>) -> Result<bool, Pause> {
-        if view.layers.rows.newest() < self.next {
+        let newest = view.layers.newest;
+        if newest < self.next {
             return Ok(false);
         }
-        let Some(row) = view.layers.rows.row_from(self.next, view.pages)? else { return Ok(false) };
+        let row = view.layers.rows.row_from(self.next, view.pages)?;
+        let Some(row) = row.filter(|row| row.at <= newest) else { return Ok(false) };
         if range.contains(row.key) {
             // The first put of a generation brings a key to life, and a tombstone is written over a live key alone.
             self.delta += i64::from(row.version == 1) - i64::from(row.is_tombstone());

@@ -27,6 +27,8 @@ pub(crate) struct Layers<'v, T> {
     pub(crate) frozen: Option<&'v Overlay>,
     pub(crate) fresh: &'v Overlay,
     pub(crate) rows: &'v RowLog,
+    /// No row above it is named by a layer.
+    pub(crate) newest: Revision,
     pub(crate) state: KeyspaceState,
     /// No reader asks for less: chains are linked down to here.
     pub(crate) floor: i64,
@@ -43,7 +45,7 @@ impl<T> Copy for Layers<'_, T> {}
 impl<T> Layers<'_, T> {
     /// Whether rows are installed that a reader at `at` does not see.
     pub(crate) fn is_above(&self, at: i64) -> bool {
-        self.rows.newest().main > at
+        self.newest.main > at
     }
 
     /// Whether a lease exists. LeaseGrant is not served yet, so none does.

@@ -206,6 +206,21 @@ impl KeyEntry {
         self.row.is_none()
     }
 
+    /// The same entry after rows and revisions got other numbers; `row` and `revision` keep their order.
+    pub(crate) fn renumbered(&self, row: &dyn Fn(Revision) -> Revision, revision: &dyn Fn(i64) -> i64) -> Self {
+        let mut older = self.chain.older.clone();
+        match &mut older {
+            Roots::Inline(roots) => roots.iter_mut().filter(|root| !root.is_none()).for_each(|root| *root = row(*root)),
+            Roots::Spilled(roots) => roots.iter_mut().for_each(|root| *root = row(*root)),
+        }
+        Self {
+            row: row(self.row),
+            create: revision(self.create),
+            chain: Chain { rows: self.chain.rows, older },
+            ..*self
+        }
+    }
+
     /// Whether the key is deleted.
     #[must_use]
     pub fn is_tombstone(&self) -> bool {
