@@ -14,7 +14,7 @@ use trilith_wire::proto::etcdserverpb as pb;
 use trilith_wire::proto::mvccpb::KeyValue;
 
 use crate::member::{Ended, Member, Reply};
-use crate::request::{Change, Request, decode, encode_alarms, encode_reads, everything};
+use crate::request::{Change, Request, decode, encode_alarms, encode_reads, everything, key_text};
 
 /// Reads in one transaction.
 const READS_MAX: usize = 128;
@@ -228,27 +228,24 @@ impl Ledger {
         let rows = self.snapshots[at as usize].iter().filter(|(_, row)| row.modified >= read.min_mod_revision);
         let mut found = found.iter();
         for (key, row) in rows {
-            let Some(pair) = found.next() else { return wrong(format!("at revision {at}: {} is missing", text(key))) };
+            let Some(pair) = found.next() else {
+                return wrong(format!("at revision {at}: {} is missing", key_text(key)));
+            };
             let value: &[u8] = if read.keys_only { b"" } else { &row.value };
             let numbers = (pair.create_revision, pair.mod_revision, pair.version, pair.lease);
             if pair.key != key.as_slice() || numbers != (row.created, row.modified, row.version, 0) {
-                let expected = (text(key), row.created, row.modified, row.version);
-                return wrong(format!("at revision {at}: {} {numbers:?} instead of {expected:?}", text(pair.key)));
+                let expected = (key_text(key), row.created, row.modified, row.version);
+                return wrong(format!("at revision {at}: {} {numbers:?} instead of {expected:?}", key_text(pair.key)));
             }
             if pair.value != value {
-                return wrong(format!("at revision {at}: {} has another value", text(key)));
+                return wrong(format!("at revision {at}: {} has another value", key_text(key)));
             }
         }
         match found.next() {
-            Some(pair) => wrong(format!("at revision {at}: {} should not be there", text(pair.key))),
+            Some(pair) => wrong(format!("at revision {at}: {} should not be there", key_text(pair.key))),
             None => Ok(()),
         }
     }
-}
-
-/// The end of a key, which tells it from others.
-fn text(key: &[u8]) -> String {
-    key[key.len().saturating_sub(8)..].escape_ascii().to_string()
 }
 
 /// The revision of the header and whether an alarm is raised.

@@ -67,6 +67,12 @@ impl Geometry {
         self.request_bytes_max as u64 - 512 - self.key_prefix_bytes as u64
     }
 
+    /// Changes in a branch of a transaction.
+    #[must_use]
+    pub fn branch_max(&self) -> u64 {
+        if self.key_prefix_bytes > 1_000 { 1 } else { 3 }
+    }
+
     /// A key of the workload.
     #[must_use]
     pub fn key(&self, number: u64) -> Vec<u8> {

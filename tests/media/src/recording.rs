@@ -217,7 +217,8 @@ impl Recorder {
 
     /// A few changes of different keys.
     fn draw_branch(&mut self, least: u64) -> Vec<Change> {
-        let mut keys: Vec<Vec<u8>> = (0..self.rng.between(least, 3)).map(|_| self.draw_key()).collect();
+        let mut keys: Vec<Vec<u8>> =
+            (0..self.rng.between(least, self.geometry.branch_max())).map(|_| self.draw_key()).collect();
         keys.sort();
         keys.dedup();
         let mut changes = Vec::new();

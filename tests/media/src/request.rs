@@ -3,12 +3,14 @@
 //! Owns: encoding requests, reading revisions from answers. Does not know: what a right answer is
 //! ([`crate::ledger`]).
 
+use std::fmt;
+
 use trilith_wire::proto::Message;
 use trilith_wire::proto::codec::Limits;
 use trilith_wire::proto::etcdserverpb as pb;
 
 /// One change within a transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the text of each variant names its fields")]
 pub enum Change {
     /// Put a pair.
@@ -17,8 +19,37 @@ pub enum Change {
     Delete { key: Vec<u8>, end: Vec<u8> },
 }
 
+/// The end of a key, which tells it from others.
+#[must_use]
+pub fn key_text(key: &[u8]) -> String {
+    key[key.len().saturating_sub(4)..].escape_ascii().to_string()
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Put { key, value } => write!(f, "put {} ({} bytes)", key_text(key), value.len()),
+            Self::Delete { key, end } => write!(f, "delete {}..{}", key_text(key), key_text(end)),
+        }
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Change(change) => write!(f, "{change:?}"),
+            Self::Txn { key, version, success, failure } => {
+                write!(f, "if version({}) is {version} {success:?} else {failure:?}", key_text(key))
+            }
+            Self::Compact { revision } => write!(f, "compact {revision}"),
+            Self::Alarm { active } => write!(f, "alarm {active}"),
+            Self::Count { serializable } => write!(f, "count (serializable: {serializable})"),
+        }
+    }
+}
+
 /// What a client asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the text of each variant names its fields")]
 pub enum Request {
     /// One change as a call of its own.
