@@ -272,6 +272,7 @@ fn defragment_ends_under_writes() {
 #[test]
 fn a_merge_goes_faster_the_more_is_written_meanwhile() {
     let mut world = World::new();
+    world.replica.options.checkpoint_overlay_bytes = 4 << 20;
     assert_eq!(world.replica.paced(1000), 250);
     (0..4000).for_each(|number| world.put(number, b"v"));
     world.settle();

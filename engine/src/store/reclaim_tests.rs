@@ -29,12 +29,15 @@ const OPTIONS: StoreOptions = StoreOptions {
     writes_in_flight_max: 3,
 };
 
-const ROW_OPTIONS: RowLogOptions = RowLogOptions {
-    segment_bytes: SEGMENT_BYTES,
-    block_bytes: 4096,
-    rows_resident_bytes_max: 8192,
-    write_bytes_max: 8192,
-};
+/// Some worlds keep many segments in memory.
+fn row_options(seed: u64) -> RowLogOptions {
+    RowLogOptions {
+        segment_bytes: SEGMENT_BYTES,
+        block_bytes: 4096,
+        rows_resident_bytes_max: [8 << 10, 1 << 20][(seed % 2) as usize],
+        write_bytes_max: 8192,
+    }
+}
 
 #[derive(Clone, Debug)]
 enum Command {
@@ -109,6 +112,7 @@ impl Model {
 }
 
 struct World {
+    seed: u64,
     rng: Rng,
     disk: Disk,
     store: Store,
@@ -134,13 +138,13 @@ fn step_of<T>(mut work: impl FnMut() -> Result<T, Pause>) -> T {
     }
 }
 
-fn open(disk: &mut Disk) -> (Store, Keyspace<Tree>, usize) {
+fn open(disk: &mut Disk, seed: u64) -> (Store, Keyspace<Tree>, usize) {
     let store = recover(OPTIONS, IDENTITY, disk).expect("a crash alone never makes the store unreadable");
     let Some(superblock) = store.superblock().copied() else {
-        let space = Keyspace::new(store.keys(), RowLog::new(ROW_OPTIONS), KeyspaceState::FRESH, 0);
+        let space = Keyspace::new(store.keys(), RowLog::new(row_options(seed)), KeyspaceState::FRESH, 0);
         return (store, space, 0);
     };
-    let mut rows = retry(|| RowLog::open(ROW_OPTIONS, superblock.rows, disk));
+    let mut rows = retry(|| RowLog::open(row_options(seed), superblock.rows, disk));
     if let Some(older) = store.older_rows() {
         retry(|| rows.retain_older(older, disk));
     }
@@ -182,12 +186,25 @@ fn check(space: &Keyspace<Tree>, model: &Model, disk: &Disk, from: i64) {
 impl World {
     fn new(seed: u64) -> Self {
         let mut disk = Disk::new();
-        let (store, space, applied) = open(&mut disk);
+        let (store, space, applied) = open(&mut disk, seed);
         let model = Model { revision: 1, ..Model::default() };
         let mut rng = Rng(seed);
         let keys = [3, 40, 300][rng.below(3) as usize];
         let (in_flight, log) = (Vec::new(), Vec::new());
-        Self { rng, disk, store, space, in_flight, log, applied, model, out_of_room: false, thorough: false, keys }
+        Self {
+            seed,
+            rng,
+            disk,
+            store,
+            space,
+            in_flight,
+            log,
+            applied,
+            model,
+            out_of_room: false,
+            thorough: false,
+            keys,
+        }
     }
 
     fn key(&mut self) -> Vec<u8> {
@@ -319,12 +336,12 @@ impl World {
         self.disk.crash(&in_flight, &mut self.rng);
         self.remove_leftovers();
         let older = self.older();
-        let (store, space, applied) = open(&mut self.disk);
+        let (store, space, applied) = open(&mut self.disk, self.seed);
         (self.store, self.space, self.applied) = (store, space, applied);
         self.replay();
         check(&self.space, &self.model, &self.disk, 0);
         if let Some((mut disk, index)) = older {
-            let (_, mut space, applied) = open(&mut disk);
+            let (_, mut space, applied) = open(&mut disk, self.seed);
             assert_eq!(applied, index, "the older checkpoint is used");
             for (at, command) in self.log.iter().enumerate().skip(applied) {
                 apply(&mut space, command, at, &disk);
@@ -352,7 +369,7 @@ impl World {
 
     /// As a boot does.
     fn remove_leftovers(&mut self) {
-        let (store, space, _) = open(&mut self.disk);
+        let (store, space, _) = open(&mut self.disk, self.seed);
         let files: Vec<StoreFile> = self.disk.seen.keys().copied().collect();
         for file in files {
             let left_over = match file.kind {
