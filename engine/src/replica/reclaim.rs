@@ -194,6 +194,14 @@ impl Replica {
         self.reclaim.defragmented >= ticket
     }
 
+    /// Whether what a compaction at `revision` left dead is counted, unindexed and, where it was worth it, rewritten.
+    #[must_use]
+    pub fn is_reclaimed(&self, revision: i64) -> bool {
+        let rows = self.state.keyspace.rows();
+        let cursor = rows.reclaim_cursor();
+        cursor.to >= revision && !cursor.is_walking() && !rows.is_rewriting() && rows.next_run(false).is_none()
+    }
+
     /// Works on the running checkpoint, if any. `work_units` (about 0.1 us each) is the usual amount of a turn: while
     /// the overlay is far from holding up writes a quarter of it is done, and up to four times as much when it is near.
     pub fn checkpoint_step(&mut self, work_units: u32, pages: &dyn PageSource) -> CheckpointStep {

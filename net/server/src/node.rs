@@ -285,10 +285,7 @@ impl Node {
             Completion::HardState { generation, copy } => replica.handle_hard_state_complete(generation, copy, now),
             Completion::Append { lsn } => replica.handle_append_complete(lsn, now),
             Completion::Segment { sequence } => replica.handle_segment_prepared(sequence, now),
-            Completion::Store { token } => {
-                replica.handle_store_complete(token);
-                self.service.handle_stored();
-            }
+            Completion::Store { token } => replica.handle_store_complete(token),
             Completion::Loaded => self.service.handle_loaded(|block| self.disk.awaits(block)),
             Completion::Progress => {}
             Completion::Reread { block } => {
@@ -556,6 +553,8 @@ impl Node {
         if matches!(step, ReclaimStep::More | ReclaimStep::NeedPages(_)) {
             self.metrics.observe_step(StepKind::Reclaim, port.cpu_now().saturating_sub(started));
         }
+        // Whatever it came to, those who wait for the store look at it once a turn.
+        self.service.handle_stored();
         match step {
             ReclaimStep::Idle | ReclaimStep::Waiting => {}
             ReclaimStep::More => self.more = true,

@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 
 use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Alarm, Command, SortOrder, SortTarget};
-use trilith_engine::mvcc::{RangeCursor, RowView, TxnCursor, check};
+use trilith_engine::mvcc::{MvccError, RangeCursor, RowView, TxnCursor, check};
 use trilith_engine::page_source::{Block, PageSource, Unavailable};
-use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyStep, Outcome};
+use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyError, ApplyStep, Outcome};
 use trilith_engine::replica::{Replica, SubmitError};
 use trilith_engine::store::key_entry::Revision;
 use trilith_raftlog::ReadError;
@@ -79,6 +79,8 @@ pub struct Service {
     jobs: Jobs,
     /// The part of a long answer that is being made; kept for its memory.
     part: Vec<u8>,
+    /// Compactions that are answered when their room is given back, by sequence.
+    physical: BTreeMap<u64, i64>,
     /// Alarms of this member that are being raised, by the sequence of the command.
     alarms_on_their_way: BTreeMap<u64, Alarm>,
     /// The disk is full, whatever the quota says.
@@ -111,6 +113,7 @@ impl Service {
             reads: Reads::default(),
             jobs: Jobs::default(),
             part: Vec::new(),
+            physical: BTreeMap::new(),
             alarms_on_their_way: BTreeMap::new(),
             is_short_of_space: false,
         }
@@ -193,7 +196,11 @@ impl Service {
 
     fn handle_compact(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
         let request = decode::<pb::CompactionRequest>(message)?;
-        self.submit(caller, &Command::Compact { revision: request.revision }, now)
+        let sequence = self.submit_for(caller, &Command::Compact { revision: request.revision }, now)?;
+        if request.physical {
+            self.physical.insert(sequence, request.revision);
+        }
+        Ok(Verdict::Pending)
     }
 
     fn handle_range(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
@@ -282,9 +289,13 @@ impl Service {
     }
 
     fn submit(&mut self, caller: Caller, command: &Command<'_>, now: u64) -> Result<Verdict, Status> {
+        self.submit_for(caller, command, now).map(|_| Verdict::Pending)
+    }
+
+    fn submit_for(&mut self, caller: Caller, command: &Command<'_>, now: u64) -> Result<u64, Status> {
         let sequence = self.replica.submit(command).map_err(submit_status)?;
         self.waiters.push(sequence, Some(caller), now);
-        Ok(Verdict::Pending)
+        Ok(sequence)
     }
 
     /// Submits a command that nobody waits for; returns its sequence.
@@ -366,12 +377,27 @@ impl Service {
                 }
                 let sequence = applied.id.sequence;
                 self.alarms_on_their_way.remove(&sequence);
-                if let Some(caller) = self.waiters.complete(sequence) {
-                    self.answer_command(clients, caller, applied, before, pages, now);
+                let physical = self.physical.remove(&sequence);
+                match (self.waiters.complete(sequence), physical) {
+                    (None, _) => {}
+                    (Some(caller), Some(revision)) => self.answer_physical(clients, caller, revision, applied, now),
+                    (Some(caller), None) => self.answer_command(clients, caller, applied, before, pages, now),
                 }
                 Ok(Progress::Own(sequence))
             }
         }
+    }
+
+    /// A compaction that its caller wants carried out: answered when the room is given back, also if this revision was
+    /// compacted before, as in etcd.
+    fn answer_physical(&mut self, clients: &mut Clients, caller: Caller, revision: i64, applied: Applied, now: u64) {
+        let outcome = match applied.result {
+            Ok(Outcome::Compact(compact)) => Ok(compact.revision),
+            Err(error @ ApplyError::Mvcc(MvccError::Compacted)) => Err(api::apply_status(error)),
+            Err(error) => return self.refuse_caller(clients, caller, &api::apply_status(error)),
+            Ok(other) => unreachable!("{other:?} of a compaction"),
+        };
+        self.begin_physical(caller, revision, outcome, now);
     }
 
     /// `before` is the newest revision the command read.

@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use trilith_engine::mvcc::{Pin, RangeCursor, TxnCursor, TxnRange};
 use trilith_engine::page_source::Block;
 use trilith_reactor::ConnectionId;
+use trilith_wire::api::status::Status;
 
 use crate::api::parts::{Answer, Parts};
 use crate::clients::Caller;
@@ -49,6 +50,8 @@ pub(super) enum Work {
     Stream(RangeStream),
     /// Waits until the store has given back what it can.
     Defragment { ticket: u64 },
+    /// Waits until what a compaction at this revision left dead is gone; then its outcome is told (etcd's `physical`).
+    Compact { revision: i64, outcome: Result<i64, Status> },
 }
 
 /// A range on its way in chunks (KV.RangeStream).
@@ -86,7 +89,7 @@ impl Work {
         match self {
             Self::Range { .. } | Self::Txn { .. } | Self::Measure(_) => StepKind::Read,
             Self::Send(_) | Self::Stream(_) => StepKind::Answer,
-            Self::Defragment { .. } => StepKind::Reclaim,
+            Self::Defragment { .. } | Self::Compact { .. } => StepKind::Reclaim,
         }
     }
 
@@ -98,7 +101,7 @@ impl Work {
             Self::Measure(answer) => answer.rows(),
             Self::Send(parts) => parts.rows(),
             Self::Stream(stream) => stream.range.rows.len(),
-            Self::Defragment { .. } => 0,
+            Self::Defragment { .. } | Self::Compact { .. } => 0,
         }
     }
 }

@@ -117,6 +117,18 @@ impl Service {
                 send(connection, job.caller, &pb::DefragmentResponse { header: None });
                 Ok(Next::Ends)
             }
+            Work::Compact { revision, outcome } => {
+                if !self.replica.is_reclaimed(*revision) {
+                    return Ok(Next::Goes(Wait::Store));
+                }
+                let revision = match outcome {
+                    Ok(revision) => *revision,
+                    Err(status) => return Ok(Next::Fails(status.clone())),
+                };
+                let connection = clients.answer(job.caller).expect("present above");
+                send(connection, job.caller, &pb::CompactionResponse { header: Some(self.header(revision)) });
+                Ok(Next::Ends)
+            }
         }
     }
 
@@ -235,6 +247,12 @@ impl Service {
         Ok(Next::Goes(Wait::Turn))
     }
 
+    /// Answers a compaction once its room is given back.
+    pub(super) fn begin_physical(&mut self, caller: Caller, revision: i64, outcome: Result<i64, Status>, now: u64) {
+        let work = Work::Compact { revision, outcome };
+        self.jobs.push(Job { caller, pin: None, started: now, work }, Wait::Turn);
+    }
+
     /// Begins a job that reads at `revision` and later.
     pub(super) fn begin_reading(&mut self, caller: Caller, revision: i64, work: Work, now: u64) {
         let pin = Some(self.replica.pin_at(revision));
@@ -276,7 +294,7 @@ impl Service {
         self.jobs.handle_closed(connection);
     }
 
-    /// The store has completed something.
+    /// The store may have moved on.
     pub fn handle_stored(&mut self) {
         self.jobs.handle_stored();
     }

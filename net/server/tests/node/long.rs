@@ -32,7 +32,8 @@ impl Bench {
         let mut port = MemoryPort::default();
         let node = serving(&mut port, options());
         let writer = port.accept(1);
-        port.push(Event::Received { connection: writer, bytes: greeting() });
+        let credit = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+        port.push(Event::Received { connection: writer, bytes: [greeting(), credit].concat() });
         let mut bench = Self { port, node, writer, next_stream: 1 };
         for number in 0..KEYS {
             bench.put(number, 1);
@@ -203,6 +204,30 @@ fn long_answers_of_writes_are_sent_in_parts_too() {
     let Some(pb::ResponseOpResponse::Range(after)) = &after.response else { panic!("a range") };
     assert_eq!((after.count, after.header.as_ref().unwrap().revision), (300, i64::from(KEYS) + 2));
     assert_eq!(bench.pinned(), None);
+}
+
+#[test]
+fn maintenance_is_answered_when_its_work_is_done() {
+    let mut bench = Bench::new();
+    for generation in 2..5 {
+        (0..KEYS).for_each(|number| bench.put(number, generation));
+    }
+    let head = bench.node.replica().keyspace().published().revision;
+    let before = bench.node.replica().store_bytes();
+    let compact = pb::CompactionRequest { revision: head, physical: true };
+    assert!(has(&bench.ask(COMPACT_PATH, &compact), "grpc-status: 0"));
+    assert!(bench.node.replica().is_reclaimed(head));
+    let again = bench.ask(COMPACT_PATH, &compact);
+    assert!(has(&again, "grpc-message: etcdserver: mvcc: required revision has been compacted"), "{again:?}");
+    let future = pb::CompactionRequest { revision: head + 1, physical: true };
+    let refused = bench.ask(COMPACT_PATH, &future);
+    assert!(has(&refused, "grpc-message: etcdserver: mvcc: required revision is a future revision"), "{refused:?}");
+    assert!(has(
+        &bench.ask("/etcdserverpb.Maintenance/Defragment", &pb::DefragmentRequest::default()),
+        "grpc-status: 0"
+    ));
+    let (total, used) = (bench.node.replica().store_bytes(), bench.node.replica().store_bytes_in_use());
+    assert!(total < before / 2 && used <= total && used > 600_000, "{before} before, {total} after, {used} in use");
 }
 
 #[test]
