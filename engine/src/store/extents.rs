@@ -176,9 +176,9 @@ impl Extents {
     }
 
     /// Free runs whose room should be given back, from the end on, beyond what is kept at hand for the checkpoints to
-    /// come: as much as is in use, and at least a file's worth; or, if the release is `thorough`, an extent.
+    /// come: as much as is in use, and at least a file's worth; or, if the release is `thorough`, a quarter of that.
     pub fn take_discards(&mut self, thorough: bool) -> Vec<Run> {
-        let at_least = if thorough { EXTENT_UNITS } else { self.file_units };
+        let at_least = if thorough { DISCARD_UNITS_MIN } else { self.file_units };
         let used = self.used_units();
         let keep = u64::from(at_least).max(if thorough { used / 4 } else { used });
         let hollow: u64 = self.hollow.iter().map(|word| u64::from(word.count_ones())).sum();
