@@ -4,8 +4,9 @@
 //! URLs must agree to the last digit; only what the implementations may differ in is masked: sizes, raft indices,
 //! durations, and the log lines of the clients themselves.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -51,12 +52,30 @@ pub fn transcript(program: &Path, arguments: &[&str], environment: &[(&str, &str
     let mut command = Command::new(program);
     command.args(arguments).envs(environment.iter().copied());
     let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(text_of(&output))
+}
+
+/// The same with text on standard input.
+pub fn transcript_with_input(program: &Path, arguments: &[&str], input: &str) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let mut pipe = child.stdin.take().expect("standard input is piped above");
+    match pipe.write_all(input.as_bytes()) {
+        // A program may refuse before it has read everything.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error.into()),
+        _ => drop(pipe),
+    }
+    Ok(text_of(&child.wait_with_output()?))
+}
+
+fn text_of(output: &Output) -> String {
     let mut text = String::new();
     for stream in [&output.stdout, &output.stderr] {
         text.push_str(&masked(&String::from_utf8_lossy(stream)));
     }
     text.push_str(&format!("exit {}\n", output.status.code().unwrap_or(-1)));
-    Ok(text)
+    text
 }
 
 /// Replaces what may differ by names.
@@ -100,6 +119,7 @@ fn mask_json(value: &mut Value) {
 
 fn mask_plain(line: &str) -> String {
     let line = mask_after(line, "took = ", |byte| byte == b' ');
+    let line = mask_after(&line, "]. took ", |byte| byte == b' ');
     // The fields format prints one `"Name" : value` a line.
     let quoted = line.strip_prefix('"').and_then(|rest| rest.split_once("\" : "));
     if let Some((name, _)) = quoted

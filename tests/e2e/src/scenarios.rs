@@ -5,6 +5,7 @@ mod diskfull;
 mod durability;
 mod errors;
 mod etcdctl;
+mod etcdctl_flags;
 mod h2spec;
 mod http;
 mod kill;
@@ -31,6 +32,11 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "etcdctl_current_cluster", run: etcdctl::current_cluster },
     Scenario { name: "etcdctl_3_4_keys", run: etcdctl::old_keys },
     Scenario { name: "etcdctl_3_4_cluster", run: etcdctl::old_cluster },
+    Scenario { name: "etcdctl_get_flags", run: etcdctl_flags::get },
+    Scenario { name: "etcdctl_get_stream", run: etcdctl_flags::get_stream },
+    Scenario { name: "etcdctl_changes", run: etcdctl_flags::changes },
+    Scenario { name: "etcdctl_transactions", run: etcdctl_flags::transactions },
+    Scenario { name: "etcdctl_maintenance", run: etcdctl_flags::maintenance },
     Scenario { name: "go_clientv3", run: clients::go },
     Scenario { name: "python_etcd3", run: clients::python },
     Scenario { name: "http_health_and_version", run: http::health_and_version },
