@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
+use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use trilith_bench::calls::Calls;
 use trilith_bench::messages::{self, Summary};
@@ -33,7 +34,17 @@ struct Options {
     seconds: f64,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let Some(options) = parse(std::env::args().skip(1))? else {
         print!("{HELP}");
         return Ok(());

@@ -61,7 +61,7 @@ impl Clients<'_> {
     /// Starts the load generator; it ends when its standard input is closed.
     pub(crate) fn start_load(&self, shape: &Shape, flags: &[&str]) -> Result<RunningLoad> {
         let mut command = self.load_command(shape, flags);
-        command.args(["--until-input-ends"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["--until-input-ends"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(RunningLoad { child: Some(command.spawn().context("cannot start trilith-load")?) })
     }
 
@@ -103,7 +103,7 @@ impl RunningLoad {
         drop(child.stdin.take());
         let output = child.wait_with_output()?;
         if !output.status.success() {
-            bail!("trilith-load failed ({})", output.status);
+            bail!("trilith-load failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
         checked_load(&String::from_utf8_lossy(&output.stdout))
     }

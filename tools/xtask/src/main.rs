@@ -19,6 +19,7 @@ mod e2e;
 mod footprint;
 mod generate;
 mod media;
+mod memory;
 mod mutants;
 mod options;
 mod peers;
