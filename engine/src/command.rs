@@ -43,6 +43,18 @@ pub enum Command<'a> {
     AlarmDeactivate(Alarm),
     /// A member announces its name and client URLs.
     PublishMember(PublishMember<'a>),
+    /// Lease.LeaseGrant, its ID chosen and its TTL clamped.
+    LeaseGrant {
+        /// The lease; never 0.
+        id: i64,
+        /// Seconds to live; at least 1.
+        ttl: i64,
+    },
+    /// Lease.LeaseRevoke.
+    LeaseRevoke {
+        /// The lease.
+        id: i64,
+    },
 }
 
 /// A put request.
@@ -294,6 +306,8 @@ const KIND_ALARM_DEACTIVATE: u8 = 6;
 const KIND_PUBLISH_MEMBER: u8 = 7;
 /// Only inside a transaction: a range is no command.
 const KIND_RANGE: u8 = 8;
+const KIND_LEASE_GRANT: u8 = 9;
+const KIND_LEASE_REVOKE: u8 = 10;
 
 /// Begins an entry's payload; commands are then appended with [`append_command`].
 pub fn begin_entry(payload: &mut Vec<u8>, member: u64, boot: u64, first_sequence: u64) {
@@ -348,6 +362,15 @@ fn put_command(out: &mut Vec<u8>, command: &Command<'_>) {
         }
         Command::AlarmActivate(alarm) => put_alarm(out, KIND_ALARM_ACTIVATE, alarm),
         Command::AlarmDeactivate(alarm) => put_alarm(out, KIND_ALARM_DEACTIVATE, alarm),
+        Command::LeaseGrant { id, ttl } => {
+            out.push(KIND_LEASE_GRANT);
+            out.extend_from_slice(&id.to_le_bytes());
+            out.extend_from_slice(&ttl.to_le_bytes());
+        }
+        Command::LeaseRevoke { id } => {
+            out.push(KIND_LEASE_REVOKE);
+            out.extend_from_slice(&id.to_le_bytes());
+        }
         Command::PublishMember(member) => {
             out.push(KIND_PUBLISH_MEMBER);
             out.extend_from_slice(&member.member.to_le_bytes());
@@ -555,6 +578,8 @@ pub fn decode_command(bytes: &[u8]) -> Result<Command<'_>, CommandError> {
         KIND_ALARM_ACTIVATE => Command::AlarmActivate(input.alarm()?),
         KIND_ALARM_DEACTIVATE => Command::AlarmDeactivate(input.alarm()?),
         KIND_PUBLISH_MEMBER => Command::PublishMember(input.publish_member()?),
+        KIND_LEASE_GRANT => input.lease_grant()?,
+        KIND_LEASE_REVOKE => Command::LeaseRevoke { id: input.i64()? },
         other => return Err(CommandError::UnknownKind(other)),
     };
     if input.0.is_empty() { Ok(command) } else { Err(CommandError::TrailingBytes) }
@@ -648,6 +673,16 @@ impl<'a> Input<'a> {
         };
         [query.keys_only, query.count_only] = self.flags()?;
         Ok(query)
+    }
+
+    /// A lease that cannot be is an unknown value: no member may grant what another cannot read.
+    fn lease_grant(&mut self) -> Result<Command<'a>, CommandError> {
+        let (id, ttl) = (self.i64()?, self.i64()?);
+        if id == 0 || ttl < 1 {
+            Err(CommandError::UnknownValue(KIND_LEASE_GRANT))
+        } else {
+            Ok(Command::LeaseGrant { id, ttl })
+        }
     }
 
     fn txn(&mut self, depth: usize) -> Result<Txn<'a>, CommandError> {

@@ -5,6 +5,7 @@
 
 pub mod budget;
 pub mod command;
+pub mod lease;
 pub mod mvcc;
 pub mod page_source;
 pub mod replica;

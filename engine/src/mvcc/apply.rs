@@ -14,10 +14,10 @@
 use crate::budget::{Budget, Pause, price};
 use crate::command::{DeleteRange, Op, Put, Txn};
 use crate::mvcc::changes::{Change, next_at};
-use crate::mvcc::delete::{DeleteSlice, DeleteWalk};
+use crate::mvcc::delete::{DeleteSlice, DeleteWalk, RevokeWalk};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::{Evaluated, Keyspace};
-use crate::mvcc::outcome::{CompactOutcome, DeleteOutcome, MvccError, PutOutcome, TxnOutcome};
+use crate::mvcc::outcome::{CompactOutcome, DeleteOutcome, LeaseRevokeOutcome, MvccError, PutOutcome, TxnOutcome};
 use crate::mvcc::txn::{Ground, TxnRun};
 use crate::mvcc::view::View;
 use crate::page_source::PageSource;
@@ -26,6 +26,7 @@ use crate::page_source::PageSource;
 #[derive(Debug)]
 pub(super) enum Pending {
     Delete(DeleteWalk),
+    Revoke(RevokeWalk),
     Txn(TxnRun<'static>),
     /// A transaction's changes, from the next one to be installed.
     Install {
@@ -96,7 +97,9 @@ impl<T: KeyTree> Keyspace<T> {
             Some(Pending::Install { outcome, changes, installed }) => {
                 self.install_rest(outcome, changes, installed, budget).map(Ok)
             }
-            Some(Pending::Delete(_)) => unreachable!("a command that paused is called again before the next"),
+            Some(Pending::Delete(_) | Pending::Revoke(_)) => {
+                unreachable!("a command that paused is called again before the next")
+            }
         }
     }
 
@@ -169,6 +172,51 @@ impl<T: KeyTree> Keyspace<T> {
             self.move_to(self.state().revision + 1);
         }
         assert_eq!(outcome.revision, self.state().revision, "a transaction that changes takes one revision");
+    }
+
+    /// Grants a lease.
+    ///
+    /// # Errors
+    /// It exists.
+    pub fn apply_lease_grant(&mut self, id: i64, ttl: i64) -> Result<(), MvccError> {
+        if self.leases().get(id).is_some() {
+            return Err(MvccError::LeaseExists);
+        }
+        self.change_lease(id, Some(ttl));
+        Ok(())
+    }
+
+    /// Ends a lease: all its keys are deleted, in key order and at one revision.
+    ///
+    /// # Errors
+    /// See [`Evaluated`].
+    pub fn apply_lease_revoke(
+        &mut self,
+        id: i64,
+        budget: &mut Budget,
+        pages: &dyn PageSource,
+    ) -> Evaluated<LeaseRevokeOutcome> {
+        let mut walk = match self.pending.take().map(|pending| *pending) {
+            None => RevokeWalk::default(),
+            Some(Pending::Revoke(walk)) => walk,
+            Some(_) => unreachable!("a command that paused is called again before the next"),
+        };
+        if self.leases().get(id).is_none() {
+            return Ok(Err(MvccError::LeaseNotFound));
+        }
+        let (main, mut changes) = (self.state().revision + 1, Vec::new());
+        let view = View { layers: self.layers(), changes: None, pages };
+        let ended = walk.step(&view, id, main, &mut changes, budget);
+        changes.iter().for_each(|change| self.install(change));
+        if let Err(pause) = ended {
+            self.pending = Some(Box::new(Pending::Revoke(walk)));
+            return Err(pause);
+        }
+        if walk.deleted > 0 {
+            self.move_to(main);
+        }
+        self.change_lease(id, None);
+        Ok(Ok(LeaseRevokeOutcome { revision: self.state().revision, deleted: walk.deleted as i64 }))
     }
 
     /// Sets the compacted revision; visible at once.

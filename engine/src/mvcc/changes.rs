@@ -23,6 +23,8 @@ pub(crate) struct Change<'c> {
     pub(crate) jump: Revision,
     /// Whether the key was alive before this change.
     pub(crate) was_live: bool,
+    /// The lease it was attached to.
+    pub(crate) lease_before: i64,
 }
 
 impl<'c> Change<'c> {
@@ -39,8 +41,8 @@ impl<'c> Change<'c> {
         let live = before.filter(|entry| !entry.is_tombstone());
         let (create, version) = live.map_or((at.main, 1), |entry| (entry.create, entry.version + 1));
         let entry = KeyEntry { row: at, create, version, lease, chain: link.chain };
-        let was_live = live.is_some();
-        Self { key: Cow::Borrowed(key), value, entry, prev: link.prev, jump: link.jump, was_live }
+        let (was_live, lease_before) = (live.is_some(), live.map_or(0, |entry| entry.lease));
+        Self { key: Cow::Borrowed(key), value, entry, prev: link.prev, jump: link.jump, was_live, lease_before }
     }
 
     /// A tombstone over a live key.
@@ -48,7 +50,8 @@ impl<'c> Change<'c> {
         assert!(!before.is_tombstone(), "only a live key is deleted");
         let link = Chain::link(Some(before), floor);
         let entry = KeyEntry { row: at, create: 0, version: 0, lease: 0, chain: link.chain };
-        Self { key, value: Cow::Borrowed(&[]), entry, prev: link.prev, jump: link.jump, was_live: true }
+        let lease_before = before.lease;
+        Self { key, value: Cow::Borrowed(&[]), entry, prev: link.prev, jump: link.jump, was_live: true, lease_before }
     }
 
     /// The same, with nothing borrowed from the command.
@@ -60,6 +63,7 @@ impl<'c> Change<'c> {
             prev: self.prev,
             jump: self.jump,
             was_live: self.was_live,
+            lease_before: self.lease_before,
         }
     }
 }

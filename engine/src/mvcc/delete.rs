@@ -1,6 +1,6 @@
 //! Deletes in slices.
 //!
-//! Owns: the walk over the keys that a delete removes, left and taken up again at any key. Does not know: where the
+//! Owns: the walk over the keys that a delete or the end of a lease removes, left and taken up again at any key. Does not know: where the
 //! tombstones are installed, and when.
 
 use std::borrow::Cow;
@@ -13,6 +13,9 @@ use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::range_walk::{key_after, look_ahead};
 use crate::mvcc::view::{Scan, View};
 use crate::store::key_entry::{KeyEntry, Revision};
+
+/// Attached keys looked up ahead when a page is missing.
+const LOOK_AHEAD: usize = 32;
 
 /// How far a delete has come.
 #[derive(Debug, Default)]
@@ -94,6 +97,51 @@ impl<'v, 'c, T: KeyTree> DeleteSlice<'_, 'v, 'c, T> {
         self.changes.push(Change::delete(key, at, entry, self.view.layers.floor));
         self.walk.deleted += 1;
         budget.spend(price::CHANGE);
+        Ok(())
+    }
+}
+
+/// How far the end of a lease has come.
+#[derive(Debug, Default)]
+pub(crate) struct RevokeWalk {
+    /// Where the walk over the attached keys goes on.
+    from: Vec<u8>,
+    /// Keys deleted so far.
+    pub(crate) deleted: usize,
+}
+
+impl RevokeWalk {
+    /// Goes on; the changes of this slice, also of one that ends early, are added to `changes`.
+    pub(crate) fn step<T: KeyTree>(
+        &mut self,
+        view: &View<'_, T>,
+        id: i64,
+        main: i64,
+        changes: &mut Vec<Change<'static>>,
+        budget: &mut Budget,
+    ) -> Result<(), Pause> {
+        budget.spend(price::SEEK);
+        let Some(leases) = view.layers.leases else { return Ok(()) };
+        let mut attached = leases.attached(id, &self.from, view.pages)?;
+        while let Some(key) = attached.next()? {
+            let entry = match view.entry(key) {
+                Ok(entry) => entry,
+                Err(unavailable) => {
+                    // The next keys will be needed, too.
+                    for _ in 0..LOOK_AHEAD {
+                        let Ok(Some(key)) = attached.next() else { break };
+                        let _: Result<bool, _> = view.entry(key).map(|entry| entry.is_some());
+                    }
+                    return Err(unavailable.into());
+                }
+            };
+            let entry = entry.filter(|entry| entry.lease == id).expect("an attached key is alive and names its lease");
+            let at = next_at(main, self.deleted);
+            changes.push(Change::delete(Cow::Owned(key.to_vec()), at, &entry, view.layers.floor));
+            self.deleted += 1;
+            self.from = key_after(key);
+            budget.charge(price::SEEK + price::CHANGE)?;
+        }
         Ok(())
     }
 }

@@ -39,4 +39,10 @@ pub trait KeyScan<'a> {
     /// # Errors
     /// A page is not usable now; the walk is then abandoned.
     fn next(&mut self) -> Result<Option<(&'a [u8], KeyEntry)>, Unavailable>;
+
+    /// The next key and what is stored under it, for a tree of something else.
+    ///
+    /// # Errors
+    /// A page is not usable now; the walk is then abandoned.
+    fn next_raw(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Unavailable>;
 }

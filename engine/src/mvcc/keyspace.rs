@@ -5,10 +5,13 @@
 //!
 //! Invariants: those of the module above.
 
+use std::sync::Arc;
+
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::budget::{Budget, Pause};
 use crate::command::RangeQuery;
+use crate::lease::{Lease, Leases};
 use crate::mvcc::apply::Pending;
 use crate::mvcc::changes::Change;
 use crate::mvcc::key_tree::KeyTree;
@@ -58,6 +61,7 @@ pub struct Keyspace<T> {
     rows: RowLog,
     state: KeyspaceState,
     published: Published,
+    leases: Leases<T>,
     pins: Pins,
     pub(super) pending: Option<Box<Pending>>,
 }
@@ -76,9 +80,16 @@ impl<T: KeyTree> Keyspace<T> {
             rows,
             state,
             published,
+            leases: Leases::default(),
             pins: Pins::default(),
             pending: None,
         }
+    }
+
+    /// Takes over the leases of a checkpoint.
+    #[must_use]
+    pub fn with_leases(self, leases: Leases<T>) -> Self {
+        Self { leases, ..self }
     }
 
     /// Reads the published state in one step.
@@ -166,7 +177,9 @@ impl<T: KeyTree> Keyspace<T> {
     pub fn freeze(&mut self) {
         assert!(self.frozen.is_none(), "one checkpoint at a time");
         self.assert_published();
+        assert!(self.pending.is_none(), "a checkpoint is taken between commands");
         self.frozen = Some(std::mem::take(&mut self.overlay));
+        self.leases.freeze();
     }
 
     /// The changes the running checkpoint merges.
@@ -175,11 +188,24 @@ impl<T: KeyTree> Keyspace<T> {
         self.frozen.as_ref()
     }
 
-    /// Ends a checkpoint: `tree` holds the old one and the frozen changes. Returns the frozen overlay, so that its
-    /// memory may be freed in slices.
-    pub fn install_tree(&mut self, tree: T) -> Option<Overlay> {
-        self.tree = tree;
+    /// Ends a checkpoint: `keys` and `leases` hold the old trees and the frozen changes. Returns the frozen overlay, so
+    /// that its memory may be freed in slices.
+    pub fn install_trees(&mut self, keys: T, leases: T) -> Option<Overlay> {
+        self.tree = keys;
+        self.leases.install_tree(leases);
         self.frozen.take()
+    }
+
+    /// The changes of leases that the running checkpoint merges.
+    #[must_use]
+    pub fn frozen_leases(&self) -> Arc<Overlay> {
+        self.leases.frozen().map(Arc::clone).unwrap_or_default()
+    }
+
+    /// Leases and attachments. Attachments may include those of a command that has paused.
+    #[must_use]
+    pub fn leases(&self) -> &Leases<T> {
+        &self.leases
     }
 
     /// The tree below the overlays.
@@ -218,6 +244,7 @@ impl<T: KeyTree> Keyspace<T> {
             fresh: &self.overlay,
             rows: &self.rows,
             newest: self.rows.newest(),
+            leases: Some(&self.leases),
             state: self.state,
             floor: self.reclaim_bound(),
         }
@@ -240,6 +267,22 @@ impl<T: KeyTree> Keyspace<T> {
         let stored = self.rows.append(&row);
         self.state.digest = self.state.digest.wrapping_add(change_digest(&row, stored));
         self.overlay.put(&change.key, entry.clone(), change.was_live);
+        self.leases.attach(&change.key, change.lease_before, entry.lease);
+    }
+
+    /// A lease begins or ends.
+    pub(super) fn change_lease(&mut self, id: i64, ttl: Option<i64>) {
+        let ended = self.leases.get(id).map_or(0, |lease| lease.ttl);
+        match ttl {
+            Some(ttl) => self.leases.grant(id, Lease { ttl }),
+            None => self.leases.remove(id),
+        }
+        let mut bytes = [0; 25];
+        bytes[..8].copy_from_slice(&id.to_le_bytes());
+        bytes[8..16].copy_from_slice(&ttl.unwrap_or(ended).to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.state.revision.to_le_bytes());
+        bytes[24] = u8::from(ttl.is_some());
+        self.state.digest = self.state.digest.wrapping_add(xxh3_128(&bytes));
     }
 
     /// Everything of the next revision is installed.

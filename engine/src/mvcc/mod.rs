@@ -16,9 +16,11 @@ pub(crate) mod changes;
 pub mod check;
 pub(crate) mod compare;
 pub(crate) mod delete;
+mod hash;
 pub mod key_range;
 pub mod key_tree;
 pub mod keyspace;
+mod logical_rows;
 pub mod outcome;
 pub(crate) mod pins;
 pub(crate) mod range;
@@ -29,17 +31,23 @@ pub(crate) mod txn;
 pub(crate) mod view;
 
 pub use apply::TxnCursor;
+pub use hash::HashCursor;
 pub use key_range::KeyRange;
 pub use key_tree::{KeyScan, KeyTree};
 pub use keyspace::{Evaluated, Keyspace, KeyspaceState, Published};
+pub use logical_rows::LogicalRows;
 pub use outcome::{
-    CompactOutcome, DeleteOutcome, MvccError, OpOutcome, PutOutcome, RangeOutcome, RowShape, RowView, TxnOutcome,
-    TxnRange,
+    CompactOutcome, DeleteOutcome, LeaseRevokeOutcome, MvccError, OpOutcome, PutOutcome, RangeOutcome, RowShape,
+    RowView, TxnOutcome, TxnRange,
 };
 pub use pins::Pin;
 pub use range_walk::{RangeCursor, RowList};
 
 #[cfg(test)]
+mod hash_test;
+#[cfg(test)]
 mod model;
+#[cfg(test)]
+mod model_bed;
 #[cfg(test)]
 mod model_test;

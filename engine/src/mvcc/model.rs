@@ -26,43 +26,81 @@ pub(super) enum Answer {
     Delete { revision: i64, deleted: i64, prev: Vec<Kv> },
     Txn { revision: i64, succeeded: bool, answers: Vec<Self> },
     Compact { revision: i64 },
+    Grant,
+    Revoke { revision: i64, deleted: i64 },
 }
 
 pub(super) type Answered = Result<Answer, MvccError>;
 
-/// A version: when, and what (nothing: deleted).
-type Version = (i64, Option<Kv>);
+/// A version: when, as which change of its revision, and what (nothing: deleted).
+type Version = (i64, u64, Option<Kv>);
 
-#[derive(Debug)]
+/// A change: the key, and what it became.
+pub(super) type Event = (Vec<u8>, Option<Kv>);
+
+#[derive(Clone, Debug)]
 pub(super) struct Model {
     pub(super) revision: i64,
     pub(super) compacted: i64,
     keys: BTreeMap<Vec<u8>, Vec<Version>>,
-    /// Changes of the request under way.
-    changes: i64,
+    /// Changes of the last request.
+    pub(super) events: Vec<Event>,
+    /// Whether a request is under way.
+    busy: bool,
+    /// Leases and their TTLs.
+    pub(super) leases: BTreeMap<i64, i64>,
 }
 
 impl Model {
     pub(super) fn new() -> Self {
-        Self { revision: 1, compacted: -1, keys: BTreeMap::new(), changes: 0 }
+        let (keys, events, leases) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        Self { revision: 1, compacted: -1, keys, events, busy: false, leases }
     }
 
     pub(super) fn put(&mut self, put: &Put<'_>) -> Answered {
+        self.begin();
         let answer = self.put_one(put);
         self.end(answer)
     }
 
     pub(super) fn delete(&mut self, del: &DeleteRange<'_>) -> Answered {
+        self.begin();
         let answer = self.delete_all(del);
         self.end(Ok(answer))
     }
 
     pub(super) fn txn(&mut self, txn: &Txn<'_>) -> Answered {
+        self.begin();
         let mut choices = Vec::new();
         self.choose(txn, &mut choices);
         let answer = self.check(txn, &mut choices.clone().into_iter());
         let answer = answer.and_then(|()| self.run(txn, &mut choices.into_iter()));
         self.end(answer)
+    }
+
+    pub(super) fn grant(&mut self, id: i64, ttl: i64) -> Answered {
+        if self.leases.contains_key(&id) {
+            return Err(MvccError::LeaseExists);
+        }
+        self.leases.insert(id, ttl);
+        Ok(Answer::Grant)
+    }
+
+    pub(super) fn revoke(&mut self, id: i64) -> Answered {
+        if self.leases.remove(&id).is_none() {
+            return Err(MvccError::LeaseNotFound);
+        }
+        self.begin();
+        let keys = self.attached(id);
+        keys.iter().for_each(|key| self.change(key, None));
+        let answer = self.end(Ok(Answer::Grant));
+        answer.map(|_| Answer::Revoke { revision: self.revision, deleted: keys.len() as i64 })
+    }
+
+    /// The keys attached to a lease.
+    pub(super) fn attached(&self, id: i64) -> Vec<Vec<u8>> {
+        let all = self.live(b"\0", b"\0", i64::MAX);
+        all.into_iter().filter(|kv| kv.lease == id).map(|kv| kv.key).collect()
     }
 
     pub(super) fn compact(&mut self, revision: i64) -> Answered {
@@ -75,7 +113,7 @@ impl Model {
         self.compacted = revision;
         // What nobody can ask for any more is forgotten, so that reads cannot lean on it.
         for versions in self.keys.values_mut() {
-            let keep = versions.iter().rposition(|(at, _)| *at <= revision).unwrap_or(0);
+            let keep = versions.iter().rposition(|(at, ..)| *at <= revision).unwrap_or(0);
             versions.drain(..keep);
         }
         Ok(Answer::Compact { revision: self.revision })
@@ -131,20 +169,62 @@ impl Model {
         Ok(Answer::Range { revision: now, kvs, count, more })
     }
 
+    /// HashKV at a revision that can be read.
+    pub(super) fn hash_kv(&self, at: i64) -> u32 {
+        let all = self.live(b"\0", b"\0", at);
+        let mut rows = Vec::new();
+        for (key, versions) in &self.keys {
+            for (main, sub, kv) in versions.iter().filter(|(main, ..)| *main <= at) {
+                let stands = kv.as_ref().is_some_and(|kv| all.is_empty() || all.contains(kv));
+                if *main > self.compacted || stands {
+                    rows.push((*main, *sub, key, kv));
+                }
+            }
+        }
+        rows.sort_by_key(|&(main, sub, ..)| (main, sub));
+        let mut bytes = b"key".to_vec();
+        for (main, sub, key, kv) in rows {
+            bytes.extend([&main.to_be_bytes()[..], b"_", &sub.to_be_bytes()].concat());
+            let Some(kv) = kv else {
+                bytes.extend([b"t\x0a", &varint(key.len() as u64)[..], key].concat());
+                continue;
+            };
+            bytes.extend([b"\x0a", &varint(key.len() as u64)[..], key].concat());
+            for (tag, number) in [(0x10, kv.create), (0x18, kv.modified), (0x20, kv.version)] {
+                bytes.push(tag);
+                bytes.extend(varint(number as u64));
+            }
+            if !kv.value.is_empty() {
+                bytes.extend([b"\x2a", &varint(kv.value.len() as u64)[..], &kv.value].concat());
+            }
+            if kv.lease != 0 {
+                bytes.push(0x30);
+                bytes.extend(varint(kv.lease as u64));
+            }
+        }
+        castagnoli(&bytes)
+    }
+
     /// The revision a reader stands at: inside a request that changed something, already the next.
     fn now(&self) -> i64 {
-        self.revision + i64::from(self.changes > 0)
+        self.revision + i64::from(self.busy && !self.events.is_empty())
+    }
+
+    fn begin(&mut self) {
+        self.events.clear();
+        self.busy = true;
     }
 
     fn end(&mut self, answer: Answered) -> Answered {
         if answer.is_err() {
             let revision = self.revision;
-            self.keys.values_mut().for_each(|versions| versions.retain(|(at, _)| *at <= revision));
+            self.keys.values_mut().for_each(|versions| versions.retain(|(at, ..)| *at <= revision));
             self.keys.retain(|_, versions| !versions.is_empty());
-        } else if self.changes > 0 {
+            self.events.clear();
+        } else if !self.events.is_empty() {
             self.revision += 1;
         }
-        self.changes = 0;
+        self.busy = false;
         answer
     }
 
@@ -154,18 +234,19 @@ impl Model {
             [0] => candidate >= key,
             end => candidate >= key && candidate < end,
         };
-        let seen = |versions: &Vec<Version>| versions.iter().rev().find(|(when, _)| *when <= at).cloned();
+        let seen = |versions: &Vec<Version>| versions.iter().rev().find(|(when, ..)| *when <= at).cloned();
         let keys = self.keys.iter().filter(|(candidate, _)| inside(candidate));
-        keys.filter_map(|(_, versions)| seen(versions)?.1).collect()
+        keys.filter_map(|(_, versions)| seen(versions)?.2).collect()
     }
 
     fn change(&mut self, key: &[u8], kv: Option<Kv>) {
-        self.keys.entry(key.to_vec()).or_default().push((self.revision + 1, kv));
-        self.changes += 1;
+        let sub = self.events.len() as u64;
+        self.events.push((key.to_vec(), kv.clone()));
+        self.keys.entry(key.to_vec()).or_default().push((self.revision + 1, sub, kv));
     }
 
     fn put_one(&mut self, put: &Put<'_>) -> Answered {
-        if put.lease != 0 {
+        if put.lease != 0 && !self.leases.contains_key(&put.lease) {
             return Err(MvccError::LeaseNotFound);
         }
         let prev = self.live(put.key, b"", i64::MAX).pop();
@@ -178,13 +259,16 @@ impl Model {
             create: self.revision + 1,
             modified: self.revision + 1,
             version: 1,
-            lease: 0,
+            lease: put.lease,
         };
         if let Some(prev) = &prev {
             kv.create = prev.create;
             kv.version = prev.version + 1;
             if put.ignore_value {
                 kv.value.clone_from(&prev.value);
+            }
+            if put.ignore_lease {
+                kv.lease = prev.lease;
             }
         }
         self.change(put.key, Some(kv));
@@ -218,10 +302,10 @@ impl Model {
         }
         kvs.iter().all(|kv| {
             let difference = match compare.target {
-                CompareTarget::Version(number) => (kv.version - number).signum(),
-                CompareTarget::Create(number) => (kv.create - number).signum(),
-                CompareTarget::Mod(number) => (kv.modified - number).signum(),
-                CompareTarget::Lease(number) => (kv.lease - number).signum(),
+                CompareTarget::Version(number) => kv.version.cmp(&number) as i64,
+                CompareTarget::Create(number) => kv.create.cmp(&number) as i64,
+                CompareTarget::Mod(number) => kv.modified.cmp(&number) as i64,
+                CompareTarget::Lease(number) => kv.lease.cmp(&number) as i64,
                 CompareTarget::Value(value) => kv.value.as_slice().cmp(value) as i64,
                 CompareTarget::Unknown => 0,
             };
@@ -239,7 +323,9 @@ impl Model {
         for op in if choices.next().unwrap() { &txn.success } else { &txn.failure } {
             match op {
                 Op::Txn(nested) => self.check(nested, choices)?,
-                Op::Put(put) if put.lease != 0 => return Err(MvccError::LeaseNotFound),
+                Op::Put(put) if put.lease != 0 && !self.leases.contains_key(&put.lease) => {
+                    return Err(MvccError::LeaseNotFound);
+                }
                 Op::Put(put)
                     if (put.ignore_value || put.ignore_lease) && self.live(put.key, b"", i64::MAX).is_empty() =>
                 {
@@ -269,4 +355,21 @@ impl Model {
         }
         Ok(Answer::Txn { revision: self.now(), succeeded, answers })
     }
+}
+
+fn varint(number: u64) -> Vec<u8> {
+    let mut groups: Vec<u8> = (0..10).map(|group| (number >> (7 * group)) as u8 & 0x7f).collect();
+    while groups.len() > 1 && groups.last() == Some(&0) {
+        groups.pop();
+    }
+    let last = groups.len() - 1;
+    groups[..last].iter_mut().for_each(|group| *group |= 0x80);
+    groups
+}
+
+/// CRC-32C, a bit at a time.
+fn castagnoli(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 })
+    })
 }

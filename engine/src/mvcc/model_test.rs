@@ -1,8 +1,8 @@
-//! The keyspace against the reference model: the same random operations, every answer compared, with checkpoints,
-//! pages that are missing at first use, and restarts in between. `TRILITH_MODEL_OPS` scales the run.
+//! The keyspace against the reference model: the same random operations, every answer and every change compared, with
+//! commands and reads cut into slices of any size, readers that outlive writes and compactions, checkpoints, pages that
+//! are missing at first use, and restarts, also in the middle of a command. `TRILITH_MODEL_OPS` scales the run.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::budget::{Budget, Pause};
 use crate::command::{
@@ -10,225 +10,33 @@ use crate::command::{
     Txn, append_command, begin_entry,
 };
 use crate::mvcc::check::{check_delete_range, check_put, check_range, check_txn};
-use crate::mvcc::key_tree::{KeyScan, KeyTree};
-use crate::mvcc::model::{Answer, Answered, Kv, Model};
+use crate::mvcc::model::{Answer, Answered, Event, Kv, Model};
+use crate::mvcc::model_bed::{Backing, Maps, Pages, Random, Warm};
 use crate::mvcc::{
-    DeleteOutcome, KeyRange, Keyspace, KeyspaceState, OpOutcome, PutOutcome, RowView, TxnOutcome, TxnRange,
+    DeleteOutcome, HashCursor, Keyspace, MvccError, OpOutcome, Pin, PutOutcome, RangeCursor, RowView, TxnCursor,
+    TxnOutcome, TxnRange,
 };
-use crate::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
-use crate::store::key_entry::KeyEntry;
-use crate::store::row_log::{RowCheckpoint, RowLog, RowLogOptions, RowLogRoot};
-use crate::store::test_disk::Disk;
-use crate::store::{
-    CheckpointRequest, CheckpointStep, SUPERBLOCK_BYTES, Store, StoreEffect, StoreMedia, StoreOptions, Tree, recover,
-};
-use trilith_raftlog::{ClusterId, Digest, Identity, Incarnation, Index, LogPosition, MemberId, Term};
+use crate::page_source::Unavailable;
+use crate::store::Store;
+use crate::store::key_entry::Revision;
+use crate::store::row_log::RowLogRoot;
 
-const OPTIONS: RowLogOptions = RowLogOptions {
-    segment_bytes: 128 * 1024,
-    block_bytes: 4096,
-    rows_resident_bytes_max: 16 * 1024,
-    write_bytes_max: 8192,
-};
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % bound
-    }
-
-    fn one_in(&mut self, bound: u64) -> bool {
-        self.below(bound) == 0
-    }
+/// A read that is under way while other things happen, and what it must answer.
+struct Reader {
+    pin: Pin,
+    kind: Kind,
 }
 
-/// A page source where a block is missing until it was asked for; a store in the small.
-#[derive(Debug, Default)]
-struct Pages {
-    disk: Disk,
-    resident: RefCell<BTreeSet<Block>>,
-    misses: Cell<u64>,
+enum Kind {
+    Range { query: RangeQuery<'static>, cursor: RangeCursor, shown: Vec<Kv>, wanted: Answered },
+    Txn { txn: Txn<'static>, cursor: TxnCursor, wanted: Answered },
+    Hash { cursor: HashCursor, wanted: u32 },
 }
 
-impl PageSource for Pages {
-    fn block(&self, block: Block) -> Result<&[u8], Unavailable> {
-        if self.resident.borrow_mut().insert(block) {
-            self.misses.set(self.misses.get() + 1);
-            return Err(Unavailable::Missing(block));
-        }
-        if block.file == MAP_FILE { Ok(&[]) } else { self.disk.block(block) }
-    }
-}
-
-/// The key tree as an ordered map; each key stands on a page of its own. Entries are held in their binary form.
-#[derive(Clone, Debug, Default)]
-struct MapTree(BTreeMap<Vec<u8>, Vec<u8>>);
-
-/// Where the pages of a [`MapTree`] are thought to be.
-const MAP_FILE: StoreFile = StoreFile { kind: FileKind::Index, number: u32::MAX };
-
-fn page_of(key: &[u8]) -> Block {
-    let offset = key.iter().fold(0, |sum, &byte| (sum * 257 + u64::from(byte)) % 4096);
-    Block { file: MAP_FILE, offset, len: 1 }
-}
-
-struct MapScan<'a> {
-    entries: std::collections::btree_map::Range<'a, Vec<u8>, Vec<u8>>,
-    pages: &'a dyn PageSource,
-}
-
-impl KeyTree for MapTree {
-    type Scan<'a> = MapScan<'a>;
-
-    fn get(&self, key: &[u8], pages: &dyn PageSource) -> Result<Option<KeyEntry>, Unavailable> {
-        pages.block(page_of(key))?;
-        Ok(self.0.get(key).map(|bytes| KeyEntry::decode(bytes).unwrap()))
-    }
-
-    fn count_live(&self, range: KeyRange<'_>, pages: &dyn PageSource) -> Result<u64, Unavailable> {
-        pages.block(page_of(range.start()))?;
-        let inside = self.0.iter().filter(|(key, _)| range.contains(key));
-        Ok(inside.filter(|(_, bytes)| KeyEntry::decode_is_live(bytes).unwrap()).count() as u64)
-    }
-
-    fn scan<'a>(&'a self, from: &[u8], pages: &'a dyn PageSource) -> Result<MapScan<'a>, Unavailable> {
-        Ok(MapScan { entries: self.0.range(from.to_vec()..), pages })
-    }
-}
-
-impl<'a> KeyScan<'a> for MapScan<'a> {
-    fn next(&mut self) -> Result<Option<(&'a [u8], KeyEntry)>, Unavailable> {
-        let Some((key, bytes)) = self.entries.next() else { return Ok(None) };
-        self.pages.block(page_of(key))?;
-        Ok(Some((key, KeyEntry::decode(bytes).unwrap())))
-    }
-}
-
-/// What holds checkpoints: an ordered map, or the store.
-trait Backing {
-    type Tree: KeyTree + std::fmt::Debug;
-
-    fn new(pages: &mut Pages) -> Self;
-
-    /// Begins to keep the frozen changes.
-    fn begin(&mut self, space: &mut Keyspace<Self::Tree>, rows: RowCheckpoint, applied: u64, random: &mut Random);
-
-    /// Goes on with it; a tree once it is durable.
-    fn go_on(&mut self, space: &mut Keyspace<Self::Tree>, pages: &mut Pages) -> Option<Self::Tree>;
-
-    /// What a start finds: tree, row log, scalars and the applied index.
-    fn restart(&mut self, pages: &mut Pages) -> (Self::Tree, RowLogRoot, KeyspaceState, u64);
-}
-
-/// Checkpoints as clones of a map.
-struct Maps {
-    durable: (MapTree, RowLogRoot, KeyspaceState, u64),
-    pending: Option<(MapTree, RowLogRoot, KeyspaceState, u64)>,
-}
-
-impl Backing for Maps {
-    type Tree = MapTree;
-
-    fn new(_: &mut Pages) -> Self {
-        Self { durable: (MapTree::default(), RowLogRoot::EMPTY, KeyspaceState::FRESH, 0), pending: None }
-    }
-
-    /// A tombstone nobody can see any more leaves the index at times, as reclaim would do it.
-    fn begin(&mut self, space: &mut Keyspace<MapTree>, rows: RowCheckpoint, applied: u64, random: &mut Random) {
-        let mut tree = space.tree().clone();
-        let frozen = space.frozen().unwrap();
-        let mut cursor = frozen.seek(&[]);
-        while let Some((key, entry, after)) = frozen.next(cursor) {
-            let mut bytes = Vec::new();
-            entry.encode_into(&mut bytes);
-            tree.0.insert(key.to_vec(), bytes);
-            cursor = after;
-        }
-        if random.one_in(2) {
-            let compacted = space.state().compacted;
-            let seen = |entry: KeyEntry| !entry.is_tombstone() || entry.row.main >= compacted;
-            tree.0.retain(|_, bytes| seen(KeyEntry::decode(bytes).unwrap()));
-        }
-        self.pending = Some((tree, rows.root, space.state(), applied));
-    }
-
-    fn go_on(&mut self, _: &mut Keyspace<MapTree>, _: &mut Pages) -> Option<MapTree> {
-        self.durable = self.pending.take()?;
-        Some(self.durable.0.clone())
-    }
-
-    fn restart(&mut self, _: &mut Pages) -> (MapTree, RowLogRoot, KeyspaceState, u64) {
-        self.pending = None;
-        self.durable.clone()
-    }
-}
-
-const STORE_OPTIONS: StoreOptions = StoreOptions {
-    index_file_bytes: 64 * 4096,
-    index_files_max: 1000,
-    row_segment_bytes: OPTIONS.segment_bytes,
-    write_bytes_max: 8192,
-    writes_in_flight_max: 4,
-};
-
-const IDENTITY: Identity = Identity { cluster_id: ClusterId(1), member_id: MemberId(2), incarnation: Incarnation(3) };
-
-impl StoreMedia for Pages {
-    fn read(&mut self, file: StoreFile, offset: u64, len: usize) -> Result<Option<Vec<u8>>, String> {
-        let bytes = self.disk.files.get(&file).and_then(|bytes| bytes.get(offset as usize..)?.get(..len));
-        Ok(bytes.map(<[u8]>::to_vec))
-    }
-}
-
-impl Backing for Store {
-    type Tree = Tree;
-
-    fn new(pages: &mut Pages) -> Self {
-        for number in 0..2 {
-            let file = StoreFile { kind: FileKind::Superblock, number };
-            pages.disk.files.insert(file, vec![0; SUPERBLOCK_BYTES as usize]);
-        }
-        Self::new(STORE_OPTIONS, IDENTITY)
-    }
-
-    fn begin(&mut self, space: &mut Keyspace<Tree>, rows: RowCheckpoint, applied: u64, _: &mut Random) {
-        self.begin_checkpoint(CheckpointRequest {
-            position: LogPosition { index: Index(applied), term: Term(1), digest: Digest(5) },
-            keyspace: space.state(),
-            rows,
-            tables: Vec::new(),
-        });
-    }
-
-    fn go_on(&mut self, space: &mut Keyspace<Tree>, pages: &mut Pages) -> Option<Tree> {
-        for _ in 0..3 {
-            let step = self.step(20, space.frozen()?, pages);
-            assert!(!matches!(step, CheckpointStep::NeedPages(Unavailable::Corrupt(_))), "{step:?}");
-            let Some(effect) = self.poll_effect(space.rows_mut()) else { continue };
-            match &effect {
-                StoreEffect::CreateFile { file, bytes, .. } => {
-                    drop(pages.disk.files.insert(*file, vec![0; *bytes as usize]));
-                }
-                StoreEffect::Write(write) => pages.disk.write(write.file, write.offset, write.bytes.as_slice()),
-                StoreEffect::RemoveFile { file, .. } => drop(pages.disk.files.remove(file)),
-                StoreEffect::Sync { .. } | StoreEffect::Populate { .. } | StoreEffect::Discard { .. } => {}
-            }
-            self.handle_complete(effect.token(), space.rows_mut());
-        }
-        self.take_published().map(|published| published.keys)
-    }
-
-    fn restart(&mut self, pages: &mut Pages) -> (Tree, RowLogRoot, KeyspaceState, u64) {
-        *self = recover(STORE_OPTIONS, IDENTITY, pages).unwrap();
-        match self.superblock() {
-            Some(found) => (self.keys(), found.rows, found.keyspace, found.position.index.0),
-            None => (self.keys(), RowLogRoot::EMPTY, KeyspaceState::FRESH, 0),
-        }
-    }
+/// What a command answered, the addresses in it not resolved yet.
+enum Outcome {
+    Op(OpOutcome),
+    Plain(Answer),
 }
 
 struct Machine<B: Backing> {
@@ -237,6 +45,7 @@ struct Machine<B: Backing> {
     pages: Pages,
     model: Model,
     backing: B,
+    readers: Vec<Reader>,
     /// Payloads of everything ever applied.
     log: Vec<Vec<u8>>,
     applied: u64,
@@ -247,14 +56,15 @@ impl<B: Backing> Machine<B> {
     fn new(seed: u64) -> Self {
         let mut pages = Pages::default();
         let mut backing = B::new(&mut pages);
-        let (tree, root, state, applied) = backing.restart(&mut pages);
-        assert_eq!((root, applied), (RowLogRoot::EMPTY, 0));
+        let found = backing.restart(&mut pages);
+        assert_eq!((found.rows, found.applied), (RowLogRoot::EMPTY, 0));
         Self {
             random: Random(seed),
-            space: Keyspace::new(tree, RowLog::new(OPTIONS), state, 0),
+            space: found.open(&pages.disk),
             pages,
             model: Model::new(),
             backing,
+            readers: Vec::new(),
             log: Vec::new(),
             applied: 0,
             tally: BTreeMap::new(),
@@ -264,12 +74,22 @@ impl<B: Backing> Machine<B> {
     fn step(&mut self) {
         match self.random.below(1000) {
             0..4 => self.begin_checkpoint(),
-            4..10 => self.go_on(),
-            10..12 => self.restart(),
-            12..30 => self.pages.resident.borrow_mut().clear(),
-            30..50 => self.pages.disk.drain(self.space.rows_mut()),
-            50..400 => self.read(),
+            4..8 => self.restart(),
+            8..300 => self.between(),
             _ => self.write(),
+        }
+    }
+
+    /// What may happen in the middle of a command, too: readers see the state before it.
+    fn between(&mut self) {
+        match self.random.below(100) {
+            0..3 => self.go_on(),
+            3..9 => self.pages.resident.borrow_mut().clear(),
+            9..15 => self.pages.disk.drain(self.space.rows_mut()),
+            15..45 => self.read(),
+            45..60 => self.begin_reader(),
+            60..62 => self.check_leases(),
+            _ => self.advance_reader(),
         }
     }
 
@@ -277,15 +97,30 @@ impl<B: Backing> Machine<B> {
         *self.tally.entry(what).or_default() += 1;
     }
 
+    /// A budget for a slice.
+    fn slice(&mut self) -> Budget {
+        match self.random.below(3) {
+            0 => Budget::new(self.random.below(20) as u32),
+            1 => Budget::new(20 + self.random.below(500) as u32),
+            _ => Budget::unlimited(),
+        }
+    }
+
+    /// A range in one step; a small budget may say that it is too large.
     fn read(&mut self) {
         let query = self.query();
         check_range(&query).unwrap();
         let wanted = self.model.range(&query);
         let revision = self.space.published().revision;
+        let mut budget = self.slice();
         let got = loop {
-            match self.space.range(&query, &mut Budget::unlimited(), &self.pages) {
+            match self.space.range(&query, &mut budget, &self.pages) {
                 Ok(answer) => break answer,
                 Err(Pause::Pages(Unavailable::Missing(_))) => {}
+                Err(Pause::Budget) => {
+                    assert!(budget.is_used_up());
+                    budget = Budget::unlimited();
+                }
                 Err(error) => panic!("{error:?}"),
             }
         };
@@ -299,101 +134,239 @@ impl<B: Backing> Machine<B> {
         self.note(if wanted.is_ok() { "range" } else { "range error" });
     }
 
+    fn begin_reader(&mut self) {
+        if self.readers.len() > 8 {
+            return;
+        }
+        let (revision, kind) = match self.random.below(10) {
+            0..6 => {
+                let query = self.query();
+                let wanted = self.model.range(&query);
+                let cursor = match RangeCursor::new(&self.space, &query) {
+                    Ok(cursor) => cursor,
+                    Err(error) => return assert_eq!(Err(error), wanted, "{query:?}"),
+                };
+                (cursor.revision(), Kind::Range { query, cursor, shown: Vec::new(), wanted })
+            }
+            6..8 => {
+                let (success, failure) = (self.ranges(), self.ranges());
+                let txn =
+                    Txn { compares: (0..self.random.below(3)).map(|_| self.compare()).collect(), success, failure };
+                let wanted = self.model.clone().txn(&txn);
+                let cursor = TxnCursor::new(&self.space);
+                (cursor.revision_held(&self.space, &txn), Kind::Txn { txn, cursor, wanted })
+            }
+            8 => {
+                let revision = self.revision();
+                let compacted = revision > 0 && revision < self.model.compacted;
+                let cursor = match HashCursor::new(&self.space, revision) {
+                    Ok(cursor) => cursor,
+                    Err(MvccError::FutureRevision) => return assert!(revision > self.model.revision),
+                    Err(error) => return assert!(error == MvccError::Compacted && compacted),
+                };
+                assert!(!compacted && revision <= self.model.revision, "what was read can be read");
+                let wanted = self.model.hash_kv(if revision == 0 { self.model.revision } else { revision });
+                (cursor.revision_held(), Kind::Hash { cursor, wanted })
+            }
+            _ => {
+                let mut cursor = HashCursor::whole(&self.space);
+                let wanted = self.space.hash_kv_step(&mut cursor, &mut Budget::unlimited(), &Warm(&self.pages.disk));
+                let cursor = HashCursor::whole(&self.space);
+                (cursor.revision_held(), Kind::Hash { cursor, wanted: wanted.unwrap() })
+            }
+        };
+        let pin = self.space.pin_at(revision);
+        self.readers.push(Reader { pin, kind });
+    }
+
+    fn ranges(&mut self) -> Vec<Op<'static>> {
+        (0..self.random.below(4)).map(|_| Op::Range(self.query())).collect()
+    }
+
+    /// A slice of one of the reads under way.
+    fn advance_reader(&mut self) {
+        if self.readers.is_empty() {
+            return;
+        }
+        let index = self.random.below(self.readers.len() as u64) as usize;
+        let mut budget = self.slice();
+        let Reader { pin, mut kind } = self.readers.swap_remove(index);
+        let paused = match &mut kind {
+            Kind::Range { query, cursor, shown, wanted } => {
+                let show = &mut |row: RowView<'_>| shown.push(kv(&row));
+                self.space.range_step(query, cursor, &mut budget, &self.pages, show).map(|list| {
+                    let resolved = list.rows.iter().map(|at| kv(&list.shape.show(self.row(*at))));
+                    assert_eq!(&resolved.collect::<Vec<_>>(), shown, "each row is shown once and in order");
+                    let bytes = shown.iter().map(|kv| (kv.key.len() + kv.value.len()) as u64).sum::<u64>();
+                    assert_eq!(list.key_value_bytes, bytes);
+                    let (revision, kvs) = (list.revision, std::mem::take(shown));
+                    let got = Ok(Answer::Range { revision, kvs, count: list.count, more: list.more });
+                    assert_eq!(&got, wanted, "{query:?}");
+                    "range reader"
+                })
+            }
+            Kind::Txn { txn, cursor, wanted } => {
+                self.space.read_txn_step(txn, cursor, &mut budget, &self.pages).map(|got| {
+                    let got = got.map(|outcome| self.resolve(&OpOutcome::Txn(outcome)));
+                    assert_eq!(&got, wanted, "{txn:?} without the log");
+                    "txn reader"
+                })
+            }
+            Kind::Hash { cursor, wanted } => self.space.hash_kv_step(cursor, &mut budget, &self.pages).map(|got| {
+                assert_eq!(got, *wanted, "HashKV at {}, compacted {}", cursor.revision(), cursor.compacted());
+                "hash reader"
+            }),
+        };
+        match paused {
+            Ok(what) => {
+                self.space.unpin(pin);
+                self.note(what);
+            }
+            Err(Pause::Budget | Pause::Pages(Unavailable::Missing(_))) => self.readers.push(Reader { pin, kind }),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    fn check_leases(&mut self) {
+        if self.space.is_mid_command() {
+            return;
+        }
+        let leases: BTreeMap<i64, i64> = self.space.leases().iter().map(|(id, lease)| (id, lease.ttl)).collect();
+        assert_eq!(leases, self.model.leases);
+        let pages = Warm(&self.pages.disk);
+        for &id in leases.keys() {
+            let mut attached = self.space.leases().attached(id, b"", &pages).unwrap();
+            let keys = std::iter::from_fn(|| attached.next().unwrap().map(<[u8]>::to_vec)).collect::<Vec<_>>();
+            assert_eq!(keys, self.model.attached(id), "keys of lease {id}");
+        }
+    }
+
     fn write(&mut self) {
         let command = self.command();
         let mut payload = Vec::new();
         begin_entry(&mut payload, 1, 1, self.applied);
         append_command(&mut payload, &command);
+        let got = self.apply(&payload, true);
+        let before = self.model.revision;
         let wanted = match &command {
             Command::Put(put) => self.model.put(put),
             Command::DeleteRange(del) => self.model.delete(del),
             Command::Txn(txn) => self.model.txn(txn),
             Command::Compact { revision } => self.model.compact(*revision),
+            Command::LeaseGrant { id, ttl } => self.model.grant(*id, *ttl),
+            Command::LeaseRevoke { id } => self.model.revoke(*id),
             other => unreachable!("{other:?} is not generated"),
         };
-        if let Command::Txn(txn) = &command
-            && txn.is_read_only()
-        {
-            let got = self.suspended(|space, pages| {
-                space.read_txn(txn, &mut Budget::unlimited(), pages).map(|outcome| outcome.map(OpOutcome::Txn))
-            });
-            assert_eq!(got, wanted, "{txn:?} without the log");
-        }
-        let got = self.apply(&payload);
         assert_eq!(got, wanted, "{command:?}");
         let revision = self.space.state().revision;
         assert_eq!((revision, self.space.state().compacted), (self.model.revision, self.model.compacted));
+        assert!(revision == before || self.events(revision) == self.model.events, "events of {command:?}");
         let what = match (&command, &wanted) {
             (Command::Put(_), Ok(_)) => "put",
             (Command::DeleteRange(_), Ok(_)) => "delete",
             (Command::Txn(_), Ok(_)) => "txn",
             (Command::Txn(_), Err(_)) => "txn error",
             (Command::Compact { .. }, Ok(_)) => "compact",
+            (Command::LeaseGrant { .. }, Ok(_)) => "grant",
+            (Command::LeaseRevoke { .. }, Ok(_)) => "revoke",
             _ => "error",
         };
         self.note(what);
         self.log.push(payload);
     }
 
-    /// Applies a payload as a replica does, and resolves the addresses of its answer.
-    fn apply(&mut self, payload: &[u8]) -> Answered {
-        let mut entry = Entry::decode(payload).unwrap();
-        let command = entry.next_command().unwrap().unwrap();
-        let got = match &command {
-            Command::Put(put) => self.suspended(|space, pages| {
-                Ok(space.apply_put(put, &mut Budget::unlimited(), pages)?.map(OpOutcome::Put))
-            }),
-            Command::DeleteRange(del) => self.suspended(|space, pages| {
-                Ok(space.apply_delete_range(del, &mut Budget::unlimited(), pages)?.map(OpOutcome::DeleteRange))
-            }),
-            Command::Txn(txn) => self.suspended(|space, pages| {
-                Ok(space.apply_txn(txn, &mut Budget::unlimited(), pages)?.map(OpOutcome::Txn))
-            }),
-            Command::Compact { revision } => {
-                self.space.apply_compact(*revision).map(|outcome| Answer::Compact { revision: outcome.revision })
-            }
-            other => unreachable!("{other:?} is not generated"),
-        };
-        self.applied += 1;
-        self.space.publish(self.applied);
-        got
+    /// The changes of a revision, in order.
+    fn events(&self, revision: i64) -> Vec<Event> {
+        let (mut events, mut next) = (Vec::new(), Revision { main: revision, sub: 0 });
+        while let Some(row) = self.space.rows().row_from(next, &self.pages.disk).unwrap() {
+            assert_eq!((row.at.main, row.at.sub as usize), (revision, events.len()), "subs without a gap");
+            let view = RowView {
+                key: row.key,
+                value: row.value,
+                create: row.create,
+                modified: row.at.main,
+                version: row.version,
+                lease: row.lease,
+            };
+            events.push((row.key.to_vec(), (!row.is_tombstone()).then(|| kv(&view))));
+            next.sub += 1;
+        }
+        events
     }
 
-    /// Repeats a call until no page is missing; a suspended one must have changed nothing.
-    fn suspended(
-        &mut self,
-        mut call: impl FnMut(&mut Keyspace<B::Tree>, &Pages) -> Result<Result<OpOutcome, crate::mvcc::MvccError>, Pause>,
-    ) -> Answered {
+    /// Applies a payload as a replica does, in slices, and resolves the addresses of its answer.
+    fn apply(&mut self, payload: &[u8], live: bool) -> Answered {
         let before = (self.space.state().revision, self.space.published());
-        loop {
-            match call(&mut self.space, &self.pages) {
-                Ok(outcome) => return outcome.map(|outcome| self.resolve(&outcome)),
-                Err(Pause::Pages(Unavailable::Missing(_))) => {
-                    let after = (self.space.state().revision, self.space.published());
-                    assert_eq!(before, after, "nothing of a command that paused is visible");
-                }
+        let got = loop {
+            let mut budget = if live { self.slice() } else { Budget::unlimited() };
+            let mut entry = Entry::decode(payload).unwrap();
+            let command = entry.next_command().unwrap().unwrap();
+            match self.apply_slice(&command, &mut budget) {
+                Ok(got) => break got,
+                Err(Pause::Budget) => assert!(self.space.is_mid_command() && budget.is_used_up()),
+                Err(Pause::Pages(Unavailable::Missing(_))) => {}
                 Err(error) => panic!("{error:?}"),
             }
-        }
+            let after = (self.space.state().revision, self.space.published());
+            assert_eq!(before, after, "nothing of a command that paused is visible");
+            if live {
+                self.note("pause");
+                match self.random.below(100) {
+                    0 => self.restart(),
+                    _ => self.between(),
+                }
+            }
+        };
+        assert!(!self.space.is_mid_command());
+        self.applied += 1;
+        self.space.publish(self.applied);
+        got.map(|outcome| match outcome {
+            Outcome::Op(outcome) => self.resolve(&outcome),
+            Outcome::Plain(answer) => answer,
+        })
+    }
+
+    fn apply_slice(&mut self, command: &Command<'_>, budget: &mut Budget) -> Result<Result<Outcome, MvccError>, Pause> {
+        let (space, pages) = (&mut self.space, &self.pages);
+        let op = Outcome::Op;
+        Ok(match command {
+            Command::Put(put) => space.apply_put(put, budget, pages)?.map(OpOutcome::Put).map(op),
+            Command::DeleteRange(del) => {
+                space.apply_delete_range(del, budget, pages)?.map(OpOutcome::DeleteRange).map(op)
+            }
+            Command::Txn(txn) => space.apply_txn(txn, budget, pages)?.map(OpOutcome::Txn).map(op),
+            Command::Compact { revision } => space
+                .apply_compact(*revision)
+                .map(|outcome| Outcome::Plain(Answer::Compact { revision: outcome.revision })),
+            Command::LeaseGrant { id, ttl } => {
+                space.apply_lease_grant(*id, *ttl).map(|()| Outcome::Plain(Answer::Grant))
+            }
+            Command::LeaseRevoke { id } => space
+                .apply_lease_revoke(*id, budget, pages)?
+                .map(|outcome| Outcome::Plain(Answer::Revoke { revision: outcome.revision, deleted: outcome.deleted })),
+            other => unreachable!("{other:?} is not generated"),
+        })
+    }
+
+    fn row(&self, at: Revision) -> RowView<'_> {
+        self.space.row(at, &self.pages.disk).unwrap()
     }
 
     fn resolve(&self, outcome: &OpOutcome) -> Answer {
-        // What an answer names was read in the same step, so nothing is missing.
-        let row = |at: &_| self.space.row(*at, &self.pages.disk).unwrap();
         match outcome {
             OpOutcome::Range(TxnRange { revision, rows, count, more, shape }) => Answer::Range {
                 revision: *revision,
-                kvs: rows.iter().map(|at| kv(&shape.show(row(at)))).collect(),
+                kvs: rows.iter().map(|at| kv(&shape.show(self.row(*at)))).collect(),
                 count: *count,
                 more: *more,
             },
             OpOutcome::Put(PutOutcome { revision, prev }) => {
-                Answer::Put { revision: *revision, prev: prev.as_ref().map(|at| kv(&row(at))) }
+                Answer::Put { revision: *revision, prev: prev.map(|at| kv(&self.row(at))) }
             }
             OpOutcome::DeleteRange(DeleteOutcome { revision, deleted, prev }) => Answer::Delete {
                 revision: *revision,
                 deleted: *deleted,
-                prev: prev.iter().map(|at| kv(&row(at))).collect(),
+                prev: prev.iter().map(|at| kv(&self.row(*at))).collect(),
             },
             OpOutcome::Txn(TxnOutcome { revision, succeeded, responses }) => Answer::Txn {
                 revision: *revision,
@@ -419,8 +392,8 @@ impl<B: Backing> Machine<B> {
             if self.space.frozen().is_none() {
                 return;
             }
-            if let Some(tree) = self.backing.go_on(&mut self.space, &mut self.pages) {
-                let mut retired = self.space.install_tree(tree).unwrap();
+            if let Some((keys, leases)) = self.backing.go_on(&mut self.space, &mut self.pages) {
+                let mut retired = self.space.install_trees(keys, leases).unwrap();
                 while !retired.free_slice(1) {}
                 self.note("checkpoint");
             }
@@ -429,23 +402,26 @@ impl<B: Backing> Machine<B> {
 
     /// A crash: the last durable checkpoint and the log after it yield the same state.
     fn restart(&mut self) {
-        let before = (self.space.state(), self.applied);
+        let before = (self.space.published().revision, self.applied);
+        let whole = (!self.space.is_mid_command()).then(|| self.space.state());
+        self.readers.clear();
         if self.random.one_in(2) {
             self.pages.disk.drain(self.space.rows_mut());
         }
         self.pages.resident.borrow_mut().clear();
-        let (tree, root, state, applied) = self.backing.restart(&mut self.pages);
-        let rows = RowLog::open(OPTIONS, root, &self.pages.disk).unwrap();
-        self.space = Keyspace::new(tree, rows, state, applied);
+        let found = self.backing.restart(&mut self.pages);
+        let applied = found.applied;
+        self.space = found.open(&self.pages.disk);
         self.applied = applied;
         let log = std::mem::take(&mut self.log);
         for payload in &log[applied as usize..] {
             // What it answers was compared when it was first applied.
-            let _: Answered = self.apply(payload);
+            let _: Answered = self.apply(payload, false);
         }
         self.log = log;
-        let after = (self.space.state(), self.applied);
-        assert_eq!(after, before, "revision, compaction, digest and applied index survive a restart");
+        assert_eq!((self.space.published().revision, self.applied), before, "what was applied survives a restart");
+        assert!(whole.is_none_or(|state| state == self.space.state()), "so do compaction and digest");
+        self.check_leases();
         self.note("restart");
     }
 
@@ -463,12 +439,14 @@ impl<B: Backing> Machine<B> {
                     check_delete_range(&del).unwrap();
                     return Command::DeleteRange(del);
                 }
-                65..97 => {
+                65..93 => {
                     let txn = self.transaction(1);
                     if check_txn(&txn, 128).is_ok() {
                         return Command::Txn(txn);
                     }
                 }
+                93..95 => return Command::LeaseGrant { id: self.lease(), ttl: 1 + self.random.below(9) as i64 },
+                95..97 => return Command::LeaseRevoke { id: self.lease() },
                 _ => return Command::Compact { revision: self.revision() },
             }
         }
@@ -505,7 +483,7 @@ impl<B: Backing> Machine<B> {
                 2..4 => CompareTarget::Create(self.revision()),
                 4..6 => CompareTarget::Mod(self.revision()),
                 6..9 => CompareTarget::Value(self.value()),
-                9 => CompareTarget::Lease(self.random.below(2) as i64),
+                9 => CompareTarget::Lease(self.random.below(2) as i64 * self.lease()),
                 _ => CompareTarget::Unknown,
             },
         }
@@ -546,11 +524,15 @@ impl<B: Backing> Machine<B> {
         Put {
             key: self.key(),
             value: if ignore_value { b"" } else { self.value() },
-            lease: i64::from(self.random.one_in(40)),
+            lease: if self.random.one_in(5) { self.lease() } else { 0 },
             prev_kv: self.random.one_in(3),
             ignore_value,
             ignore_lease: self.random.one_in(10),
         }
+    }
+
+    fn lease(&mut self) -> i64 {
+        [i64::MIN, -2, 1, 2, 3, i64::MAX][self.random.below(6) as usize]
     }
 
     fn delete(&mut self) -> DeleteRange<'static> {
@@ -643,9 +625,25 @@ fn run<B: Backing>(ops: u64) {
             *tally.entry(what).or_insert(0) += count;
         }
     }
-    for what in
-        ["range", "range error", "put", "delete", "txn", "txn error", "compact", "error", "checkpoint", "restart"]
-    {
+    const ALL: [&str; 16] = [
+        "range",
+        "range error",
+        "put",
+        "delete",
+        "txn",
+        "txn error",
+        "compact",
+        "grant",
+        "revoke",
+        "error",
+        "pause",
+        "range reader",
+        "txn reader",
+        "hash reader",
+        "checkpoint",
+        "restart",
+    ];
+    for what in ALL {
         assert!(tally.get(what).is_some_and(|&count| count >= 10), "{what} is exercised: {tally:?}");
     }
 }

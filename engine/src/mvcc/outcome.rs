@@ -31,6 +31,8 @@ pub enum MvccError {
     FutureRevision,
     /// `etcdserver: requested lease not found`.
     LeaseNotFound,
+    /// `etcdserver: lease already exists`.
+    LeaseExists,
 }
 
 /// One key-value, borrowed from memory or pages.
@@ -142,6 +144,15 @@ impl RowShape {
             Self::KeyOnly => RowView { value: &[], lease: 0, ..row },
         }
     }
+}
+
+/// The answer to the end of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRevokeOutcome {
+    /// Header revision: the new one if keys were deleted, else the current.
+    pub revision: i64,
+    /// Keys deleted.
+    pub deleted: i64,
 }
 
 /// The answer to a compaction.

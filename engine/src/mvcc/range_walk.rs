@@ -167,6 +167,11 @@ impl RangeWalk {
         }
     }
 
+    /// Keys in the range, once it has ended.
+    pub(crate) fn count(&self) -> i64 {
+        self.count
+    }
+
     /// Rows, count and whether the limit cut something.
     pub(crate) fn into_parts(self) -> (Vec<Revision>, i64, bool) {
         (self.rows, self.count, self.more)

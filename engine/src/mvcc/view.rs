@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 
 use crate::budget::{Budget, price};
+use crate::lease::Leases;
 use crate::mvcc::KeyRange;
 use crate::mvcc::changes::{ChangeScan, Changes};
 use crate::mvcc::key_tree::{KeyScan, KeyTree};
@@ -29,6 +30,8 @@ pub(crate) struct Layers<'v, T> {
     pub(crate) rows: &'v RowLog,
     /// No row above it is named by a layer.
     pub(crate) newest: Revision,
+    /// The leases; `None` where none are granted.
+    pub(crate) leases: Option<&'v Leases<T>>,
     pub(crate) state: KeyspaceState,
     /// No reader asks for less: chains are linked down to here.
     pub(crate) floor: i64,
@@ -47,10 +50,12 @@ impl<T> Layers<'_, T> {
     pub(crate) fn is_above(&self, at: i64) -> bool {
         self.newest.main > at
     }
+}
 
-    /// Whether a lease exists. LeaseGrant is not served yet, so none does.
-    pub(crate) fn lease_exists(&self, _lease: i64) -> bool {
-        false
+impl<T: KeyTree> Layers<'_, T> {
+    /// Whether a lease exists.
+    pub(crate) fn lease_exists(&self, lease: i64) -> bool {
+        self.leases.is_some_and(|leases| leases.get(lease).is_some())
     }
 }
 

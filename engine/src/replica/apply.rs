@@ -16,7 +16,7 @@ use trilith_raftlog::{Entry as LogEntry, EntryType, Index};
 use crate::budget::{Budget, Pause};
 use crate::command::{Alarm, Command, Entry};
 use crate::mvcc::key_tree::KeyTree;
-use crate::mvcc::{CompactOutcome, DeleteOutcome, Keyspace, MvccError, PutOutcome, TxnOutcome};
+use crate::mvcc::{CompactOutcome, DeleteOutcome, Keyspace, LeaseRevokeOutcome, MvccError, PutOutcome, TxnOutcome};
 use crate::page_source::{PageSource, Unavailable};
 use crate::tables::Tables;
 
@@ -65,6 +65,15 @@ pub enum Outcome {
         /// Whether the answer lists it: it is on now, or was cleared by this command.
         listed: bool,
     },
+    /// Lease.LeaseGrant.
+    LeaseGrant {
+        /// The lease.
+        id: i64,
+        /// Its time to live in seconds.
+        ttl: i64,
+    },
+    /// Lease.LeaseRevoke.
+    LeaseRevoke(LeaseRevokeOutcome),
     /// A member published itself.
     Published,
 }
@@ -221,6 +230,13 @@ impl<T: KeyTree> State<T> {
             Command::AlarmDeactivate(alarm) => {
                 Ok(Outcome::Alarm { alarm: *alarm, listed: self.tables.apply_deactivate(*alarm) })
             }
+            Command::LeaseGrant { id, ttl } => {
+                let granted = self.keyspace.apply_lease_grant(*id, *ttl);
+                granted.map(|()| Outcome::LeaseGrant { id: *id, ttl: *ttl }).map_err(mvcc)
+            }
+            Command::LeaseRevoke { id } => {
+                self.keyspace.apply_lease_revoke(*id, budget, pages)?.map(Outcome::LeaseRevoke).map_err(mvcc)
+            }
             Command::PublishMember(publish) => {
                 self.tables.apply_publish(publish);
                 Ok(Outcome::Published)
@@ -236,12 +252,12 @@ impl<T: KeyTree> State<T> {
         }
         let active = |kind: u32| alarms.iter().any(|alarm| alarm.alarm == kind);
         let writes =
-            matches!(command, Command::Put(_) | Command::DeleteRange(_) | Command::Txn(_) | Command::Compact { .. });
+            !matches!(command, Command::AlarmActivate(_) | Command::AlarmDeactivate(_) | Command::PublishMember(_));
         if writes && active(ALARM_CORRUPT) {
             return Some(ApplyError::Corrupt);
         }
         let grows = match command {
-            Command::Put(_) => true,
+            Command::Put(_) | Command::LeaseGrant { .. } => true,
             Command::Txn(txn) => txn.has_put(),
             _ => false,
         };

@@ -17,6 +17,7 @@ mod batch;
 mod reclaim;
 #[cfg(test)]
 mod reclaim_tests;
+mod scrub;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,11 +30,12 @@ use trilith_raftlog::{
 
 use crate::budget::Budget;
 use crate::command::Command;
+use crate::lease::Leases;
 use crate::mvcc::Keyspace;
 use crate::page_source::{Block, PageSource};
 use crate::store::overlay::Overlay;
 use crate::store::row_log::RowLog;
-use crate::store::{CheckpointRequest, Store, StoreEffect, Tree};
+use crate::store::{CheckpointRequest, Store, StoreEffect, Tree, TreeId};
 use crate::tables::Tables;
 use apply::{ApplyStep, CommandId, State};
 use batch::Batches;
@@ -321,6 +323,7 @@ impl Replica {
             position: self.position,
             keyspace: self.state.keyspace.state(),
             rows,
+            leases: self.state.keyspace.frozen_leases(),
             tables: vec![(TABLES_KEY.to_vec(), Some(self.state.tables.encode()))],
         });
     }
@@ -335,7 +338,8 @@ impl Replica {
         if let Some(published) = self.store.take_published() {
             self.state.keyspace.rows_mut().handle_published();
             // Freeing what was merged takes as long as many commands: it is done in slices.
-            self.reclaim.handle_published(self.state.keyspace.install_tree(published.keys));
+            let merged = self.state.keyspace.install_trees(published.keys, published.leases);
+            self.reclaim.handle_published(merged);
             self.raft.handle_checkpoint(published.retain_from.next());
             self.effects
                 .push_back(Effect::Checkpointed { sequence: published.sequence, index: published.position.index });
@@ -512,6 +516,8 @@ pub fn open_state(
     let tree = store.tables();
     let Some(tables) = tree.get(TABLES_KEY, pages)? else { return Ok(None) };
     let Some(tables) = Tables::decode(tables) else { return Ok(None) };
+    let leases = Leases::open(store.tree(TreeId::Leases), pages)?;
     let keyspace = Keyspace::new(store.keys(), rows, superblock.keyspace, superblock.position.index.0);
+    let keyspace = keyspace.with_leases(leases);
     Ok(Some((keyspace, tables, superblock.position)))
 }

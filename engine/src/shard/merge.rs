@@ -237,6 +237,7 @@ fn rows_only<'s>(none: &'s Overlay, shared: Shared<'s>) -> View<'s, NoKeys> {
         fresh: none,
         rows: shared.rows,
         newest: shared.rows.newest(),
+        leases: None,
         state: KeyspaceState::FRESH,
         floor: 0,
     };
@@ -265,6 +266,10 @@ impl KeyTree for NoKeys {
 
 impl<'a> KeyScan<'a> for NoKeys {
     fn next(&mut self) -> Result<Option<(&'a [u8], KeyEntry)>, Unavailable> {
+        Ok(None)
+    }
+
+    fn next_raw(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Unavailable> {
         Ok(None)
     }
 }

@@ -87,6 +87,10 @@ impl<'a> KeyScan<'a> for MapScan<'a> {
         self.pages.block(page_of(key))?;
         Ok(Some((key, entry.clone())))
     }
+
+    fn next_raw(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Unavailable> {
+        unreachable!("no leases are granted")
+    }
 }
 
 /// Frozen changes from a key on, up to another.
@@ -176,7 +180,7 @@ impl Single {
             Some(frozen) => {
                 let compacted = self.space.state().compacted;
                 let tree = self.space.tree().merged(&[(frozen, b"", None)], compacted, random);
-                self.space.install_tree(tree);
+                self.space.install_trees(tree, MapTree::default());
             }
         }
     }

@@ -409,6 +409,7 @@ impl<T: KeyTree> Shard<T> {
             fresh: &self.fresh,
             rows: shared.rows,
             newest: self.newest,
+            leases: None,
             state: KeyspaceState { revision: at.revision, compacted: at.compacted, digest: 0 },
             floor: at.floor,
         }

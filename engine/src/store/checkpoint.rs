@@ -17,16 +17,19 @@
 //! - I4: sequences and raft positions of checkpoints only grow.
 
 mod room;
+pub mod scrub;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use trilith_raftlog::{Identity, Index, LogPosition};
 
+use crate::lease::encode_stored;
 use crate::mvcc::KeyspaceState;
 use crate::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
 use crate::store::effect::{StoreBytes, StoreEffect, StoreWrite};
 use crate::store::extents::{Extents, Run};
+use crate::store::key_entry::KeyEntry;
 use crate::store::overlay::{Overlay, OverlayCursor};
 use crate::store::page::{PageRef, UNIT_BYTES};
 use crate::store::page_writer::{PageWriter, Sink};
@@ -70,6 +73,8 @@ pub struct CheckpointRequest {
     pub keyspace: KeyspaceState,
     /// The row log's part.
     pub rows: RowCheckpoint,
+    /// Changes of leases and of what is attached to them, frozen with the overlay.
+    pub leases: Arc<Overlay>,
     /// Changes of the small tables, strictly ascending by key; `None` removes.
     pub tables: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
@@ -94,6 +99,8 @@ pub struct PublishedCheckpoint {
     pub sequence: u64,
     /// The key tree that holds the frozen overlay's changes.
     pub keys: Tree,
+    /// The lease tree.
+    pub leases: Tree,
     /// The last raft entry it includes.
     pub position: LogPosition,
     /// The log is needed above this index: that of the older retained checkpoint.
@@ -197,6 +204,8 @@ struct Running {
     merge: Merge,
     /// The next change of the overlay; `None` before the first.
     at: Option<OverlayCursor>,
+    /// The next change of the leases; `None` before the first.
+    lease_at: Option<OverlayCursor>,
     next_table: usize,
     /// Results, by [`TreeId::ALL`].
     roots: [Option<TreeRoot>; 3],
@@ -329,6 +338,7 @@ impl Store {
             phase: Phase::Merging(0),
             merge: Merge::new(TreeId::ALL[0], self.root(TreeId::ALL[0])),
             at: None,
+            lease_at: None,
             next_table: 0,
             roots: [None; 3],
             writer: PageWriter::new(self.options.write_bytes_max, self.extents.file_units()),
@@ -586,6 +596,7 @@ impl Store {
         self.published = Some(PublishedCheckpoint {
             sequence: superblock.sequence,
             keys: self.keys(),
+            leases: self.tree(TreeId::Leases),
             position: superblock.position,
             retain_from: self.older_index,
         });
@@ -643,13 +654,18 @@ impl Running {
         match tree {
             TreeId::Keys => {
                 let at = self.at.unwrap_or_else(|| frozen.seek(b""));
-                let mut changes = FrozenChanges::new(frozen, at);
+                let mut changes = FrozenChanges::new(frozen, at, key_form);
                 let step = self.merge.step(budget, &mut changes, verified, pages, sink);
                 self.at = Some(changes.at);
                 step
             }
             TreeId::Leases => {
-                self.merge.step(budget, &mut TableChanges { changes: &[], next: 0 }, verified, pages, sink)
+                let frozen = &self.request.leases;
+                let at = self.lease_at.unwrap_or_else(|| frozen.seek(b""));
+                let mut changes = FrozenChanges::new(frozen, at, encode_stored);
+                let step = self.merge.step(budget, &mut changes, verified, pages, sink);
+                self.lease_at = Some(changes.at);
+                step
             }
             TreeId::Tables => {
                 let mut changes = TableChanges { changes: &self.request.tables, next: self.next_table };
@@ -661,7 +677,7 @@ impl Running {
     }
 }
 
-/// A frozen overlay as changes of the key tree. Tombstones are entries too; erased keys are removals.
+/// A frozen overlay as changes of its tree.
 struct FrozenChanges<'a> {
     overlay: &'a Overlay,
     /// Where the change at hand stands.
@@ -670,11 +686,23 @@ struct FrozenChanges<'a> {
     value: Vec<u8>,
     /// The change at hand removes its key.
     removes: bool,
+    form: Form,
+}
+
+/// Appends what a tree holds of an entry. False: nothing, the key leaves the tree.
+type Form = fn(&[u8], &KeyEntry, &mut Vec<u8>) -> bool;
+
+/// In the key tree tombstones are entries too; erased keys leave it.
+fn key_form(_: &[u8], entry: &KeyEntry, out: &mut Vec<u8>) -> bool {
+    if !entry.is_erased() {
+        entry.encode_into(out);
+    }
+    !entry.is_erased()
 }
 
 impl<'a> FrozenChanges<'a> {
-    fn new(overlay: &'a Overlay, at: OverlayCursor) -> Self {
-        let mut changes = Self { overlay, at, next: None, value: Vec::new(), removes: false };
+    fn new(overlay: &'a Overlay, at: OverlayCursor, form: Form) -> Self {
+        let mut changes = Self { overlay, at, next: None, value: Vec::new(), removes: false, form };
         changes.load();
         changes
     }
@@ -682,10 +710,7 @@ impl<'a> FrozenChanges<'a> {
     fn load(&mut self) {
         self.value.clear();
         self.next = self.overlay.next(self.at).map(|(key, entry, after)| {
-            self.removes = entry.is_erased();
-            if !self.removes {
-                entry.encode_into(&mut self.value);
-            }
+            self.removes = !(self.form)(key, entry, &mut self.value);
             (key, after)
         });
     }

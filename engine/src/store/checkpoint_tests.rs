@@ -1,6 +1,8 @@
 //! Crash tests of checkpoints: random work, a power loss after any action with any subset of unsynced sectors kept, and
 //! the real recovery against a model of every checkpoint ever begun.
 
+mod scrub;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -230,6 +232,7 @@ impl World {
             position: LogPosition { index: Index(self.model.index), term: Term(2), digest: Digest(7) },
             keyspace: KeyspaceState { revision: self.model.revision, compacted: -1, digest: 3 },
             rows: self.rows.handle_checkpoint(),
+            leases: std::sync::Arc::default(),
             tables: tables.into_iter().collect(),
         };
         (overlay, request)

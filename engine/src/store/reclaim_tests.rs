@@ -253,6 +253,7 @@ impl World {
             position: LogPosition { index: Index(self.applied as u64), term: Term(2), digest: Digest(7) },
             keyspace: self.space.state(),
             rows,
+            leases: std::sync::Arc::default(),
             tables: Vec::new(),
         });
     }
@@ -296,7 +297,7 @@ impl World {
         self.store.handle_complete(effect.token(), self.space.rows_mut());
         if let Some(published) = self.store.take_published() {
             self.space.rows_mut().handle_published();
-            drop(self.space.install_tree(published.keys));
+            drop(self.space.install_trees(published.keys, published.leases));
         }
     }
 

@@ -37,6 +37,7 @@ const EXTERNAL: &[(&str, &[&str])] = &[
         &["trilith-bench", "trilith-bench-stores", "trilith-sim", "trilith-e2e", "trilith-fuzz", "trilith-xtask"],
     ),
     ("bytes", &["trilith-e2e"]),
+    ("crc32c", &["trilith-engine"]),
     ("crc32fast", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-fuzz"]),
     ("criterion", &["trilith-bench"]),
     ("crossbeam", &["trilith-reactor"]),

@@ -306,4 +306,8 @@ impl<'a> KeyScan<'a> for TreeScan<'a> {
         let entry = KeyEntry::decode(value).ok_or_else(|| self.tree.corrupt_root())?;
         Ok(Some((key, entry)))
     }
+
+    fn next_raw(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Unavailable> {
+        self.next_entry()
+    }
 }

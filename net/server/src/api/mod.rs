@@ -27,6 +27,7 @@ pub fn mvcc_status(error: MvccError) -> Status {
         MvccError::Compacted => status::COMPACTED,
         MvccError::FutureRevision => status::FUTURE_REVISION,
         MvccError::LeaseNotFound => status::LEASE_NOT_FOUND,
+        MvccError::LeaseExists => status::LEASE_EXISTS,
     }
 }
 

@@ -227,6 +227,7 @@ fn directory(checkpoints: i64, changes: i64) -> Disk {
             position: LogPosition { index: Index(checkpoint.cast_unsigned()), term: Term(2), digest: Digest(7) },
             keyspace: KeyspaceState { revision, compacted: -1, digest: 3 },
             rows: rows.handle_checkpoint(),
+            leases: std::sync::Arc::default(),
             tables: vec![(b"member".to_vec(), Some(b"value".to_vec()))],
         });
         while store.take_published().is_none() {
