@@ -230,21 +230,4 @@ impl Replica {
             _ => work_units.saturating_mul(4),
         }
     }
-
-    /// Whether writes to the store wait for room on the file system.
-    #[must_use]
-    pub fn is_out_of_space(&self) -> bool {
-        self.store.is_out_of_space()
-    }
-
-    /// The store effect of this token found no room and did nothing: it is kept, and the checkpoint waits.
-    pub fn handle_store_no_space(&mut self, token: u64) {
-        self.store.handle_no_space(token, self.state.keyspace.rows_mut());
-        self.take_published();
-    }
-
-    /// Room may be there now: what found none leaves again.
-    pub fn retry_no_space(&mut self) {
-        self.store.retry_no_space();
-    }
 }

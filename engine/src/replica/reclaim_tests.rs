@@ -286,36 +286,3 @@ fn a_merge_goes_faster_the_more_is_written_meanwhile() {
     let expected = [250, 250, 500, 500, 1000, 1000, 1000, 1000];
     assert_eq!(paces.values().copied().collect::<Vec<_>>(), expected);
 }
-
-#[test]
-fn what_finds_no_room_is_done_when_there_is_some() {
-    let mut world = World::new();
-    (0..1000).for_each(|number| world.put(number, &[7; 100]));
-    world.settle();
-    let ticket = world.replica.defragment();
-    let mut refused = Vec::new();
-    for _ in 0..200 {
-        world.replica.reclaim_step(&mut Budget::new(3000), &world.disk);
-        world.replica.checkpoint_step(2000, &world.disk);
-        while let Some(effect) = world.replica.poll_effect() {
-            let Effect::Store(effect) = effect else { continue };
-            let wants_room = match &effect {
-                StoreEffect::CreateFile { .. } => true,
-                StoreEffect::Write(write) => write.file.kind != FileKind::Superblock,
-                _ => false,
-            };
-            if wants_room {
-                refused.push(effect.token());
-                world.replica.handle_store_no_space(effect.token());
-            } else {
-                world.store_effect(effect);
-            }
-        }
-    }
-    assert!(world.replica.is_out_of_space() && !refused.is_empty());
-    let checkpoints = world.checkpoints;
-    world.replica.retry_no_space();
-    assert!(!world.replica.is_out_of_space());
-    world.settle();
-    assert!(world.replica.is_defragmented(ticket) && world.checkpoints > checkpoints);
-}

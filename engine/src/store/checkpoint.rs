@@ -148,9 +148,7 @@ pub struct Store {
     published: Option<PublishedCheckpoint>,
     failed: bool,
     next_token: u64,
-    in_flight: BTreeMap<u64, InFlight>,
-    /// Tokens of effects that found no room.
-    starved: Vec<u64>,
+    in_flight: BTreeMap<u64, Purpose>,
     /// Files to remove once their discards have ended.
     removals_held: Vec<StoreFile>,
     /// All free room is given back.
@@ -163,21 +161,17 @@ pub struct Store {
     index_files_made: u32,
 }
 
-/// An effect that was not answered.
-#[derive(Debug)]
-struct InFlight {
-    purpose: Purpose,
-    /// The effect itself, if it may have to be repeated for lack of room, or is needed at its end.
-    repeat: Option<StoreEffect>,
-}
-
 /// What an effect in flight is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Create(StoreFile),
     PageWrite,
     RowWrite(u64),
-    Discard(StoreFile),
+    Discard {
+        file: StoreFile,
+        offset: u64,
+        len: u64,
+    },
     Remove,
     /// Sync, populate or superblock: the running phase waits for all of its own.
     Phase,
@@ -243,7 +237,6 @@ impl Store {
             failed: false,
             next_token: 1,
             in_flight: BTreeMap::new(),
-            starved: Vec::new(),
             removals_held: Vec::new(),
             thorough_release: false,
             queue: VecDeque::new(),
@@ -414,7 +407,7 @@ impl Store {
         }
         while let Some((page, bytes)) = self.running.as_mut().and_then(|running| running.writer.pop()) {
             let Block { file, offset, .. } = self.verified.block(page, 1);
-            self.write(Purpose::PageWrite, file, offset, StoreBytes::shared(bytes));
+            self.write(Purpose::PageWrite, file, offset, StoreBytes::Owned(bytes));
             self.running.as_mut().expect("it just made a write").page_writes += 1;
         }
     }
@@ -422,22 +415,15 @@ impl Store {
     fn token(&mut self, purpose: Purpose) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        self.in_flight.insert(token, InFlight { purpose, repeat: None });
+        self.in_flight.insert(token, purpose);
         token
-    }
-
-    /// Lets an effect leave and keeps it until it is answered.
-    fn send(&mut self, effect: StoreEffect) {
-        let in_flight = self.in_flight.get_mut(&effect.token()).expect("its token was just given out");
-        in_flight.repeat = Some(effect.clone());
-        self.queue.push_back(effect);
     }
 
     fn create_file(&mut self, file: StoreFile, bytes: u64) {
         let token = self.token(Purpose::Create(file));
         let before = self.creating.insert(file, Vec::new());
         assert!(before.is_none(), "a file is created once");
-        self.send(StoreEffect::CreateFile { token, file, bytes });
+        self.queue.push_back(StoreEffect::CreateFile { token, file, bytes });
     }
 
     fn write(&mut self, purpose: Purpose, file: StoreFile, offset: u64, bytes: StoreBytes) {
@@ -446,7 +432,7 @@ impl Store {
         let write = StoreWrite { token: self.token(purpose), file, offset, bytes };
         match self.creating.get_mut(&file) {
             Some(held) => held.push(write),
-            None => self.send(StoreEffect::Write(write)),
+            None => self.queue.push_back(StoreEffect::Write(write)),
         }
     }
 
@@ -472,15 +458,14 @@ impl Store {
 
     /// The effect of this token is done, whole.
     pub fn handle_complete(&mut self, token: u64, rows: &mut dyn RowFiles) {
-        let InFlight { purpose, repeat } = self.in_flight.remove(&token).expect("an effect completes once");
+        let purpose = self.in_flight.remove(&token).expect("an effect completes once");
         match purpose {
             Purpose::Create(file) => {
                 let held = self.creating.remove(&file).expect("it was under creation");
-                held.into_iter().for_each(|write| self.send(StoreEffect::Write(write)));
+                self.queue.extend(held.into_iter().map(StoreEffect::Write));
             }
-            Purpose::Discard(_) => self.end_discard(&repeat.expect("a discard is kept")),
-            // Room was made.
-            Purpose::Remove => self.retry_no_space(),
+            Purpose::Discard { file, offset, len } => self.end_discard(file, offset, len),
+            Purpose::Remove => {}
             Purpose::RowWrite(row_token) => rows.handle_write_complete(row_token),
             Purpose::PageWrite => self.running.as_mut().expect("I3: its checkpoint runs").page_writes -= 1,
             Purpose::Phase => self.running.as_mut().expect("I3: its checkpoint runs").pending -= 1,
@@ -493,7 +478,6 @@ impl Store {
     /// An effect failed or was short: final. No further effect is yielded and no checkpoint ends.
     pub fn handle_failed(&mut self) {
         self.failed = true;
-        self.starved.clear();
         self.queue.clear();
     }
 

@@ -122,7 +122,7 @@ struct World {
     /// Entries of the log applied.
     applied: usize,
     model: Model,
-    /// Room on the file system: effects that want some may find none.
+    /// No room on the file system: effects that want some wait.
     out_of_room: bool,
     thorough: bool,
     keys: u64,
@@ -281,18 +281,16 @@ impl World {
     }
 
     fn complete(&mut self, which: usize) {
-        let effect = self.in_flight.swap_remove(which);
         // Superblocks have their room for good.
-        let wants_room = match &effect {
+        let wants_room = match &self.in_flight[which] {
             StoreEffect::CreateFile { .. } => true,
             StoreEffect::Write(write) => write.file.kind != FileKind::Superblock,
             _ => false,
         };
         if self.out_of_room && wants_room {
-            self.store.handle_no_space(effect.token(), self.space.rows_mut());
-            assert!(self.store.is_out_of_space());
             return;
         }
+        let effect = self.in_flight.swap_remove(which);
         self.disk.perform(&effect);
         self.store.handle_complete(effect.token(), self.space.rows_mut());
         if let Some(published) = self.store.take_published() {
@@ -325,9 +323,6 @@ impl World {
                 self.out_of_room = !self.out_of_room;
                 self.thorough = self.rng.below(4) == 0;
                 self.store.set_thorough_release(self.rng.below(2) == 0);
-                if !self.out_of_room {
-                    self.store.retry_no_space();
-                }
             }
             _ => {}
         }
@@ -389,7 +384,6 @@ impl World {
     /// Ends everything that is under way.
     fn settle(&mut self) {
         self.out_of_room = false;
-        self.store.retry_no_space();
         loop {
             let step = self.reclaim(100_000);
             self.merge(100_000);
