@@ -19,6 +19,7 @@ pub mod superblock;
 pub mod tree;
 pub mod verified;
 
+pub use checkpoint::scrub::{Scrub, ScrubStep};
 pub use checkpoint::{CheckpointRequest, CheckpointStep, PublishedCheckpoint, RowFiles, Store, StoreOptions};
 pub use effect::{StoreBytes, StoreEffect, StoreWrite};
 pub use reclaim::{ReclaimLimits, ReclaimStep};

@@ -22,6 +22,7 @@
 //!   is given back only when the newest durable checkpoint names the segment as closed.
 
 mod rewrite;
+pub(crate) mod scrub;
 mod space;
 
 use std::collections::{BTreeSet, VecDeque};

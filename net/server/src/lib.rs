@@ -17,6 +17,7 @@ pub mod journal;
 pub mod metrics;
 pub mod node;
 pub mod options;
+pub mod scrub;
 pub mod service;
 
 pub use boot::BootError;

@@ -17,6 +17,7 @@ use std::time::Duration;
 use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Command, PublishMember};
 use trilith_engine::page_source::{Block, Unavailable};
+use trilith_engine::replica::apply::ALARM_CORRUPT;
 use trilith_engine::replica::{Effect, ReplicaOptions};
 use trilith_engine::store::row_log::RowLogOptions;
 use trilith_engine::store::{CheckpointStep, ReclaimStep, StoreOptions};
@@ -33,6 +34,7 @@ use crate::http::{self, Answer, Audience};
 use crate::journal::{Field, Journal, Level};
 use crate::metrics::{Gauge, Metrics, StepKind};
 use crate::options::Options;
+use crate::scrub::{Rot, Scrubber};
 use crate::service::{Admission, Progress, Service, Verdict, request_timeout, send_http};
 
 /// Work units of one step: 500 us.
@@ -101,6 +103,8 @@ pub struct NodeOptions {
     pub cache_bytes: u64,
     /// Room kept back for a full disk; 0 is none.
     pub reserve_bytes: u64,
+    /// Time of one scrub of everything stored, nanoseconds; 0 is never.
+    pub scrub_interval: u64,
 }
 
 impl NodeOptions {
@@ -157,6 +161,7 @@ impl NodeOptions {
             cache_bytes,
             // Two merges that need files of their own, and two segments of the log.
             reserve_bytes: 2 * (index_file_bytes + row_segment_bytes + log.segment_bytes),
+            scrub_interval: options.scrub_interval,
         }
     }
 
@@ -203,6 +208,7 @@ pub struct Node {
     phase: Phase,
     service: Service,
     disk: Disk,
+    scrubber: Scrubber,
     clients: Clients,
     metrics: Metrics,
     failed: bool,
@@ -236,6 +242,7 @@ impl Node {
             phase: Phase::Starting(None),
             service,
             disk: booted.disk,
+            scrubber: Scrubber::new(options.scrub_interval, port.now()),
             clients,
             metrics: Metrics::default(),
             failed: false,
@@ -294,7 +301,11 @@ impl Node {
                 self.log_block(port, Level::Warn, message, block);
             }
             Completion::Corrupt { block } => self.fail_corrupt(port, block),
-            Completion::Direct { .. } => {}
+            Completion::Direct { result } => {
+                let bytes = result.as_deref().ok();
+                let rotten = self.scrubber.handle_read(&self.service.replica, bytes, now);
+                rotten.into_iter().for_each(|rot| self.report_rot(port, &rot, now));
+            }
             Completion::OutOfSpace { what, error } => {
                 let error = format!("{what}: {error}");
                 let message = "the disk is full: puts are refused until there is room again";
@@ -599,6 +610,36 @@ impl Node {
         }
     }
 
+    /// Lets the scrubber read on where there is nothing else to do.
+    fn scrub<P: Port>(&mut self, port: &mut P, now: u64) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        let is_quiet = !self.more && self.service.is_idle();
+        let passes = self.scrubber.passes();
+        let rot = self.scrubber.poll(port, &mut self.disk, &self.service.replica, now, is_quiet);
+        if let Some(rot) = rot {
+            self.report_rot(port, &rot, now);
+        }
+        if self.scrubber.passes() > passes {
+            self.options.log(port, Level::Info, "scrubbed the data directory", &[]);
+        }
+    }
+
+    /// What is served still is, until it is read; but the operator has to know.
+    fn report_rot<P: Port>(&mut self, port: &mut P, rot: &Rot, now: u64) {
+        let offset = Field::Number(i64::try_from(rot.offset).unwrap_or(i64::MAX));
+        let fields = [("file", Field::Text(&rot.file)), ("offset", offset), ("bytes", Field::Number(rot.len.into()))];
+        if rot.has_copy {
+            let message = "the scrubber found a damaged copy; the other one is used: replace the disk";
+            return self.options.log(port, Level::Error, message, &fields);
+        }
+        let message = "the scrubber found damaged data: restore a backup, on another disk";
+        self.options.log(port, Level::Error, message, &fields);
+        self.service.raise_alarm(ALARM_CORRUPT, now);
+        self.more = true;
+    }
+
     /// Tries again what found no room, and makes it known.
     fn mind_space<P: Port>(&mut self, port: &mut P, now: u64) {
         self.disk.handle_time(port);
@@ -653,7 +694,8 @@ impl Node {
             _ => None,
         };
         let own = [self.service.replica.deadline(), self.service.deadline()];
-        let deadlines = own.into_iter().chain([self.clients.deadline(), self.disk.deadline(), drain]);
+        let scrub = self.scrubber.deadline(now).filter(|_| self.phase == Phase::Serving);
+        let deadlines = own.into_iter().chain([self.clients.deadline(), self.disk.deadline(), drain, scrub]);
         port.set_deadline(deadlines.flatten().min());
     }
 }
@@ -686,6 +728,7 @@ impl Node {
         self.mind_space(port, now);
         self.poll_clients(port.wall_now(), now);
         self.step(port, now);
+        self.scrub(port, now);
         self.release_cold(port);
         self.advance_phase(now);
         if self.failed {
@@ -737,7 +780,7 @@ fn http_status<'a>(service: &'a Service, identity: &Identity, wall_now: u64) -> 
     let active = |kind| service.replica.tables().alarms().iter().any(|alarm| alarm.alarm == kind);
     http::Status {
         has_leader: service.replica.leader().is_some(),
-        corrupt: active(trilith_engine::replica::apply::ALARM_CORRUPT),
+        corrupt: active(ALARM_CORRUPT),
         no_space: active(trilith_engine::replica::apply::ALARM_NOSPACE),
         cluster_id: identity.cluster_id.0,
         tables: service.replica.tables(),

@@ -347,7 +347,9 @@ impl Disk {
 
     /// Loads the pages of a missing block, unless that is under way.
     pub fn load<P: Port>(&mut self, port: &mut P, block: Block) {
-        self.loads.request(block, self.store.turn());
+        let store = &self.store;
+        let chunks = store.file(block.file).map_or(0, |open| open.bytes.div_ceil(CHUNK_BYTES));
+        self.loads.request(block, store.turn(), chunks, |chunk| store.holds_chunk(chunk));
         self.submit_loads(port);
     }
 

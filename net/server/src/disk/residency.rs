@@ -158,6 +158,11 @@ impl Residency {
         self.chunks(block).iter().all(|chunk| chunk.touched.get() > 0)
     }
 
+    /// Whether a chunk is in memory.
+    pub(super) fn holds_chunk(&self, (file, number): ChunkId) -> bool {
+        self.holds(Block { file, offset: number * CHUNK_BYTES, len: 1 })
+    }
+
     /// Writes so far to the chunks a block touches; differs before and after any of them was written.
     pub(super) fn writes(&self, block: Block) -> u32 {
         self.chunks(block).iter().map(|chunk| chunk.writes).fold(0, u32::wrapping_add)

@@ -62,6 +62,7 @@ fn options() -> NodeOptions {
         wal_discard_from_lsn: None,
         cache_bytes: u64::MAX,
         reserve_bytes: 0,
+        scrub_interval: 0,
     }
 }
 
@@ -387,4 +388,50 @@ fn a_full_disk_refuses_puts_and_takes_deletes_until_there_is_room() {
     port.capacity = Some(port.used_bytes());
     let node = serving(&mut port, options);
     assert_eq!(node.replica().tables().alarms().len(), 1);
+}
+
+#[test]
+fn what_rots_on_the_disk_is_found_while_nobody_reads_it() {
+    let mut options = NodeOptions { scrub_interval: 100 * SECOND, ..options() };
+    options.journal.level_min = Level::Info;
+    options.replica.checkpoint_log_bytes = 64 << 10;
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, options);
+    let connection = port.accept(1);
+    port.push(Event::Received { connection, bytes: greeting() });
+    let mut stream = 1;
+    let mut put = |node: &mut Node, port: &mut MemoryPort| {
+        port.push(Event::Received { connection, bytes: call(stream, PUT_PATH, PUT, 0) });
+        let until = port.now + SECOND;
+        assert_eq!(port.run(node, until), None);
+        stream += 2;
+        answer(port, connection, stream - 2)
+    };
+    for _ in 0..50 {
+        assert!(has(&put(&mut node, &mut port), "grpc-status: 0"));
+    }
+    let said = |port: &MemoryPort, text: &str| port.journal.iter().filter(|record| record.contains(text)).count();
+    let until = port.now + 250 * SECOND;
+    port.run(&mut node, until);
+    assert!((2..=4).contains(&said(&port, "scrubbed the data directory")), "a pass takes its interval");
+    assert_eq!(said(&port, "the scrubber found"), 0);
+
+    // A copy of what has two: it is reported, and writes go on.
+    port.files.get_mut("wal/hard-state-1").unwrap()[30] ^= 1;
+    let until = port.now + 110 * SECOND;
+    port.run(&mut node, until);
+    assert_eq!(said(&port, "\"file\":\"wal/hard-state-1\",\"offset\":0"), 1);
+    assert!(has(&put(&mut node, &mut port), "grpc-status: 0"));
+
+    // The key index: its root is the only page.
+    let index = port.files.get_mut("store/index-0000").unwrap();
+    for page in index.chunks_mut(4096) {
+        page[2000] ^= 1;
+    }
+    let until = port.now + 110 * SECOND;
+    port.run(&mut node, until);
+    assert!(said(&port, "the scrubber found damaged data") > 0, "{:?}", port.journal.last());
+    assert_eq!(node.replica().tables().alarms().iter().map(|alarm| alarm.alarm).collect::<Vec<_>>(), [2]);
+    let refused = put(&mut node, &mut port);
+    assert!(has(&refused, "grpc-message: etcdserver: corrupt cluster"), "{refused:?}");
 }
