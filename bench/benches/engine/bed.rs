@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use trilith_engine::budget::Budget;
 use trilith_engine::command::Put;
 use trilith_engine::mvcc::{Keyspace, KeyspaceState, PutOutcome};
 use trilith_engine::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
@@ -135,7 +136,8 @@ impl Bed {
     pub(crate) fn put(&mut self, key: &[u8]) -> PutOutcome {
         let value = [b'v'; VALUE_BYTES];
         let put = Put { key, value: &value, ..Put::default() };
-        let outcome = self.keyspace.apply_put(&put, &self.files).expect("all is in memory").expect("a plain put");
+        let outcome = self.keyspace.apply_put(&put, &mut Budget::unlimited(), &self.files);
+        let outcome = outcome.expect("all is in memory").expect("a plain put");
         self.publish();
         outcome
     }
@@ -157,7 +159,7 @@ impl Bed {
             position: LogPosition { index: Index(self.applied), term: Term(2), digest: Digest(1) },
             keyspace: self.keyspace.state(),
             rows,
-            leases: std::sync::Arc::default(),
+            leases: Arc::default(),
             tables: Vec::new(),
         });
         let mut took = Duration::ZERO;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bed::{Bed, ROWS, Random, VALUE_BYTES, key};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use trilith_engine::budget::Budget;
 use trilith_engine::command::{Compare, CompareResult, CompareTarget, Op, Put, RangeQuery, Txn};
 use trilith_engine::store::key_entry::{Chain, KeyEntry, Revision};
 use trilith_engine::store::overlay::Overlay;
@@ -140,7 +141,8 @@ fn range_thousand(criterion: &mut Criterion, bed: &Bed) {
 
 /// The number of rows a range answers.
 fn range_rows(bed: &Bed, query: &RangeQuery<'_>) -> usize {
-    let outcome = bed.keyspace.range(query, &bed.files).expect("in memory").expect("a valid range");
+    let outcome = bed.keyspace.range(query, &mut Budget::unlimited(), &bed.files);
+    let outcome = outcome.expect("in memory").expect("a valid range");
     black_box(&outcome.rows).len()
 }
 
@@ -189,8 +191,9 @@ fn txn(criterion: &mut Criterion, bed: &mut Bed) {
                 let get = Op::Range(RangeQuery { key: &key, ..RangeQuery::default() });
                 let txn = Txn { compares: vec![compare], success: vec![put], failure: vec![get] };
                 let started = Instant::now();
-                let outcome = bed.keyspace.apply_txn(&txn, &bed.files).expect("in memory").expect("a valid txn");
+                let outcome = bed.keyspace.apply_txn(&txn, &mut Budget::unlimited(), &bed.files);
                 took += started.elapsed();
+                let outcome = outcome.expect("in memory").expect("a valid txn");
                 assert!(outcome.succeeded, "every key exists");
                 bed.publish();
                 if bed.keyspace.overlay().len() >= OVERLAY_CHANGES {

@@ -13,11 +13,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Command, Put, RangeQuery};
 use trilith_engine::page_source::Unavailable;
 use trilith_engine::replica::Effect;
 use trilith_engine::replica::apply::{ApplyStep, Outcome};
-use trilith_engine::store::CheckpointStep;
+use trilith_engine::store::{CheckpointStep, ReclaimStep};
 use trilith_raftlog::Role;
 use trilith_reactor::{CoreLoop, Event, GlommioPort, Port, ReactorOptions, Turn};
 use trilith_server::NodeOptions;
@@ -29,6 +30,8 @@ use crate::work::{self, Figures, Times, Work, key, value};
 
 /// Merge work of a turn while something else is to be done, as in the server.
 const CHECKPOINT_UNITS: u32 = 5_000;
+/// Reclaim work of a turn, as in the server.
+const RECLAIM_UNITS: u32 = 1_500;
 /// Rows of one range of a scan.
 const SCAN_ROWS: i64 = 1_000;
 /// Lookups of one turn.
@@ -123,6 +126,7 @@ impl Shard<'_> {
         self.carry_out(port);
         self.apply(port)?;
         self.checkpoint(port)?;
+        self.reclaim(port)?;
         self.booted.replica.propose_batch();
         self.carry_out(port);
         Ok(())
@@ -137,8 +141,9 @@ impl Shard<'_> {
             Completion::Append { lsn } => replica.handle_append_complete(lsn, now),
             Completion::Segment { sequence } => replica.handle_segment_prepared(sequence, now),
             Completion::Store { token } => replica.handle_store_complete(token),
-            Completion::Failed { what, error } => bail!("{what}: {error}"),
-            Completion::Loaded | Completion::Progress => {}
+            Completion::Failed { what, error } | Completion::OutOfSpace { what, error } => bail!("{what}: {error}"),
+            Completion::Corrupt { block } => bail!("{block:?} does not match its checksum"),
+            _ => {}
         }
         Ok(())
     }
@@ -161,9 +166,9 @@ impl Shard<'_> {
     fn apply(&mut self, port: &mut GlommioPort) -> Result<()> {
         loop {
             let Booted { replica, disk, .. } = &mut self.booted;
-            match replica.apply_step(&Pages { port: &*port, disk }) {
+            match replica.apply_step(&mut Budget::unlimited(), &Pages { port: &*port, disk }) {
                 ApplyStep::Idle => return Ok(()),
-                ApplyStep::EntryDone(_) => {}
+                ApplyStep::EntryDone(_) | ApplyStep::More => {}
                 ApplyStep::Applied(applied) => {
                     ensure!(matches!(applied.result, Ok(Outcome::Put(_))), "a put failed: {:?}", applied.result);
                     if self.waiting_for == Some(applied.id.sequence) {
@@ -188,6 +193,19 @@ impl Shard<'_> {
         }
     }
 
+    /// Frees what checkpoints replaced, and what a compaction left: the server's loop gives it a share of each turn too.
+    fn reclaim(&mut self, port: &mut GlommioPort) -> Result<()> {
+        let Booted { replica, disk, .. } = &mut self.booted;
+        match replica.reclaim_step(&mut Budget::new(RECLAIM_UNITS), &Pages { port: &*port, disk }) {
+            ReclaimStep::Idle | ReclaimStep::Waiting => Ok(()),
+            ReclaimStep::More => {
+                self.more = true;
+                Ok(())
+            }
+            ReclaimStep::NeedPages(unavailable) => self.load(port, unavailable),
+        }
+    }
+
     /// Asks for pages; their arrival is an event that brings the next turn.
     fn load(&mut self, port: &mut GlommioPort, unavailable: Unavailable) -> Result<()> {
         match unavailable {
@@ -196,6 +214,13 @@ impl Shard<'_> {
                 Ok(())
             }
             Unavailable::Corrupt(block) => bail!("{block:?} does not match its checksum"),
+        }
+    }
+
+    fn pause(&mut self, port: &mut GlommioPort, pause: Pause) -> Result<()> {
+        match pause {
+            Pause::Pages(unavailable) => self.load(port, unavailable),
+            Pause::Budget => bail!("an unlimited budget was used up"),
         }
     }
 
@@ -265,7 +290,7 @@ impl Shard<'_> {
         let query = RangeQuery { key: &first, range_end: b"\0", limit: SCAN_ROWS, ..RangeQuery::default() };
         let Booted { replica, disk, .. } = &self.booted;
         let pages = Pages { port: &*port, disk };
-        match replica.keyspace().range(&query, &pages) {
+        match replica.keyspace().range(&query, &mut Budget::unlimited(), &pages) {
             Ok(answer) => {
                 let answer = answer.map_err(|error| anyhow!("{error:?}"))?;
                 ensure!(answer.count as u64 == self.work.keys - self.next, "{} keys are left", answer.count);
@@ -276,7 +301,7 @@ impl Shard<'_> {
                 self.more = true;
                 Ok(())
             }
-            Err(unavailable) => self.load(port, unavailable),
+            Err(pause) => self.pause(port, pause),
         }
     }
 
@@ -287,13 +312,13 @@ impl Shard<'_> {
             let query = RangeQuery { key: &key, ..RangeQuery::default() };
             let Booted { replica, disk, .. } = &self.booted;
             let pages = Pages { port: &*port, disk };
-            match replica.keyspace().range(&query, &pages) {
+            match replica.keyspace().range(&query, &mut Budget::unlimited(), &pages) {
                 Ok(answer) => {
                     let answer = answer.map_err(|error| anyhow!("{error:?}"))?;
                     work::check_loaded(number, answer.rows.first().map(|row| row.value))?;
                     self.next += 1;
                 }
-                Err(unavailable) => return self.load(port, unavailable),
+                Err(pause) => return self.pause(port, pause),
             }
         }
         self.more = true;

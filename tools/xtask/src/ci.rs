@@ -174,9 +174,13 @@ fn end_to_end(context: &Context) -> Result<Tally> {
     e2e::test(&context.workspace, &clients, &["--cycles", KILL_CYCLES].map(str::to_owned))
 }
 
-/// Every case of the comparison once, briefly, without a gate on speed.
+/// Every case of the comparison and of the micro-benchmarks once, briefly, without a gate on speed.
 fn bench(context: &Context) -> Result<Tally> {
-    compare::smoke(&context.workspace)
+    let mut cargo = context.workspace.cargo();
+    cargo.args(["bench", "--quiet", "--package", "trilith-bench", "--bench", "engine", "--locked", "--", "--test"]);
+    let mut tally = one(process::run(&mut cargo))?;
+    tally.add(compare::smoke(&context.workspace)?);
+    Ok(tally)
 }
 
 #[cfg(test)]
