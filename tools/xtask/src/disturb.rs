@@ -68,7 +68,7 @@ const TAIL_US: u64 = 20_000;
 /// Background work counts as over when nothing of it was seen for so long.
 const REST: Duration = Duration::from_millis(1_000);
 /// Longest wait for background work to begin, and to end.
-const BACKGROUND_MAX: Duration = Duration::from_secs(90);
+const BACKGROUND_MAX: Duration = Duration::from_secs(180);
 /// Steps that are background work.
 const BACKGROUND: &[&str] = &["checkpoint", "reclaim", "scrub"];
 
@@ -157,7 +157,8 @@ struct Stretch {
 fn run_round(plan: &Plan<'_>, site: &Site, round: u64, report: &mut Report) -> Result<()> {
     let (scrub, others): (Vec<Kind>, Vec<Kind>) = plan.kinds.iter().partition(|kind| **kind == Kind::Scrub);
     for (kinds, interval) in [(others, "0s"), (scrub, "20s")] {
-        if kinds.is_empty() {
+        let scrubs = interval != "0s";
+        if scrubs && kinds.is_empty() {
             continue;
         }
         let server = site.start(&[format!("--scrub-interval={interval}")])?;
@@ -171,6 +172,9 @@ fn run_round(plan: &Plan<'_>, site: &Site, round: u64, report: &mut Report) -> R
         let flags = ["--rate", &rate, "--seconds", "86400", "--connections", "4", "--trace", &trace_name];
         let load = clients.start_load(&plan.shape, &flags)?;
         let mut stretches = Vec::new();
+        if !scrubs && kinds.is_empty() {
+            stretches.push(quiet(plan, &clients)?);
+        }
         for kind in kinds {
             eprintln!("round {round}: {}", kind.name());
             if let Err(error) = disturb(plan, &clients, kind, &mut stretches) {
@@ -190,12 +194,7 @@ fn run_round(plan: &Plan<'_>, site: &Site, round: u64, report: &mut Report) -> R
 fn disturb(plan: &Plan<'_>, clients: &Clients<'_>, kind: Kind, stretches: &mut Vec<Stretch>) -> Result<()> {
     prepare(plan, clients, kind)?;
     if kind != Kind::Scrub {
-        await_rest(clients, &[])?;
-        let quiet = stretch(clients, None, || {
-            std::thread::sleep(Duration::from_secs_f64(plan.seconds));
-            Ok(Vec::new())
-        })?;
-        stretches.push(quiet);
+        stretches.push(quiet(plan, clients)?);
     }
     let seconds = plan.seconds.to_string();
     let disturbed = stretch(clients, Some(kind), || match kind {
@@ -220,6 +219,15 @@ fn disturb(plan: &Plan<'_>, clients: &Clients<'_>, kind: Kind, stretches: &mut V
     })?;
     stretches.push(disturbed);
     Ok(())
+}
+
+/// Nothing but the puts, once the server has come to rest.
+fn quiet(plan: &Plan<'_>, clients: &Clients<'_>) -> Result<Stretch> {
+    await_rest(clients, &[])?;
+    stretch(clients, None, || {
+        std::thread::sleep(Duration::from_secs_f64(plan.seconds));
+        Ok(Vec::new())
+    })
 }
 
 fn stretch(clients: &Clients<'_>, kind: Option<Kind>, work: impl FnOnce() -> Result<Vec<Value>>) -> Result<Stretch> {
