@@ -10,5 +10,6 @@ pub mod mvcc;
 pub mod page_source;
 pub mod replica;
 pub mod shard;
+pub mod snapshot;
 pub mod store;
 pub mod tables;

@@ -28,11 +28,12 @@ use trilith_raftlog::{
     RaftEffect, ReadError, Recovered, Role, SegmentSequence, Term,
 };
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Pause};
 use crate::command::Command;
 use crate::lease::Leases;
 use crate::mvcc::Keyspace;
 use crate::page_source::{Block, PageSource};
+use crate::snapshot::{SnapshotLimits, SnapshotStep, SnapshotStream};
 use crate::store::overlay::Overlay;
 use crate::store::row_log::RowLog;
 use crate::store::{CheckpointRequest, Store, StoreEffect, Tree, TreeId};
@@ -488,6 +489,37 @@ impl Replica {
     /// Gives a pin back.
     pub fn unpin(&mut self, pin: crate::mvcc::Pin) {
         self.state.keyspace.unpin(pin);
+    }
+
+    /// Begins a native snapshot of everything applied; `None` in the middle of an entry: to be asked again at its end.
+    /// [`Self::end_snapshot`] must follow.
+    pub fn begin_snapshot(&mut self, limits: SnapshotLimits, now: u64) -> Option<SnapshotStream> {
+        if !self.state.is_between_entries() {
+            return None;
+        }
+        let pin = self.state.keyspace.pin_at(self.state.keyspace.state().compacted);
+        let (keyspace, tables, cluster_id) =
+            (&self.state.keyspace, &self.state.tables, self.store.identity().cluster_id);
+        Some(SnapshotStream::new(keyspace, tables, self.position, cluster_id.0, pin, limits, now))
+    }
+
+    /// Goes on with a snapshot.
+    ///
+    /// # Errors
+    /// The budget is used up, or a page is needed first: call again.
+    pub fn snapshot_step(
+        &self,
+        snapshot: &mut SnapshotStream,
+        budget: &mut Budget,
+        pages: &dyn PageSource,
+        now: u64,
+    ) -> Result<SnapshotStep, Pause> {
+        snapshot.step(&self.state.keyspace, budget, pages, now)
+    }
+
+    /// Lets go of what a snapshot holds, wherever it stands.
+    pub fn end_snapshot(&mut self, snapshot: SnapshotStream) {
+        self.state.keyspace.unpin(snapshot.into_pin());
     }
 
     /// Whether [`Self::apply_step`] has something to do.

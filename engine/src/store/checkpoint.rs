@@ -262,6 +262,12 @@ impl Store {
         self.options.writes_in_flight_max
     }
 
+    /// Whose state it is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// The newest durable checkpoint.
     #[must_use]
     pub fn superblock(&self) -> Option<&Superblock> {

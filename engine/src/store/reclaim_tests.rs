@@ -10,6 +10,7 @@ use crate::budget::{Budget, Pause};
 use crate::command::{DeleteRange, Put, RangeQuery};
 use crate::mvcc::{Keyspace, KeyspaceState};
 use crate::page_source::{FileKind, StoreFile, Unavailable};
+use crate::snapshot::{Catalogue, Chunk, SnapshotError, SnapshotLimits, SnapshotStep, SnapshotStream};
 use crate::store::checkpoint::{CheckpointRequest, CheckpointStep, Store, StoreOptions};
 use crate::store::checkpoint_tests::{Disk, IDENTITY, retry, superblock_file};
 use crate::store::effect::StoreEffect;
@@ -18,6 +19,7 @@ use crate::store::recover::recover;
 use crate::store::row_log::{RowLog, RowLogOptions};
 use crate::store::tree::Tree;
 use crate::store::tree::tests::Rng;
+use crate::tables::Tables;
 
 const SEGMENT_BYTES: u64 = 32 * 1024;
 
@@ -428,6 +430,73 @@ fn reads_equal_the_model_after_a_crash_anywhere() {
         }
     }
     assert!(crashes == 240 && rewritten > 60, "segments are replaced in {rewritten} of {crashes} runs");
+}
+
+/// All of a snapshot; between two steps `meanwhile` may do anything to the world.
+fn snapshot(world: &mut World, units: u32, meanwhile: fn(&mut World)) -> (Vec<Chunk>, Catalogue) {
+    let position = LogPosition { index: Index(world.applied as u64), term: Term(2), digest: Digest(7) };
+    let limits = SnapshotLimits { age_max: 1, growth_bytes_max: u64::MAX };
+    let pin = world.space.pin_at(world.space.state().compacted);
+    let mut stream = SnapshotStream::new(&world.space, &Tables::default(), position, 1, pin, limits, 0);
+    let mut chunks = Vec::new();
+    let catalogue = loop {
+        match stream.step(&world.space, &mut Budget::new(units), &world.disk, 0) {
+            Ok(SnapshotStep::Chunk(chunk)) => chunks.push(chunk),
+            Ok(SnapshotStep::End(catalogue)) => break catalogue,
+            Ok(SnapshotStep::Failed(error)) => panic!("{error:?}"),
+            Err(Pause::Budget | Pause::Pages(Unavailable::Missing(_))) => meanwhile(world),
+            Err(pause) => panic!("{pause:?}"),
+        }
+    };
+    world.space.unpin(stream.into_pin());
+    (chunks, catalogue)
+}
+
+#[test]
+fn a_snapshot_is_the_same_whatever_was_reclaimed() {
+    let mut rows_left_out = 0;
+    for seed in 200..230 {
+        let mut world = World::new(seed);
+        for _ in 0..2 {
+            for _ in 0..world.rng.below(3000) {
+                world.act();
+            }
+            // The same commands, with neither checkpoint nor reclaim.
+            let mut plain = World::new(seed);
+            plain.model = world.model.clone();
+            plain.log = world.log.clone();
+            plain.replay();
+            let wanted = snapshot(&mut plain, 1 << 30, |_| ());
+            let (chunks, catalogue) = snapshot(&mut world, 40, |world| (0..5).for_each(|_| world.act()));
+            assert!(catalogue == wanted.1 && chunks == wanted.0, "seed {seed}");
+            assert_eq!(Catalogue::decode(&catalogue.encode()).as_ref(), Some(&catalogue));
+            // What it holds is what the model keeps.
+            let accepted = (0..).zip(&chunks).map(|(number, chunk)| catalogue.accept(number, &chunk.bytes).unwrap());
+            let rows: usize = accepted.filter_map(|chunk| chunk.rows()).map(|rows| rows.len()).sum();
+            assert_eq!(rows as u64, plain.model.live_rows(), "seed {seed}");
+            assert_eq!(catalogue.rows, rows as u64);
+            rows_left_out += plain.model.keys.values().map(Vec::len).sum::<usize>() - rows;
+        }
+    }
+    assert!(rows_left_out > 1000, "compacted history is left out: {rows_left_out} rows");
+}
+
+#[test]
+fn a_snapshot_past_its_limits_ends_with_an_error() {
+    let mut world = World::new(7);
+    (0..400).for_each(|number: u32| world.do_command(Command::Put(number.to_be_bytes().to_vec(), vec![1; 500])));
+    let position = LogPosition { index: Index(400), term: Term(2), digest: Digest(7) };
+    let limits = SnapshotLimits { age_max: 10, growth_bytes_max: 100_000 };
+    for (now, written, wanted) in [(11, 0, SnapshotError::TooOld), (10, 300, SnapshotError::Outgrown)] {
+        let pin = world.space.pin_at(world.space.state().compacted);
+        let mut stream = SnapshotStream::new(&world.space, &Tables::default(), position, 1, pin, limits, 0);
+        let step = stream.step(&world.space, &mut Budget::new(10), &world.disk, 0);
+        assert!(matches!(step, Err(Pause::Budget)), "{step:?}");
+        (0..written).for_each(|_| world.do_command(Command::Put(b"k".to_vec(), vec![1; 500])));
+        let step = stream.step(&world.space, &mut Budget::new(10), &world.disk, now);
+        assert_eq!(step.unwrap(), SnapshotStep::Failed(wanted));
+        world.space.unpin(stream.into_pin());
+    }
 }
 
 #[test]

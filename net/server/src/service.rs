@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Alarm, Command, SortOrder, SortTarget};
-use trilith_engine::mvcc::{MvccError, RangeCursor, RowView, TxnCursor, check};
+use trilith_engine::mvcc::{HashCursor, MvccError, RangeCursor, RowView, TxnCursor, check};
 use trilith_engine::page_source::{Block, PageSource, Unavailable};
 use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyError, ApplyStep, Outcome};
 use trilith_engine::replica::{Replica, SubmitError};
@@ -144,6 +144,8 @@ impl Service {
             Method::MemberList => self.handle_member_list(caller, message, now),
             Method::Alarm => self.handle_alarm(caller, message, now),
             Method::Status => decode::<pb::StatusRequest>(message).map(|_| Verdict::Message(self.status())),
+            Method::Hash => self.handle_hash(caller, message, now),
+            Method::HashKv => self.handle_hash_kv(caller, message, now),
             Method::Defragment => self.handle_defragment(caller, message, now),
             Method::HealthCheck => health_check(message),
             other => Err(api::not_implemented(other)),
@@ -223,6 +225,20 @@ impl Service {
             return Err(status::RANGE_STREAM_REVISION_FILTER);
         }
         self.start_read(caller, ReadKind::RangeStream, message.to_vec(), request.serializable, now)
+    }
+
+    fn handle_hash(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        decode::<pb::HashRequest>(message)?;
+        let cursor = HashCursor::whole(self.replica.keyspace());
+        self.begin_hash(caller, cursor, false, now);
+        Ok(Verdict::Pending)
+    }
+
+    fn handle_hash_kv(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
+        let request = decode::<pb::HashKVRequest>(message)?;
+        let cursor = HashCursor::new(self.replica.keyspace(), request.revision).map_err(api::mvcc_status)?;
+        self.begin_hash(caller, cursor, true, now);
+        Ok(Verdict::Pending)
     }
 
     fn handle_defragment(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {

@@ -1,4 +1,4 @@
-//! Work that takes many steps: long reads, long answers, defragmentation.
+//! Work that takes many steps: long reads, long answers, hashes, defragmentation.
 //!
 //! Owns: the jobs, who waits for each, what each waits for (its turn, a page, its client, the store), and the pins they
 //! hold. Does not know: how a slice is evaluated; when a turn has time for one.
@@ -15,7 +15,7 @@
 
 use std::collections::VecDeque;
 
-use trilith_engine::mvcc::{Pin, RangeCursor, TxnCursor, TxnRange};
+use trilith_engine::mvcc::{HashCursor, Pin, RangeCursor, TxnCursor, TxnRange};
 use trilith_engine::page_source::Block;
 use trilith_reactor::ConnectionId;
 use trilith_wire::api::status::Status;
@@ -48,6 +48,8 @@ pub(super) enum Work {
     Send(Parts),
     /// Sends a range as messages of a stream.
     Stream(RangeStream),
+    /// Computes a hash of the history: Maintenance.HashKV, or Hash.
+    Hash { cursor: HashCursor, is_kv: bool },
     /// Waits until the store has given back what it can.
     Defragment { ticket: u64 },
     /// Waits until what a compaction at this revision left dead is gone; then its outcome is told (etcd's `physical`).
@@ -89,6 +91,7 @@ impl Work {
         match self {
             Self::Range { .. } | Self::Txn { .. } | Self::Measure(_) => StepKind::Read,
             Self::Send(_) | Self::Stream(_) => StepKind::Answer,
+            Self::Hash { .. } => StepKind::Hash,
             Self::Defragment { .. } | Self::Compact { .. } => StepKind::Reclaim,
         }
     }
@@ -101,7 +104,7 @@ impl Work {
             Self::Measure(answer) => answer.rows(),
             Self::Send(parts) => parts.rows(),
             Self::Stream(stream) => stream.range.rows.len(),
-            Self::Defragment { .. } | Self::Compact { .. } => 0,
+            Self::Hash { .. } | Self::Defragment { .. } | Self::Compact { .. } => 0,
         }
     }
 }

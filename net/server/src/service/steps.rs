@@ -4,7 +4,7 @@
 //! turn.
 
 use trilith_engine::budget::{Budget, Pause};
-use trilith_engine::mvcc::{RowList, TxnRange};
+use trilith_engine::mvcc::{HashCursor, RowList, TxnRange};
 use trilith_engine::page_source::{PageSource, Unavailable};
 use trilith_reactor::ConnectionId;
 use trilith_wire::api::status::{self, Status};
@@ -109,6 +109,7 @@ impl Service {
             Work::Measure(_) => self.measure(clients, pages, budget, job),
             Work::Send(_) => self.send_part(clients, pages, budget, job),
             Work::Stream(_) => self.send_chunk(clients, pages, budget, job),
+            Work::Hash { .. } => self.hash(clients, pages, budget, job),
             Work::Defragment { ticket } => {
                 if !self.replica.is_defragmented(*ticket) {
                     return Ok(Next::Goes(Wait::Store));
@@ -245,6 +246,31 @@ impl Service {
         chunks.next = end;
         chunks.adapt(len, self.admission.request_bytes_max);
         Ok(Next::Goes(Wait::Turn))
+    }
+
+    fn hash(
+        &self,
+        clients: &mut Clients,
+        pages: &dyn PageSource,
+        budget: &mut Budget,
+        job: &mut Job,
+    ) -> Result<Next, Pause> {
+        let Work::Hash { cursor, is_kv } = &mut job.work else { unreachable!("the caller looked") };
+        let hash = self.replica.keyspace().hash_kv_step(cursor, budget, pages)?;
+        let (connection, caller) = (clients.answer(job.caller).expect("the caller looked"), job.caller);
+        let header = Some(self.header(cursor.published()));
+        if *is_kv {
+            let (compact_revision, hash_revision) = (cursor.compacted(), cursor.revision());
+            send(connection, caller, &pb::HashKVResponse { header, hash, compact_revision, hash_revision });
+        } else {
+            send(connection, caller, &pb::HashResponse { header, hash });
+        }
+        Ok(Next::Ends)
+    }
+
+    /// Begins a hash.
+    pub(super) fn begin_hash(&mut self, caller: Caller, cursor: HashCursor, is_kv: bool, now: u64) {
+        self.begin_reading(caller, cursor.revision_held(), Work::Hash { cursor, is_kv }, now);
     }
 
     /// Answers a compaction once its room is given back.

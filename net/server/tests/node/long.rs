@@ -231,6 +231,25 @@ fn maintenance_is_answered_when_its_work_is_done() {
 }
 
 #[test]
+fn hashes_belong_to_the_revision_they_began_at() {
+    let mut bench = Bench::new();
+    for path in ["/etcdserverpb.Maintenance/HashKV", "/etcdserverpb.Maintenance/Hash"] {
+        let bytes = call(bench.next_stream, path, &[], 0);
+        bench.next_stream += 2;
+        bench.port.push(Event::Received { connection: bench.writer, bytes });
+        bench.run();
+        assert!(has(&answer(&bench.port, bench.writer, bench.next_stream - 2), "grpc-status: 0"), "{path}");
+    }
+    let head = i64::from(KEYS) + 1;
+    for (revision, text) in [(head + 1, "is a future revision"), (-1, "")] {
+        let refused = bench.ask("/etcdserverpb.Maintenance/HashKV", &pb::HashKVRequest { revision });
+        let refusal = refused.iter().find(|field| field.starts_with("grpc-message"));
+        assert_eq!(refusal.is_some_and(|message| message.ends_with(text)), !text.is_empty(), "{refused:?}");
+    }
+    assert_eq!(bench.pinned(), None);
+}
+
+#[test]
 fn a_reader_that_leaves_or_crawls_gives_its_pin_back() {
     let mut bench = Bench::new();
     let gone = bench.read(2, RANGE_PATH, &all());
