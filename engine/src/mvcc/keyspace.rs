@@ -277,12 +277,8 @@ impl<T: KeyTree> Keyspace<T> {
             Some(ttl) => self.leases.grant(id, Lease { ttl }),
             None => self.leases.remove(id),
         }
-        let mut bytes = [0; 25];
-        bytes[..8].copy_from_slice(&id.to_le_bytes());
-        bytes[8..16].copy_from_slice(&ttl.unwrap_or(ended).to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.state.revision.to_le_bytes());
-        bytes[24] = u8::from(ttl.is_some());
-        self.state.digest = self.state.digest.wrapping_add(xxh3_128(&bytes));
+        let change = lease_digest(id, ttl.unwrap_or(ended), ttl.is_some(), self.state.revision);
+        self.state.digest = self.state.digest.wrapping_add(change);
     }
 
     /// Everything of the next revision is installed.
@@ -299,6 +295,16 @@ impl<T: KeyTree> Keyspace<T> {
     fn assert_published(&self) {
         assert_eq!(self.published.revision, self.state.revision, "I3: what is applied is published before it is read");
     }
+}
+
+/// The hash of a lease's beginning or end after a revision.
+pub(crate) fn lease_digest(id: i64, ttl: i64, begins: bool, revision: i64) -> u128 {
+    let mut bytes = [0; 25];
+    bytes[..8].copy_from_slice(&id.to_le_bytes());
+    bytes[8..16].copy_from_slice(&ttl.to_le_bytes());
+    bytes[16..24].copy_from_slice(&revision.to_le_bytes());
+    bytes[24] = u8::from(begins);
+    xxh3_128(&bytes)
 }
 
 /// The hash of one change; `stored` is its key and value back to back. Pointers of the chain are left out: they depend

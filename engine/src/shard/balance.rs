@@ -15,7 +15,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::shard::coordinator::{Checkpoint, Coordinator};
+use crate::mvcc::key_tree::KeyTree;
+use crate::shard::coordinator::Coordinator;
 use crate::shard::map::{ShardId, ShardMap};
 use crate::shard::message::{FrozenPart, HandedOver, Task};
 use crate::store::overlay::Overlay;
@@ -31,6 +32,18 @@ pub(super) enum Balance {
     Moving { boundary: usize, way: Vec<Vec<u8>>, is_copying: bool },
 }
 
+/// The running checkpoint's part here.
+#[derive(Debug)]
+pub(super) enum Checkpoint {
+    None,
+    /// Shards hand out what they froze.
+    Freezing(BTreeMap<ShardId, FrozenPart>),
+    /// It is being merged.
+    Frozen(Vec<FrozenPart>),
+    /// So many shards have yet to take the new tree.
+    Installing(u32, Vec<FrozenPart>),
+}
+
 impl Balance {
     /// Whether a shard has yet to answer.
     pub(super) fn is_waiting(&self) -> bool {
@@ -43,7 +56,7 @@ impl Balance {
     }
 }
 
-impl<T: Clone> Coordinator<T> {
+impl<T: KeyTree + Clone> Coordinator<T> {
     /// Goes on with moving boundaries to where the load before the last checkpoint asked for, by one exchange of
     /// messages. To be called between batches; false: nothing is left to move. While it waits for a shard, what is handed
     /// in waits, too.
@@ -84,6 +97,7 @@ impl<T: Clone> Coordinator<T> {
     pub fn freeze(&mut self) {
         assert!(self.can_freeze(), "I1: between batches, and nothing moves");
         self.checkpoint = Checkpoint::Freezing(BTreeMap::new());
+        self.leases.freeze();
         for shard in self.map.ids() {
             self.send(shard, Task::Freeze);
         }
@@ -104,14 +118,15 @@ impl<T: Clone> Coordinator<T> {
         }
     }
 
-    /// Ends a checkpoint: `tree` holds the old one and the frozen changes.
-    pub fn install_tree(&mut self, tree: &T) {
+    /// Ends a checkpoint: `keys` and `leases` hold the old trees and the frozen changes.
+    pub fn install_trees(&mut self, keys: &T, leases: T) {
         let Checkpoint::Frozen(parts) = std::mem::replace(&mut self.checkpoint, Checkpoint::None) else {
             unreachable!("a tree follows a freeze")
         };
+        self.leases.install_tree(leases);
         self.checkpoint = Checkpoint::Installing(self.map.shards() as u32, parts);
         for shard in self.map.ids() {
-            self.send(shard, Task::InstallTree(tree.clone()));
+            self.send(shard, Task::InstallTree(keys.clone()));
         }
     }
 

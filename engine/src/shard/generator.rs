@@ -70,13 +70,15 @@ impl Generator<'_> {
                         return Command::Put(put);
                     }
                 }
-                50..62 => return Command::DeleteRange(self.delete()),
-                62..97 => {
+                50..60 => return Command::DeleteRange(self.delete()),
+                60..93 => {
                     let txn = self.txn(1);
                     if check_txn(&txn, 128).is_ok() {
                         return Command::Txn(txn);
                     }
                 }
+                93..95 => return Command::LeaseGrant { id: self.lease(), ttl: 60 },
+                95..97 => return Command::LeaseRevoke { id: self.lease() },
                 _ => return Command::Compact { revision: self.revision() },
             }
         }
@@ -151,7 +153,7 @@ impl Generator<'_> {
                 2..4 => CompareTarget::Create(self.revision()),
                 4..7 => CompareTarget::Mod(self.revision()),
                 7..9 => CompareTarget::Value(self.value()),
-                9 => CompareTarget::Lease(self.random.below(2) as i64),
+                9 => CompareTarget::Lease(self.lease()),
                 _ => CompareTarget::Unknown,
             },
         }
@@ -190,7 +192,7 @@ impl Generator<'_> {
         Put {
             key: self.key(),
             value: if ignore_value { b"" } else { self.value() },
-            lease: i64::from(self.random.one_in(40)),
+            lease: if self.random.one_in(6) { self.lease() } else { 0 },
             prev_kv: self.random.one_in(3),
             ignore_value,
             ignore_lease: self.random.one_in(10),
@@ -213,6 +215,10 @@ impl Generator<'_> {
             6 => b"/s",
             _ => self.key(),
         }
+    }
+
+    fn lease(&mut self) -> i64 {
+        self.random.pick(&[1, 2, 3, -4])
     }
 
     fn value(&mut self) -> &'static [u8] {

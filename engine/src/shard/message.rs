@@ -53,12 +53,16 @@ pub(super) const WRITER: u64 = 0;
 /// What a shard is to do. Those to one shard are done in the order in which they were sent.
 #[derive(Debug)]
 pub(super) enum Task<T> {
-    /// Evaluate commands that concern this shard alone; answer with [`Report::Round`].
+    /// Evaluate commands that concern this shard alone, and take note of leases granted among them; answer with [`Report::Round`].
     Round { at: ReadPoint, commands: Vec<(u32, StoredCommand)> },
     /// Look at the compares and the preconditions of a transaction; answer with [`Report::Gathered`].
     Gather { job: u64, at: ReadPoint, command: StoredCommand },
     /// Evaluate this shard's part of every op of a command along a path; answer with [`Report::Ran`].
     Run { job: u64, at: ReadPoint, command: StoredCommand, path: Arc<[bool]> },
+    /// Delete these keys, which are this shard's and attached to a lease that ends; answer with [`Report::Ran`].
+    Revoke { at: ReadPoint, lease: i64, keys: Vec<Vec<u8>> },
+    /// A lease is no more; answer with [`Report::Settled`].
+    LeaseEnded(i64),
     /// Install the changes evaluated last under their final numbers; answer with [`Report::Settled`].
     Settle(Numbering),
     /// Forget the changes evaluated last; answer with [`Report::Settled`].

@@ -36,6 +36,8 @@
 //! - I2: ownership changes between batches, never between the freeze and the installation of a checkpoint.
 //! - I3: a reader sees the published revision at which it began, whatever is installed meanwhile.
 
+mod answer;
+mod append;
 mod balance;
 mod coordinator;
 mod evaluation;
@@ -45,10 +47,14 @@ mod merge;
 mod message;
 mod numbering;
 mod ops;
+mod reader;
+mod revoke;
+mod round;
 mod spanning;
 mod worker;
 
-pub use coordinator::{Answer, Answered, Coordinator, CoordinatorStep, ShardOptions};
+pub use answer::{Answer, Answered};
+pub use coordinator::{Coordinator, CoordinatorStep, ShardOptions};
 pub use map::{SHARDS_MAX, ShardId, ShardMap, ShardSet};
 pub use message::{FrozenPart, ShardReport, ShardTask, StoredCommand};
 pub use worker::{Shard, ShardStep, Shared};

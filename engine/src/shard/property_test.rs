@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::budget::{Budget, Pause};
 use crate::command::{Command, Entry, Op, Txn, append_command, begin_entry};
+use crate::lease::{Leases, encode_stored};
 use crate::mvcc::key_tree::{KeyScan, KeyTree};
 use crate::mvcc::{Evaluated, KeyRange, Keyspace, KeyspaceState, MvccError, OpOutcome, RangeCursor, RowList, TxnRange};
 use crate::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
@@ -49,9 +50,9 @@ impl PageSource for Pages {
     }
 }
 
-/// A key tree as an ordered map; each key stands on a page of its own.
+/// A key tree as an ordered map; each key stands on a page of its own. Entries are held in their binary form.
 #[derive(Clone, Debug, Default)]
-struct MapTree(Arc<BTreeMap<Vec<u8>, KeyEntry>>);
+struct MapTree(Arc<BTreeMap<Vec<u8>, Vec<u8>>>);
 
 fn page_of(key: &[u8]) -> Block {
     let offset = key.iter().fold(0, |sum, &byte| (sum * 257 + u64::from(byte)) % 4096);
@@ -59,7 +60,7 @@ fn page_of(key: &[u8]) -> Block {
 }
 
 struct MapScan<'a> {
-    entries: std::collections::btree_map::Range<'a, Vec<u8>, KeyEntry>,
+    entries: std::collections::btree_map::Range<'a, Vec<u8>, Vec<u8>>,
     pages: &'a dyn PageSource,
 }
 
@@ -68,12 +69,13 @@ impl KeyTree for MapTree {
 
     fn get(&self, key: &[u8], pages: &dyn PageSource) -> Result<Option<KeyEntry>, Unavailable> {
         pages.block(page_of(key))?;
-        Ok(self.0.get(key).cloned())
+        Ok(self.0.get(key).map(|bytes| KeyEntry::decode(bytes).unwrap()))
     }
 
     fn count_live(&self, range: KeyRange<'_>, pages: &dyn PageSource) -> Result<u64, Unavailable> {
         pages.block(page_of(range.start()))?;
-        Ok(self.0.iter().filter(|(key, entry)| range.contains(key) && !entry.is_tombstone()).count() as u64)
+        let inside = self.0.iter().filter(|(key, _)| range.contains(key));
+        Ok(inside.filter(|(_, bytes)| KeyEntry::decode_is_live(bytes).unwrap()).count() as u64)
     }
 
     fn scan<'a>(&'a self, from: &[u8], pages: &'a dyn PageSource) -> Result<MapScan<'a>, Unavailable> {
@@ -83,13 +85,14 @@ impl KeyTree for MapTree {
 
 impl<'a> KeyScan<'a> for MapScan<'a> {
     fn next(&mut self) -> Result<Option<(&'a [u8], KeyEntry)>, Unavailable> {
-        let Some((key, entry)) = self.entries.next() else { return Ok(None) };
-        self.pages.block(page_of(key))?;
-        Ok(Some((key, entry.clone())))
+        let next = self.next_raw()?;
+        Ok(next.map(|(key, bytes)| (key, KeyEntry::decode(bytes).unwrap())))
     }
 
     fn next_raw(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Unavailable> {
-        unreachable!("no leases are granted")
+        let Some((key, bytes)) = self.entries.next() else { return Ok(None) };
+        self.pages.block(page_of(key))?;
+        Ok(Some((key, bytes)))
     }
 }
 
@@ -104,12 +107,31 @@ impl MapTree {
             let mut cursor = overlay.seek(from);
             while let Some((key, entry, after)) = overlay.next(cursor).filter(|(key, ..)| to.is_none_or(|to| *key < to))
             {
-                map.insert(key.to_vec(), entry.clone());
+                let mut bytes = Vec::new();
+                entry.encode_into(&mut bytes);
+                map.insert(key.to_vec(), bytes);
                 cursor = after;
             }
         }
         if random.one_in(2) {
-            map.retain(|_, entry| !entry.is_tombstone() || entry.row.main >= compacted);
+            let seen = |entry: KeyEntry| !entry.is_tombstone() || entry.row.main >= compacted;
+            map.retain(|_, bytes| seen(KeyEntry::decode(bytes).unwrap()));
+        }
+        Self(Arc::new(map))
+    }
+
+    /// The tree of leases after a merge.
+    fn merged_leases(&self, frozen: &Overlay) -> Self {
+        let mut map = BTreeMap::clone(&self.0);
+        let mut cursor = frozen.seek(b"");
+        while let Some((key, entry, after)) = frozen.next(cursor) {
+            let mut bytes = Vec::new();
+            if encode_stored(key, entry, &mut bytes) {
+                map.insert(key.to_vec(), bytes);
+            } else {
+                map.remove(key);
+            }
+            cursor = after;
         }
         Self(Arc::new(map))
     }
@@ -124,6 +146,7 @@ fn some_budget(random: &mut Random) -> Budget {
 /// The reference.
 struct Single {
     space: Keyspace<MapTree>,
+    leases: MapTree,
     pages: Pages,
 }
 
@@ -155,6 +178,10 @@ impl Single {
                 self.until_done(|space, pages| space.apply_txn(txn, budget, pages)).map(OpOutcome::Txn).map(Answer::Op)
             }
             Command::Compact { revision } => self.space.apply_compact(*revision).map(Answer::Compact),
+            Command::LeaseGrant { id, ttl } => self.space.apply_lease_grant(*id, *ttl).map(|()| Answer::LeaseGrant),
+            Command::LeaseRevoke { id } => {
+                self.until_done(|space, pages| space.apply_lease_revoke(*id, budget, pages)).map(Answer::LeaseRevoke)
+            }
             other => unreachable!("{other:?} is not generated"),
         }
     }
@@ -180,7 +207,8 @@ impl Single {
             Some(frozen) => {
                 let compacted = self.space.state().compacted;
                 let tree = self.space.tree().merged(&[(frozen, b"", None)], compacted, random);
-                self.space.install_trees(tree, MapTree::default());
+                self.leases = self.leases.merged_leases(&self.space.frozen_leases());
+                self.space.install_trees(tree, self.leases.clone());
             }
         }
     }
@@ -194,6 +222,7 @@ struct Cluster {
     reports: Vec<VecDeque<ShardReport>>,
     rows: RowLog,
     tree: MapTree,
+    leases: MapTree,
     pages: Pages,
     tally: BTreeMap<&'static str, u64>,
 }
@@ -201,10 +230,9 @@ struct Cluster {
 impl Cluster {
     fn new(map: ShardMap) -> Self {
         let options = ShardOptions { round_commands_max: 50, move_keys_max: 3 };
-        let coordinator = Coordinator::new(options, map, KeyspaceState::FRESH, 0);
+        let coordinator = Coordinator::new(options, map, KeyspaceState::FRESH, Leases::default(), 0);
         let count = coordinator.map().shards();
-        let shard =
-            |id| Shard::new(id, Arc::clone(coordinator.map()), MapTree::default(), KeyspaceState::FRESH.revision);
+        let shard = |id| Shard::new(id, &coordinator, MapTree::default());
         let shards = coordinator.map().ids().map(shard).collect();
         Self {
             shards,
@@ -213,6 +241,7 @@ impl Cluster {
             reports: (0..count).map(|_| VecDeque::new()).collect(),
             rows: RowLog::new(ROWS),
             tree: MapTree::default(),
+            leases: MapTree::default(),
             pages: Pages::default(),
             tally: BTreeMap::new(),
         }
@@ -262,6 +291,8 @@ impl Cluster {
             Task::Round { .. } => "round of one",
             Task::Gather { .. } => "gather",
             Task::Run { .. } => "run",
+            Task::Revoke { .. } => "revoke",
+            Task::LeaseEnded(_) => "lease ended",
             Task::Settle(_) => "settle",
             Task::Discard => "discard",
             Task::Freeze => "freeze",
@@ -303,7 +334,9 @@ impl Cluster {
         if let Some(parts) = self.coordinator.frozen() {
             let parts: Vec<_> = parts.iter().map(|part| (&*part.overlay, &*part.from, part.to.as_deref())).collect();
             self.tree = self.tree.merged(&parts, self.coordinator.state().compacted, random);
-            self.coordinator.install_tree(&self.tree.clone());
+            let frozen = self.coordinator.leases().frozen().map(Arc::clone).unwrap_or_default();
+            self.leases = self.leases.merged_leases(&frozen);
+            self.coordinator.install_trees(&self.tree, self.leases.clone());
         } else if self.coordinator.can_freeze() {
             self.coordinator.freeze();
             self.rows.handle_checkpoint();
@@ -353,6 +386,7 @@ impl Comparison {
         Self {
             single: Single {
                 space: Keyspace::new(MapTree::default(), RowLog::new(ROWS), KeyspaceState::FRESH, 0),
+                leases: MapTree::default(),
                 pages: Pages::default(),
             },
             cluster: Cluster::new(map),
@@ -509,6 +543,8 @@ fn any_number_of_shards_is_one_keyspace() {
         "gather",
         "run",
         "settle",
+        "revoke",
+        "lease ended",
         "discard",
         "freeze",
         "tree",

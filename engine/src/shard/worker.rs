@@ -10,13 +10,15 @@
 //! - I2: nothing is installed but by `Settle`, and a reader never sees what is not installed.
 //! - I3: entries beyond the shard's bounds (handed over since) are never looked at: each request is cut to the bounds.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::budget::{Budget, Pause, price};
 use crate::command::Command;
+use crate::lease::{Lease, Leases};
 use crate::mvcc::KeyRange;
-use crate::mvcc::changes::Changes;
+use crate::mvcc::changes::{Change, Changes};
 use crate::mvcc::compare::{CompareWalk, Compared};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::range_walk::key_after;
@@ -24,11 +26,12 @@ use crate::mvcc::txn::check_put;
 use crate::mvcc::view::{Layers, View};
 use crate::mvcc::{KeyspaceState, MvccError};
 use crate::page_source::{PageSource, Unavailable};
+use crate::shard::coordinator::Coordinator;
 use crate::shard::evaluation::{LeafRun, Scope};
 use crate::shard::map::{ShardId, ShardMap};
 use crate::shard::message::{
-    ChangeList, CommandResult, Evaluation, FrozenPart, Gathered, HandedOver, ReadPoint, Report, ShardReport, ShardTask,
-    StoredCommand, Task, WRITER,
+    ChangeList, CommandResult, Evaluation, FrozenPart, Gathered, HandedOver, Part, ReadPoint, Report, ShardReport,
+    ShardTask, StoredCommand, Task, WRITER,
 };
 use crate::shard::numbering::Numbering;
 use crate::shard::ops::{self, Probe};
@@ -64,6 +67,8 @@ pub struct Shard<T> {
     tree: T,
     frozen: Option<Arc<Overlay>>,
     fresh: Overlay,
+    /// Which leases exist. Attachments are the coordinator's.
+    leases: Leases<T>,
     /// The newest row installed here or, for all this shard can tell, elsewhere.
     newest: Revision,
     /// Evaluated, but without final numbers.
@@ -96,17 +101,18 @@ struct Progress {
     entries: Vec<HandedOver>,
 }
 
-impl<T: KeyTree> Shard<T> {
-    /// A shard of a keyspace without changes since the checkpoint that `tree` belongs to.
+impl<T: KeyTree + Clone> Shard<T> {
+    /// A shard of a keyspace without changes since the checkpoint that `tree` belongs to, by its coordinator.
     #[must_use]
-    pub fn new(id: ShardId, map: Arc<ShardMap>, tree: T, newest: i64) -> Self {
+    pub fn new(id: ShardId, coordinator: &Coordinator<T>, tree: T) -> Self {
         Self {
             id,
-            map,
+            map: Arc::clone(coordinator.map()),
             tree,
             frozen: None,
             fresh: Overlay::new(),
-            newest: Revision { main: newest, sub: u32::MAX },
+            leases: coordinator.leases().without_attachments(),
+            newest: Revision { main: coordinator.state().revision, sub: u32::MAX },
             pending: None,
             tasks: VecDeque::new(),
             reports: VecDeque::new(),
@@ -155,6 +161,11 @@ impl<T: KeyTree> Shard<T> {
                 Ok(Report::Gathered { job: *job, gathered: std::mem::take(&mut progress.gathered) })
             }
             Task::Run { job, at, command, path } => self.run(*job, *at, command, path, progress, shared, budget),
+            Task::Revoke { at, lease, keys } => self.revoke(*at, *lease, keys, progress, shared, budget),
+            Task::LeaseEnded(id) => {
+                self.leases.note(*id, None);
+                Ok(Report::Settled)
+            }
             Task::Settle(numbering) => self.settle(numbering, &mut progress.done, budget),
             Task::Discard => {
                 self.pending = None;
@@ -191,7 +202,16 @@ impl<T: KeyTree> Shard<T> {
             let at = ReadPoint { revision: at.revision + i64::from(*index), ..at };
             let changes = progress.changes.get_or_insert_with(|| Changes::new(at.revision + 1));
             changes.begin(at.revision + 1);
-            let result = self.command(at, &command.decode(), progress, shared, budget)?;
+            let command = command.decode();
+            if let Command::LeaseGrant { id, ttl } = command {
+                // One that exists is refused by the coordinator, and stays as it is.
+                if self.leases.get(id).is_none() {
+                    self.leases.note(id, Some(Lease { ttl }));
+                }
+                progress.done += 1;
+                continue;
+            }
+            let result = self.command(at, &command, progress, shared, budget)?;
             let changes = progress.changes.as_mut().expect("made above");
             if result.is_err() {
                 changes.take_back();
@@ -320,6 +340,32 @@ impl<T: KeyTree> Shard<T> {
         Ok(Report::Ran { job, result, changes })
     }
 
+    /// Deletes keys whose lease ends.
+    fn revoke(
+        &mut self,
+        at: ReadPoint,
+        lease: i64,
+        keys: &[Vec<u8>],
+        progress: &mut Progress,
+        shared: Shared<'_>,
+        budget: &mut Budget,
+    ) -> Result<Report, Pause> {
+        let view = View { layers: self.layers(at, shared), changes: None, pages: shared.pages };
+        let changes = progress.changes.get_or_insert_with(|| Changes::new(at.revision + 1));
+        while let Some(key) = keys.get(changes.of_command() as usize) {
+            let entry = view
+                .entry(key)?
+                .filter(|entry| entry.lease == lease)
+                .expect("an attached key is alive and names its lease");
+            changes.push(Change::delete(Cow::Owned(key.clone()), changes.next_at(), &entry, at.floor));
+            budget.charge(price::SEEK + price::CHANGE)?;
+        }
+        let deleted = changes.of_command();
+        let changes = progress.changes.take();
+        let changes = self.keep_pending(changes);
+        Ok(Report::Ran { job: WRITER, result: Ok(vec![Part::Delete { deleted, prev: Vec::new() }]), changes })
+    }
+
     fn keep_pending(&mut self, changes: Option<Changes<'static>>) -> ChangeList {
         assert!(self.pending.is_none(), "one evaluation waits to be settled");
         let changes = Arc::new(changes.map_or_else(Vec::new, Changes::into_list));
@@ -409,7 +455,7 @@ impl<T: KeyTree> Shard<T> {
             fresh: &self.fresh,
             rows: shared.rows,
             newest: self.newest,
-            leases: None,
+            leases: Some(&self.leases),
             state: KeyspaceState { revision: at.revision, compacted: at.compacted, digest: 0 },
             floor: at.floor,
         }
