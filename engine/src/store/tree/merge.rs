@@ -16,7 +16,7 @@
 //! - I4: the new tree's entry count is the old one plus keys that entered minus keys that left.
 
 use crate::page_source::{PageSource, Unavailable};
-use crate::store::page::{Page, PageRef};
+use crate::store::page::{Page, PageId, PageRef};
 use crate::store::tree::builder::{Builder, Made, PageSink};
 use crate::store::tree::{TreeId, TreeRoot, open_page};
 use crate::store::verified::Verified;
@@ -61,6 +61,10 @@ pub struct Merge {
     entries: u64,
     /// The old tree, until the first step.
     unstarted: Option<Option<TreeRoot>>,
+    /// The branch made last: pages made are not readable yet.
+    newest_branch: Option<PageId>,
+    /// The new tree, once every page is made.
+    ended: Option<Option<TreeRoot>>,
 }
 
 #[derive(Debug)]
@@ -106,6 +110,8 @@ impl Merge {
             made: Vec::new(),
             entries: root.map_or(0, |root| root.entries),
             unstarted: Some(root),
+            newest_branch: None,
+            ended: None,
         };
         let height = root.map_or(0, |root| root.height);
         merge.builders.extend((0..=height).map(|level| Builder::new(tree, level)));
@@ -146,7 +152,10 @@ impl Merge {
             } else if !self.path.is_empty() {
                 self.step_branch(budget, changes, verified, pages, sink)?;
             } else {
-                return Ok(MergeStep::Done(self.finish(sink)));
+                if self.ended.is_none() {
+                    self.ended = Some(self.finish(sink));
+                }
+                return self.collapse(verified, pages, sink).map(MergeStep::Done);
             }
         }
     }
@@ -266,6 +275,9 @@ impl Merge {
         if self.builders.len() == usize::from(above) {
             self.builders.push(Builder::new(self.tree, above));
         }
+        if level > 0 {
+            self.newest_branch = self.made.last().map(|made| made.page.page);
+        }
         for made in self.made.drain(..) {
             self.builders[usize::from(above)].push_child(&made.key, made.page);
         }
@@ -294,6 +306,27 @@ impl Merge {
             self.promote(level, sink);
             level += 1;
         }
+    }
+
+    /// A subtree that was taken over and is all that is left may begin with branches of one child each, the rests of
+    /// merges before: the tree begins below them. A branch made now is a root only with several children.
+    fn collapse(
+        &mut self,
+        verified: &Verified,
+        pages: &dyn PageSource,
+        sink: &mut dyn PageSink,
+    ) -> Result<Option<TreeRoot>, Unavailable> {
+        let root = self.ended.as_mut().expect("the caller finished");
+        while let Some(top) = root.filter(|top| top.height > 0 && self.newest_branch != Some(top.page.page)) {
+            let page = open_page(self.tree, top.page, top.height, verified, pages)?;
+            if page.count() > 1 {
+                break;
+            }
+            let child = page.child(0).ok_or_else(|| corrupt(Some(top.page), verified))?;
+            sink.free(top.page);
+            *root = Some(TreeRoot { page: child, height: top.height - 1, ..top });
+        }
+        Ok(*root)
     }
 }
 

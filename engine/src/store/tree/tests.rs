@@ -346,6 +346,34 @@ fn deletions_leave_no_crowd_of_small_pages() {
 }
 
 #[test]
+fn what_mass_deletes_leave_is_no_taller_than_it_has_to_be() {
+    let key = |n: u32| format!("{n:0500}").into_bytes();
+    let without = |keys: std::ops::Range<u32>| keys.map(|n| (key(n), None)).collect::<Changes>();
+    let (mut taken_over, mut last) = (0, 400);
+    for from in (100..390).step_by(10) {
+        let mut grove = Grove::new(16384, 1 << 18);
+        last += 1;
+        grove.merge(&(0..last).map(|n| (key(n), Some(vec![0; 9]))).collect(), || u32::MAX);
+        // The right edge shrinks to a branch of one child, which is taken over when all before it goes.
+        grove.merge(&without(from..last - 2), || u32::MAX);
+        let right = grove.tree.root().map(|root| root.height);
+        grove.files.cold.set(true);
+        grove.merge(&without(0..from), || 50);
+        grove.files.cold.set(false);
+        grove.check();
+        let mut pages = 0;
+        grove.tree.visit_pages(&grove.files, &mut |_| pages += 1).unwrap();
+        let height = grove.tree.root().unwrap().height;
+        assert!(
+            pages == 1 || height == 1 && pages == 3,
+            "two keys stand in {pages} pages, {height} levels above leaves"
+        );
+        taken_over += usize::from(right > Some(1));
+    }
+    assert!(taken_over > 10);
+}
+
+#[test]
 fn rot_is_found_at_the_first_read_and_named() {
     let mut grove = random_generations(7, 12, 64, 0);
     grove.files.cold.set(false);
