@@ -11,15 +11,17 @@ use crate::page_source::Unavailable;
 /// Prices, in units.
 pub(crate) mod price {
     /// An entry of the key index that a walk passes.
-    pub(crate) const ENTRY: u32 = 2;
+    pub(crate) const ENTRY: u32 = 4;
     /// A row read by its address: a lookup in the directory or a step along a key's chain.
-    pub(crate) const ROW: u32 = 4;
+    pub(crate) const ROW: u32 = 10;
+    /// The row behind another one.
+    pub(crate) const NEXT_ROW: u32 = 4;
     /// The way down to a key through all layers.
-    pub(crate) const SEEK: u32 = 10;
+    pub(crate) const SEEK: u32 = 20;
     /// The number of live keys of a range, from the subtree counts of all layers.
     pub(crate) const COUNT: u32 = 40;
     /// A change: evaluated, appended to the row log, installed in the overlay.
-    pub(crate) const CHANGE: u32 = 10;
+    pub(crate) const CHANGE: u32 = 15;
     /// A comparison while sorting.
     pub(crate) const COMPARISON: u32 = 1;
     /// Bytes copied, hashed or compared for one unit.

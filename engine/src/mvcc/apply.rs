@@ -13,7 +13,7 @@
 
 use crate::budget::{Budget, Pause, price};
 use crate::command::{DeleteRange, Op, Put, Txn};
-use crate::mvcc::changes::{Change, next_at};
+use crate::mvcc::changes::{Change, Rest, next_at};
 use crate::mvcc::delete::{DeleteSlice, DeleteWalk, RevokeWalk};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::{Evaluated, Keyspace};
@@ -31,8 +31,7 @@ pub(super) enum Pending {
     /// A transaction's changes, from the next one to be installed.
     Install {
         outcome: TxnOutcome,
-        changes: std::vec::IntoIter<Change<'static>>,
-        installed: usize,
+        changes: Rest<'static>,
     },
 }
 
@@ -94,9 +93,7 @@ impl<T: KeyTree> Keyspace<T> {
         match self.pending.take().map(|pending| *pending) {
             None => self.begin_txn(txn, budget, pages),
             Some(Pending::Txn(run)) => self.go_on_with_txn(run, txn, budget, pages),
-            Some(Pending::Install { outcome, changes, installed }) => {
-                self.install_rest(outcome, changes, installed, budget).map(Ok)
-            }
+            Some(Pending::Install { outcome, changes }) => self.install_rest(outcome, changes, budget).map(Ok),
             Some(Pending::Delete(_) | Pending::Revoke(_)) => {
                 unreachable!("a command that paused is called again before the next")
             }
@@ -115,18 +112,18 @@ impl<T: KeyTree> Keyspace<T> {
                 return Err(pause);
             }
         };
-        let changes = run.changes.into_list();
-        for (index, change) in changes.iter().enumerate() {
-            self.install(change);
+        let mut changes = run.changes.into_rest();
+        let changed = !changes.is_empty();
+        while let Some(change) = changes.take_next() {
+            self.install(&change);
             // Evaluation paid for the changes; installing as many may take as long again.
-            if !budget.spend(price::CHANGE) && index + 1 < changes.len() {
-                let rest = changes.into_iter().skip(index + 1).map(Change::into_owned).collect::<Vec<_>>();
-                let (changes, installed) = (rest.into_iter(), index + 1);
-                self.pending = Some(Box::new(Pending::Install { outcome, changes, installed }));
+            if !budget.spend(price::CHANGE) && !changes.is_empty() {
+                let changes = changes.into_owned();
+                self.pending = Some(Box::new(Pending::Install { outcome, changes }));
                 return Err(Pause::Budget);
             }
         }
-        self.end_txn(&outcome, changes.len());
+        self.end_txn(&outcome, changed);
         Ok(Ok(outcome))
     }
 
@@ -139,7 +136,7 @@ impl<T: KeyTree> Keyspace<T> {
     ) -> Evaluated<TxnOutcome> {
         let ground = Ground { layers: self.layers(), pages };
         match run.step(txn, &ground, Change::into_owned, budget) {
-            Ok(Ok(outcome)) => self.install_rest(outcome, run.changes.into_list().into_iter(), 0, budget).map(Ok),
+            Ok(Ok(outcome)) => self.install_rest(outcome, run.changes.into_rest(), budget).map(Ok),
             Ok(Err(error)) => Ok(Err(error)),
             Err(pause) => {
                 self.pending = Some(Box::new(Pending::Txn(run)));
@@ -151,24 +148,23 @@ impl<T: KeyTree> Keyspace<T> {
     fn install_rest(
         &mut self,
         outcome: TxnOutcome,
-        mut changes: std::vec::IntoIter<Change<'static>>,
-        mut installed: usize,
+        mut changes: Rest<'static>,
         budget: &mut Budget,
     ) -> Result<TxnOutcome, Pause> {
-        while let Some(change) = changes.next() {
+        let changed = outcome.revision > self.state().revision;
+        while let Some(change) = changes.take_next() {
             self.install(&change);
-            installed += 1;
-            if !budget.spend(price::CHANGE) && changes.len() > 0 {
-                self.pending = Some(Box::new(Pending::Install { outcome, changes, installed }));
+            if !budget.spend(price::CHANGE) && !changes.is_empty() {
+                self.pending = Some(Box::new(Pending::Install { outcome, changes }));
                 return Err(Pause::Budget);
             }
         }
-        self.end_txn(&outcome, installed);
+        self.end_txn(&outcome, changed);
         Ok(outcome)
     }
 
-    fn end_txn(&mut self, outcome: &TxnOutcome, changes: usize) {
-        if changes > 0 {
+    fn end_txn(&mut self, outcome: &TxnOutcome, changed: bool) {
+        if changed {
             self.move_to(self.state().revision + 1);
         }
         assert_eq!(outcome.revision, self.state().revision, "a transaction that changes takes one revision");

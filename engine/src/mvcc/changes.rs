@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use crate::mvcc::KeyRange;
+use crate::mvcc::change_list::{ChangeList, ChangesLeft};
 use crate::store::key_entry::{Chain, KeyEntry, Revision};
 
 /// One change, ready to be installed.
@@ -74,7 +75,7 @@ pub(crate) struct Changes<'c> {
     main: i64,
     /// Where the changes of revision `main` begin in the list.
     first: usize,
-    list: Vec<Change<'c>>,
+    list: ChangeList<'c>,
     by_key: BTreeMap<Vec<u8>, Span>,
 }
 
@@ -88,7 +89,7 @@ struct Span {
 impl<'c> Changes<'c> {
     /// An empty list whose changes will be of revision `main`.
     pub(crate) fn new(main: i64) -> Self {
-        Self { main, first: 0, list: Vec::new(), by_key: BTreeMap::new() }
+        Self { main, first: 0, list: ChangeList::default(), by_key: BTreeMap::new() }
     }
 
     /// The revision a reader of this transaction stands at.
@@ -149,8 +150,7 @@ impl<'c> Changes<'c> {
             return self.list.get(self.first + at.sub as usize);
         }
         // Of an earlier command of the round.
-        let earlier = &self.list[..self.first];
-        earlier.binary_search_by_key(&at, |change| change.entry.row).ok().map(|index| &earlier[index])
+        self.list.find(at)
     }
 
     /// Changed keys at or above `from`, in order.
@@ -171,12 +171,41 @@ impl<'c> Changes<'c> {
 
     /// The same, with nothing borrowed from the command.
     pub(crate) fn into_owned(self) -> Changes<'static> {
-        let list = self.list.into_iter().map(Change::into_owned).collect();
-        Changes { main: self.main, first: self.first, list, by_key: self.by_key }
+        Changes { main: self.main, first: self.first, list: self.list.into_owned(), by_key: self.by_key }
     }
 
     pub(crate) fn into_list(self) -> Vec<Change<'c>> {
-        self.list
+        self.list.into_left().collect()
+    }
+
+    /// The changes in order, to be installed.
+    pub(crate) fn into_rest(self) -> Rest<'c> {
+        Rest { list: self.list.into_left(), by_key: self.by_key }
+    }
+}
+
+/// Changes that are still to be installed. What they hold is freed as they are taken.
+#[derive(Debug)]
+pub(crate) struct Rest<'c> {
+    list: ChangesLeft<'c>,
+    by_key: BTreeMap<Vec<u8>, Span>,
+}
+
+impl<'c> Rest<'c> {
+    pub(crate) fn take_next(&mut self) -> Option<Change<'c>> {
+        drop(self.by_key.pop_first());
+        self.list.next()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The same, with nothing borrowed from the command.
+    pub(crate) fn into_owned(self) -> Rest<'static> {
+        let mut list = ChangeList::default();
+        self.list.for_each(|change| list.push(change.into_owned()));
+        Rest { list: list.into_left(), by_key: self.by_key }
     }
 }
 

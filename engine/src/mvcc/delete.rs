@@ -14,6 +14,9 @@ use crate::mvcc::range_walk::{key_after, look_ahead};
 use crate::mvcc::view::{Scan, View};
 use crate::store::key_entry::{KeyEntry, Revision};
 
+/// With so many rows, room is made for all there may be.
+const MANY: usize = 4096;
+
 /// Attached keys looked up ahead when a page is missing.
 const LOOK_AHEAD: usize = 32;
 
@@ -91,6 +94,12 @@ impl<'v, 'c, T: KeyTree> DeleteSlice<'_, 'v, 'c, T> {
             // Read now even for the answer: nothing may be missing when it is given, if it takes no more than this step.
             self.view.value(entry.row)?;
             budget.spend(price::ROW);
+            if self.walk.prev.len() == MANY
+                && let Ok(count) = self.view.count(KeyRange::new(self.del.key, self.del.range_end))
+            {
+                // Growing would copy megabytes in one step.
+                self.walk.prev.reserve_exact(usize::try_from(count).unwrap_or(0));
+            }
             self.walk.prev.push(entry.row);
         }
         let at = next_at(self.first.main, self.first.sub as usize + self.walk.deleted);

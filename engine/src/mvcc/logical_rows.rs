@@ -71,7 +71,7 @@ impl LogicalRows {
                 budget.spend_bytes(row.key.len() + row.value.len());
             }
             self.next = after(row.at);
-            budget.charge(price::ROW)?;
+            budget.charge(price::NEXT_ROW)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@
 //! - I4: apply depends on replicated state alone.
 
 mod apply;
+mod change_list;
 pub(crate) mod changes;
 pub mod check;
 pub(crate) mod compare;
@@ -51,3 +52,5 @@ mod model;
 mod model_bed;
 #[cfg(test)]
 mod model_test;
+#[cfg(test)]
+mod slices_test;

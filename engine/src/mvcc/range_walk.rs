@@ -22,6 +22,9 @@ use crate::mvcc::view::{Scan, View};
 use crate::page_source::PageSource;
 use crate::store::key_entry::Revision;
 
+/// With so many rows, room is made for all there may be: growing would copy megabytes in one step.
+const MANY: usize = 4096;
+
 /// Rows looked up ahead when a page is missing.
 const LOOK_AHEAD: usize = 64;
 
@@ -296,6 +299,9 @@ impl RangeWalk {
             return Ok(());
         }
         self.passed += 1;
+        if self.passed == MANY {
+            self.make_room(view, query);
+        }
         match &mut self.heap {
             None => self.rows.push(at),
             Some(heap) => {
@@ -304,6 +310,17 @@ impl RangeWalk {
             }
         }
         Ok(())
+    }
+
+    /// Makes room for as many rows as there may be.
+    fn make_room<T: KeyTree>(&mut self, view: &View<'_, T>, query: &RangeQuery<'_>) {
+        // Without the pages for a count the rows are moved as they grow.
+        let Ok(count) = view.count(KeyRange::new(query.key, query.range_end)) else { return };
+        let rows = usize::try_from(count).unwrap_or(0).min(rows_max(query)).min(limit(query).saturating_add(1));
+        self.rows.reserve_exact(rows.saturating_sub(self.rows.len()));
+        if let Some(heap) = &mut self.heap {
+            heap.make_room(rows);
+        }
     }
 
     /// Counts from where the walk stands, in two ways at once, and takes the one that ends first: over the keys, and
@@ -352,7 +369,7 @@ impl RangeWalk {
             if !self.newer.step(view, range)? {
                 return Ok(true);
             }
-            budget.charge(price::ENTRY + price::ROW)?;
+            budget.charge(price::ENTRY + price::NEXT_ROW)?;
         }
         Ok(false)
     }

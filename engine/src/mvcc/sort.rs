@@ -52,6 +52,11 @@ impl SortHeap {
         Self { target, descending, rows_max, heap: Vec::new(), pushed: 0, sift: None }
     }
 
+    /// Makes room for so many rows.
+    pub(crate) fn make_room(&mut self, rows: usize) {
+        self.heap.reserve_exact(rows.saturating_sub(self.heap.len()));
+    }
+
     /// Takes a row in; `view` holds what the target needs. The worst row leaves if there is one too many.
     /// [`Self::settle`] must follow.
     pub(crate) fn push(&mut self, at: Revision, view: &RowView<'_>) {
