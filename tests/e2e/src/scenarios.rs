@@ -12,6 +12,7 @@ mod kill;
 mod kvdiff;
 mod powercut;
 mod process;
+mod residency;
 
 use anyhow::Result;
 
@@ -57,6 +58,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "h2spec_no_worse_than_etcd", run: h2spec::no_worse_than_etcd },
     Scenario { name: "random_requests", run: kvdiff::random_requests },
     Scenario { name: "hash_kv", run: kvdiff::hash_kv },
+    Scenario { name: "more_than_memory", run: residency::more_than_memory },
     Scenario { name: "power_cuts", run: powercut::power_cuts },
     Scenario { name: "disk_errors", run: powercut::disk_errors },
     Scenario { name: "disk_full", run: diskfull::disk_full },

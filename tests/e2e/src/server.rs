@@ -127,6 +127,14 @@ pub struct Server {
 }
 
 impl Server {
+    /// A line of the process status, in bytes: `VmRSS`, `RssFile`.
+    pub fn memory(&self, line: &str) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let value = status.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':'));
+        let kilobytes = value.and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        Ok(kilobytes.with_context(|| format!("no {line} in the process status"))? << 10)
+    }
+
     /// Which server it is.
     pub fn subject(&self) -> Subject {
         self.launch.subject

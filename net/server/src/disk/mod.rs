@@ -34,8 +34,8 @@ use residency::{CHUNK_BYTES, Residency};
 pub use space::RESERVE_FILE_NAME;
 use space::{Space, SpaceStep, is_full};
 
-/// What stays in memory however small the budget: 4 MiB.
-const MAPPED_BYTES_MIN: u64 = 4 << 20;
+/// What stays in memory however small the budget.
+const MAPPED_BYTES_MIN: u64 = 8 << 20;
 
 /// What a submission was for.
 #[derive(Debug)]
@@ -345,12 +345,18 @@ impl Disk {
         }
     }
 
-    /// Loads the pages of a missing block, unless that is under way.
+    /// Loads the pages of a missing block, unless that is under way; and those that the evaluation looked for beyond it.
     pub fn load<P: Port>(&mut self, port: &mut P, block: Block) {
+        let missed = self.store.take_missed();
+        self.request(block);
+        missed.into_iter().for_each(|ahead| self.request(ahead));
+        self.submit_loads(port);
+    }
+
+    fn request(&mut self, block: Block) {
         let store = &self.store;
         let chunks = store.file(block.file).map_or(0, |open| open.bytes.div_ceil(CHUNK_BYTES));
         self.loads.request(block, store.turn(), chunks, |chunk| store.holds_chunk(chunk));
-        self.submit_loads(port);
     }
 
     fn submit_loads<P: Port>(&mut self, port: &mut P) {

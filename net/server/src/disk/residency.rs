@@ -10,7 +10,7 @@
 //! - I4: what was read since `protected_since` stays, however little the budget, up to [`OVERSHOOT_CHUNKS_MAX`] more
 //!   than it: an evaluation that waits for its last page must find the ones before.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -24,6 +24,8 @@ const OVERSHOOT_CHUNKS_MAX: u64 = (128 << 20) / CHUNK_BYTES;
 /// Candidates looked at, and chunks released, in one turn at most.
 const LOOKS_PER_TURN: usize = 4096;
 const RELEASED_PER_TURN: usize = 512;
+/// Misses of one evaluation that are remembered.
+const MISSED_MAX: usize = 128;
 
 /// A chunk of a store file.
 pub(super) type ChunkId = (StoreFile, u64);
@@ -62,12 +64,14 @@ pub(super) struct Residency {
     candidates: VecDeque<Candidate>,
     resident: u64,
     turn: u64,
+    /// Blocks that were read in vain: an evaluation looks ahead for what it will need next.
+    missed: RefCell<Vec<Block>>,
 }
 
 impl Default for Residency {
     fn default() -> Self {
         let (superblocks, index, rows) = (Vec::new(), Vec::new(), Vec::new());
-        Self { superblocks, index, rows, candidates: VecDeque::new(), resident: 0, turn: 1 }
+        Self { superblocks, index, rows, candidates: VecDeque::new(), resident: 0, turn: 1, missed: RefCell::default() }
     }
 }
 
@@ -146,11 +150,20 @@ impl Residency {
         }
         for chunk in &open.chunks[positions(block, open.chunks.len())] {
             if chunk.touched.get() == 0 {
+                let mut missed = self.missed.borrow_mut();
+                if missed.len() < MISSED_MAX {
+                    missed.push(block);
+                }
                 return Err(Unavailable::Missing(block));
             }
             chunk.touched.set(self.turn);
         }
         Ok(open.id)
+    }
+
+    /// Takes the blocks that were read in vain since the last call.
+    pub(super) fn take_missed(&self) -> Vec<Block> {
+        self.missed.take()
     }
 
     /// Whether all of a block is in memory.
