@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{AccessGuard, Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::work::{self, Blocking, Figures, Work, key, value};
 
@@ -37,7 +37,7 @@ impl Blocking for Redb {
         let table = self.database.begin_read()?.open_table(TABLE)?;
         for number in numbers {
             let found = table.get(&key(number)[..])?;
-            work::check_loaded(number, found.as_ref().map(|found| found.value()))?;
+            work::check_loaded(number, found.as_ref().map(AccessGuard::value))?;
         }
         Ok(())
     }
