@@ -12,6 +12,7 @@ mod kill;
 mod kvdiff;
 mod powercut;
 mod process;
+mod regressions;
 mod residency;
 
 use anyhow::Result;
@@ -61,6 +62,13 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "more_than_memory", run: residency::more_than_memory },
     Scenario { name: "power_cuts", run: powercut::power_cuts },
     Scenario { name: "disk_errors", run: powercut::disk_errors },
+    Scenario { name: "kill_in_checkpoint", run: powercut::kill_in_checkpoint },
+    Scenario { name: "kill_in_upkeep", run: powercut::kill_in_upkeep },
+    Scenario { name: "power_cut_in_file_changes", run: powercut::power_cut_in_file_changes },
+    Scenario { name: "power_cut_after_answers", run: regressions::power_cut_after_answers },
+    Scenario { name: "tombstone_at_head_compacted", run: regressions::tombstone_at_head_compacted },
+    Scenario { name: "tombstone_at_compaction", run: regressions::tombstone_at_compaction },
+    Scenario { name: "deleted_keys_after_restart", run: regressions::deleted_keys_after_restart },
     Scenario { name: "disk_full", run: diskfull::disk_full },
     Scenario { name: "kill_under_load", run: kill::kill_under_load },
 ];

@@ -31,6 +31,8 @@ pub enum Mix {
     Small,
     /// Large values besides, so that the log grows by a checkpoint's worth within seconds.
     Bulk,
+    /// Small requests beside compactions and defragmentations, which write checkpoints and free what is dead.
+    Upkeep,
 }
 
 /// What the load shares with the test.
@@ -169,8 +171,11 @@ impl Driver {
 
     async fn run(mut self) -> Result<()> {
         while !self.shared.stopping.load(Ordering::Relaxed) {
-            if self.stream == 0 && self.chance.percent(2) {
+            if self.stream == 0 && self.chance.percent(if self.mix == Mix::Upkeep { 20 } else { 2 }) {
                 self.compact().await;
+            }
+            if self.stream == 1 && self.mix == Mix::Upkeep && self.chance.percent(20) {
+                self.send("/etcdserverpb.Maintenance/Defragment", &[]).await;
             }
             let call = self.choose();
             self.shared.history().begin(self.stream, call.mutation.clone());

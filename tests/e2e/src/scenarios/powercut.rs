@@ -21,8 +21,6 @@ use crate::setup::{Outcome, Setup};
 
 /// Cycles before a fresh disk is taken, which keeps the data small and cuts first starts too.
 const CYCLES_PER_DISK: u64 = 12;
-/// Cycles of errors.
-const ERRORS: u64 = 12;
 /// A small load runs this long at most before power goes anyway.
 const SMALL_LOAD: Duration = Duration::from_millis(700);
 /// Long enough for a checkpoint's worth of log.
@@ -46,33 +44,75 @@ const fn aim(path: &'static str, sites: &'static [Site], skip_max: u64, in_start
     Aim { path, sites, skip_max, in_start, mix }
 }
 
-/// Repeated entries are drawn more often.
-const AIMS: &[Aim] = &[
+/// Everywhere; repeated entries are drawn more often.
+const EVERYWHERE: &[Aim] = &[
     aim("", Site::ALL, 2000, false, Mix::Small),
-    aim("", Site::ALL, 2000, false, Mix::Small),
+    aim("", Site::ALL, 2000, false, Mix::Upkeep),
     aim("/wal/", &[Site::Write], 1000, false, Mix::Small),
     aim("/wal/", &[Site::Sync], 1000, false, Mix::Small),
     aim("", Site::ALL, 60, true, Mix::Small),
     aim("", &[Site::Name, Site::SyncFolder], 12, true, Mix::Small),
     aim("", Site::ALL, 3000, false, Mix::Bulk),
     aim("/store/", Site::ALL, 400, false, Mix::Bulk),
-    aim("/store/", &[Site::Sync], 8, false, Mix::Bulk),
-    aim("/store/superblock", Site::ALL, 4, false, Mix::Bulk),
+    aim("/store/", &[Site::Sync], 20, false, Mix::Upkeep),
+    aim("/store/superblock", Site::ALL, 8, false, Mix::Upkeep),
     aim("/wal/", &[Site::Name, Site::SyncFolder, Site::Allocate], 6, false, Mix::Bulk),
 ];
+const CHECKPOINTS: &[Aim] = &[
+    aim("/store/rows", Site::ALL, 600, false, Mix::Bulk),
+    aim("/store/index", Site::ALL, 30, false, Mix::Bulk),
+    aim("/store/superblock", Site::ALL, 2, false, Mix::Bulk),
+];
+const UPKEEP: &[Aim] = &[
+    aim("/store/", Site::ALL, 200, false, Mix::Upkeep),
+    aim("/store/", &[Site::Sync], 30, false, Mix::Upkeep),
+    aim("/store/superblock", Site::ALL, 12, false, Mix::Upkeep),
+    aim("/store/", &[Site::Name, Site::SyncFolder, Site::Allocate], 8, false, Mix::Upkeep),
+];
+const FILE_CHANGES: &[Aim] = &[
+    aim("/wal", &[Site::Name], 4, false, Mix::Bulk),
+    aim("/wal", &[Site::SyncFolder], 4, false, Mix::Bulk),
+    aim("/wal", &[Site::Allocate], 3, false, Mix::Bulk),
+    aim("/store", &[Site::Name, Site::SyncFolder, Site::Allocate], 4, false, Mix::Bulk),
+    aim("", &[Site::Name, Site::SyncFolder, Site::Allocate], 20, true, Mix::Small),
+];
+
+/// What a campaign does to its server.
+#[derive(Clone, Copy)]
+struct Campaign {
+    aims: &'static [Aim],
+    blow: Blow,
+    /// Whether what was not synced may be lost; otherwise only the process ends.
+    is_lossy: bool,
+}
 
 /// `--cuts` power cuts: nothing acknowledged is lost, and the server always starts.
 pub(super) fn power_cuts(setup: &Setup) -> Result<Outcome> {
-    run(setup, setup.cuts, Blow::PowerCut)
+    run(setup, setup.cuts, Campaign { aims: EVERYWHERE, blow: Blow::PowerCut, is_lossy: true })
 }
 
 /// An input/output error at some request: the process ends at once, acknowledges nothing that is not there after a
 /// power cut, and the next start is clean.
 pub(super) fn disk_errors(setup: &Setup) -> Result<Outcome> {
-    run(setup, ERRORS, Blow::Error(libc::EIO))
+    run(setup, 12, Campaign { aims: EVERYWHERE, blow: Blow::Error(libc::EIO), is_lossy: true })
 }
 
-fn run(setup: &Setup, cycles: u64, blow: Blow) -> Result<Outcome> {
+/// kill -9 in the middle of a checkpoint: data and the index it was applied at stay together (etcd #13766, #13514).
+pub(super) fn kill_in_checkpoint(setup: &Setup) -> Result<Outcome> {
+    run(setup, 6, Campaign { aims: CHECKPOINTS, blow: Blow::PowerCut, is_lossy: false })
+}
+
+/// kill -9 in the middle of compactions and defragmentations: revisions and data stay (etcd #14685).
+pub(super) fn kill_in_upkeep(setup: &Setup) -> Result<Outcome> {
+    run(setup, 10, Campaign { aims: UPKEEP, blow: Blow::PowerCut, is_lossy: false })
+}
+
+/// Power cuts while files of the log and the store are made, renamed and removed (etcd #14098, #6368, #6378).
+pub(super) fn power_cut_in_file_changes(setup: &Setup) -> Result<Outcome> {
+    run(setup, 8, Campaign { aims: FILE_CHANGES, blow: Blow::PowerCut, is_lossy: true })
+}
+
+fn run(setup: &Setup, cycles: u64, campaign: Campaign) -> Result<Outcome> {
     if setup.subject == Subject::Etcd {
         return Ok(Outcome::Inapplicable("etcd's files are not laid out as the aims expect".to_owned()));
     }
@@ -82,14 +122,18 @@ fn run(setup: &Setup, cycles: u64, blow: Blow) -> Result<Outcome> {
     let started = Instant::now();
     let mut totals = Totals::default();
     for first in (0..cycles).step_by(usize::try_from(CYCLES_PER_DISK)?) {
-        let mut campaign = Campaign::new(setup, totals)?;
+        let mut victim = Victim::new(setup, campaign, totals)?;
         for cycle in first..cycles.min(first + CYCLES_PER_DISK) {
-            campaign.cycle(setup.seed, cycle, blow).with_context(|| format!("cycle {cycle} of seed {}", setup.seed))?;
+            victim.cycle(setup.seed, cycle).with_context(|| format!("cycle {cycle} of seed {}", setup.seed))?;
         }
-        totals = campaign.finish()?;
+        totals = victim.finish()?;
     }
     let seconds = started.elapsed().as_secs_f64() / cycles as f64;
     println!("         {cycles} cycles of {seconds:.1} s: {totals}");
+    // Blows that never fall prove nothing.
+    if totals.struck < cycles / 2 {
+        bail!("only {} of {cycles} cycles reached the request they aimed at", totals.struck);
+    }
     Ok(Outcome::Passed)
 }
 
@@ -118,7 +162,8 @@ impl std::fmt::Display for Totals {
 }
 
 /// A disk, the server on it, and everything its clients were told.
-struct Campaign {
+struct Victim {
+    campaign: Campaign,
     disk: FaultDisk,
     launch: Launch,
     shared: Arc<Shared>,
@@ -127,8 +172,8 @@ struct Campaign {
     last: String,
 }
 
-impl Campaign {
-    fn new(setup: &Setup, totals: Totals) -> Result<Self> {
+impl Victim {
+    fn new(setup: &Setup, campaign: Campaign, totals: Totals) -> Result<Self> {
         let mountpoint = setup.fresh_folder("mount")?;
         let launch = Launch {
             data: mountpoint.join("data"),
@@ -136,13 +181,14 @@ impl Campaign {
             ..setup.launch()?
         };
         let disk = FaultDisk::mount(&mountpoint)?;
-        Ok(Self { disk, launch, shared: Arc::default(), totals, last: "a fresh disk".to_owned() })
+        Ok(Self { campaign, disk, launch, shared: Arc::default(), totals, last: "a fresh disk".to_owned() })
     }
 
     /// Start, verify, load, blow, end; then what the disk kept is decided.
-    fn cycle(&mut self, seed: u64, cycle: u64, blow: Blow) -> Result<()> {
+    fn cycle(&mut self, seed: u64, cycle: u64) -> Result<()> {
         let mut chance = Chance::new(seed, cycle << 8);
-        let aim = chance.pick(AIMS);
+        let Campaign { aims, blow, is_lossy } = self.campaign;
+        let aim = chance.pick(aims);
         let (skip, is_done) = (chance.below(aim.skip_max), chance.percent(50));
         let plan = Plan { path: aim.path, sites: aim.sites, skip, is_done, blow };
         if aim.in_start {
@@ -154,7 +200,7 @@ impl Campaign {
         self.disk.drop_requests();
         let what = result.with_context(|| format!("after {}", self.last))?;
         drop(server);
-        let survival = survival(&mut chance);
+        let survival = if is_lossy { survival(&mut chance) } else { ALL_SURVIVES };
         let losses = self.disk.restore_power(survival, &mut chance)?;
         self.totals.sectors_in_doubt += losses.sectors_in_doubt;
         self.totals.sectors_lost += losses.sectors_lost;
@@ -174,7 +220,7 @@ impl Campaign {
         verify(server.address(), &mut self.shared.history(), chance)?;
         self.disk.arm(plan.clone());
         let load = Load::start(&self.shared, server.address(), aim.mix, chance.bits());
-        let limit = Instant::now() + if aim.mix == Mix::Bulk { BULK_LOAD } else { SMALL_LOAD };
+        let limit = Instant::now() + if aim.mix == Mix::Small { SMALL_LOAD } else { BULK_LOAD };
         while self.disk.wait_struck(Duration::from_millis(20)).is_none() && Instant::now() < limit {
             if load.has_ended() && self.disk.struck().is_none() {
                 let reason = self.shared.lost().unwrap_or_default();
@@ -224,6 +270,9 @@ impl Campaign {
         Ok(self.totals)
     }
 }
+
+/// What a kill of the process alone leaves.
+const ALL_SURVIVES: Survival = Survival { sectors_percent: 100, names_percent: 100, names_in_order: false };
 
 /// Disks differ in how much of what nobody synced they keep.
 fn survival(chance: &mut Chance) -> Survival {
