@@ -303,7 +303,9 @@ impl Node {
             Completion::Corrupt { block } => self.fail_corrupt(port, block),
             Completion::Direct { result } => {
                 let bytes = result.as_deref().ok();
+                let started = port.cpu_now();
                 let rotten = self.scrubber.handle_read(&self.service.replica, bytes, now);
+                self.metrics.observe_step(StepKind::Scrub, port.cpu_now().saturating_sub(started));
                 rotten.into_iter().for_each(|rot| self.report_rot(port, &rot, now));
             }
             Completion::OutOfSpace { what, error } => {
