@@ -1,10 +1,10 @@
 //! Driving reclaim, defragmentation and the pace of checkpoints.
 //!
-//! Owns: when reclaim works, when a checkpoint is taken for its sake, how far a forced defragmentation has come, how much
-//! a step of a merge does. Does not know: which rows are dead (`store::reclaim`), files.
+//! Owns: when reclaim works, when a checkpoint is taken for its sake, how far a forced defragmentation has come, how
+//! much a step of a merge does. Does not know: which rows are dead (`store::reclaim`), files.
 //!
-//! Reclaim changes what a restart finds only through checkpoints: marks of erased keys leave the index with the next one,
-//! a replaced segment's file goes with the second one after. Where nothing else calls for them, reclaim does.
+//! Reclaim changes what a restart finds only through checkpoints: marks of erased keys leave the index with the next
+//! one, a replaced segment's file goes with the second one after. Where nothing else calls for them, reclaim does.
 //!
 //! Invariants
 //! - I1: reclaim never stops writes: it runs on budget that is left, and marks of erased keys end at the overlay's
@@ -23,8 +23,8 @@ use crate::store::{CheckpointStep, ReclaimLimits, ReclaimStep, reclaim};
 const ERASED_WORTH_CHECKPOINT: usize = 4096;
 /// Checkpoints after which nothing that a defragmentation left behind is named by a retained one.
 const CHECKPOINTS_TO_RELEASE: u64 = 2;
-/// Checkpoints for the sake of one walk: one takes its marks and names what was rewritten, two more let go of files. What
-/// checkpoints themselves leave behind (directories and tables) calls for none.
+/// Checkpoints for the sake of one walk: one takes its marks and names what was rewritten, two more let go of files.
+/// What checkpoints themselves leave behind (directories and tables) calls for none.
 const CHECKPOINTS_PER_WALK: u32 = 3;
 /// Parts of a retired overlay that are freed in one step.
 const CHUNKS_FREED_PER_STEP: usize = 2;
@@ -121,7 +121,8 @@ impl Replica {
         step
     }
 
-    /// Nothing is left to count or to rewrite: the defragmentation goes on, and checkpoints let go of what was replaced.
+    /// Nothing is left to count or to rewrite: the defragmentation goes on, and checkpoints let go of what was
+    /// replaced.
     fn end_reclaim(&mut self) -> ReclaimStep {
         let keyspace = &self.state.keyspace;
         let walked = keyspace.rows().reclaim_cursor().to;
@@ -213,8 +214,8 @@ impl Replica {
         self.store.step(work_units, frozen, pages)
     }
 
-    /// What is written since the running checkpoint began, in eighths of what would call for the next one, sets the pace.
-    /// Writes are held up at sixteen.
+    /// What is written since the running checkpoint began, in eighths of what would call for the next one, sets the
+    /// pace. Writes are held up at sixteen.
     pub(super) fn paced(&self, work_units: u32) -> u32 {
         let overlay = self.state.keyspace.overlay();
         let eighths = |now: u64, trigger: u64| now.saturating_mul(8) / trigger.max(1);

@@ -5,8 +5,8 @@
 //! Invariants
 //! - I1: every effect carries a token that no other effect of this process carries, and is answered once, in any
 //!   order, by [`crate::store::Store::handle_complete`]; any failure or short write is final
-//!   ([`crate::store::Store::handle_failed`]). A creation or a write that found no room on the file system is not answered
-//!   until it was repeated with success: the store waits.
+//!   ([`crate::store::Store::handle_failed`]). A creation or a write that found no room on the file system is not
+//!   answered until it was repeated with success: the store waits.
 //! - I2: a write to a file leaves only after the file's creation was completed; a sync of a file leaves only after
 //!   every write it has to cover was completed; a superblock leaves only after every sync it depends on was completed.
 //! - I3: offsets and lengths of writes are multiples of 4096, and two writes in flight never overlap.

@@ -409,8 +409,8 @@ impl Extents {
         None
     }
 
-    /// The first unit in `from..to` that is taken, or free; `to` if there is none. Units whose room was given back count
-    /// as free if `hollow`, else as taken.
+    /// The first unit in `from..to` that is taken, or free; `to` if there is none. Units whose room was given back
+    /// count as free if `hollow`, else as taken.
     fn next_bit(&self, from: u32, to: u32, taken: bool, hollow: bool) -> u32 {
         let mut at = from;
         while at < to {

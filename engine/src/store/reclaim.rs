@@ -1,13 +1,13 @@
 //! Reclaim: what compaction leaves dead is counted, unindexed and finally left behind.
 //!
-//! Owns: which rows are dead, and the order of the work. Does not know: when it is due, checkpoints, files. Rows and their
-//! counts are the row log's, index entries the keyspace's.
+//! Owns: which rows are dead, and the order of the work. Does not know: when it is due, checkpoints, files. Rows and
+//! their counts are the row log's, index entries the keyspace's.
 //!
 //! A row is dead once the bound (the compacted revision, or the oldest pin below it) has reached the next row of its
-//! key, or has passed it if it is a tombstone. One *walk* looks at the rows between the bound before and the bound, each
-//! once: a row's predecessor dies with it, unless that is a tombstone, which dies by itself; a tombstone below the bound
-//! is dead and leaves the index if it is its key's newest row. Then sparse segments are rewritten: a row stays if it is
-//! above the bound of the last walk or the newest of its key at that bound.
+//! key, or has passed it if it is a tombstone. One *walk* looks at the rows between the bound before and the bound,
+//! each once: a row's predecessor dies with it, unless that is a tombstone, which dies by itself; a tombstone below the
+//! bound is dead and leaves the index if it is its key's newest row. Then sparse segments are rewritten: a row stays if
+//! it is above the bound of the last walk or the newest of its key at that bound.
 //!
 //! Invariants
 //! - I1: work of a step that meets an unusable page is as if that row had not been reached.

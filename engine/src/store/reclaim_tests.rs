@@ -1,6 +1,6 @@
 //! Reclaim against a model: random puts, deletes and compactions, reclaim and checkpoints in small steps, a power loss
-//! after any of them, and after each the real recovery, from the newest checkpoint and from the older one: every read at
-//! every revision that is not compacted equals the model, and nothing dead is kept for long.
+//! after any of them, and after each the real recovery, from the newest checkpoint and from the older one: every read
+//! at every revision that is not compacted equals the model, and nothing dead is kept for long.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,6 +51,9 @@ enum Command {
 /// A row of the model: modification revision, create, version, value.
 type Version = (i64, i64, i64, Option<Vec<u8>>);
 
+/// What a reader sees: key, create, modification revision, version, value.
+type Shown<'a> = (&'a [u8], i64, i64, i64, &'a [u8]);
+
 /// All history of every key, and the scalars.
 #[derive(Clone, Debug, Default)]
 struct Model {
@@ -83,7 +86,7 @@ impl Model {
         }
     }
 
-    fn at(&self, revision: i64) -> Vec<(&[u8], i64, i64, i64, &[u8])> {
+    fn at(&self, revision: i64) -> Vec<Shown<'_>> {
         let newest = |rows: &'_ [Version]| rows.partition_point(|(at, ..)| *at <= revision).checked_sub(1);
         let view = |(key, rows): (&'_ Vec<u8>, &'_ Vec<Version>)| newest(rows).map(|index| (key.clone(), index));
         let found: Vec<_> = self.keys.iter().filter_map(view).collect();

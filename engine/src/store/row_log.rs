@@ -18,8 +18,8 @@
 //! - I3: a block's checksum, which stands in its directory, is verified before its first use from the file.
 //! - I4: a block leaves memory only after its writes have completed.
 //! - I5: nothing read from a file can panic: what is malformed under a right checksum is `Corrupt` too.
-//! - I6: a file is removed only when neither of the two newest durable checkpoints names it; the rest of a segment's file
-//!   is given back only when the newest durable checkpoint names the segment as closed.
+//! - I6: a file is removed only when neither of the two newest durable checkpoints names it; the rest of a segment's
+//!   file is given back only when the newest durable checkpoint names the segment as closed.
 
 mod rewrite;
 pub(crate) mod scrub;

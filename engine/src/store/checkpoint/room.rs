@@ -1,7 +1,7 @@
 //! Room on the file system that is given back.
 //!
-//! Owns: discards and removals under way. Does not know: what is free, how the file system does it. A creation or a write
-//! that finds no room is the shell's to repeat: here it takes long, the checkpoint waits and rows stay in memory.
+//! Owns: discards and removals under way. Does not know: what is free, how the file system does it. A creation or a
+//! write that finds no room is the shell's to repeat: here it takes long, the checkpoint waits and rows stay in memory.
 //!
 //! Invariants
 //! - I1: a file is removed only when no discard of it is under way, and nothing is submitted for it afterwards.

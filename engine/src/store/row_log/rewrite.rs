@@ -1,7 +1,7 @@
 //! Segments that replace sparse ones.
 //!
-//! Owns: the copy of the rows that stay, in the same order and under the same addresses, into new segment files, and the
-//! moment at which these take the old ones' place. Does not know: which rows stay (`store::reclaim` says).
+//! Owns: the copy of the rows that stay, in the same order and under the same addresses, into new segment files, and
+//! the moment at which these take the old ones' place. Does not know: which rows stay (`store::reclaim` says).
 //!
 //! While a rewrite runs, readers use the old segments. Once every write of the new ones has completed they take the old
 //! ones' place in memory; the next checkpoint names them. A crash before that leaves files that nothing names.

@@ -26,8 +26,9 @@ const TAIL_BYTES_MIN: u64 = 64 << 10;
 /// Rests from this length on are given back again at the first checkpoint of a process: a crash may have come first.
 const TAIL_BYTES_AGAIN: u64 = 1 << 20;
 
-/// How far reclaim has counted dead rows. At rest `from` and `to` are equal: all rows that are dead as of that bound are
-/// counted. During a walk, rows below `next` are done, and what `from` left out and `to` takes in is counted for them.
+/// How far reclaim has counted dead rows. At rest `from` and `to` are equal: all rows that are dead as of that bound
+/// are counted. During a walk, rows below `next` are done, and what `from` left out and `to` takes in is counted for
+/// them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReclaimCursor {
     /// The bound of the walk before; 0 if there was none.
