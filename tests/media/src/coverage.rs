@@ -28,7 +28,11 @@ pub fn count(steps: &[Step], into: &mut BTreeMap<String, u64>) {
             Step::WriteBegun { file, .. } => format!("writes to {}", family(&names[file])),
             Step::SyncBegun { file, .. } => format!("syncs of {}", family(&names[file])),
             Step::UnlinkBegun { name, .. } => format!("removals of {}", family(name)),
-            Step::Killed { .. } => "kills and stops".to_owned(),
+            Step::Killed { landed } => {
+                *into.entry("writes and names that outlived their process".to_owned()).or_insert(0) +=
+                    landed.len() as u64;
+                "kills and stops".to_owned()
+            }
             Step::Mark(Mark::Acknowledged(_)) => "acknowledgements".to_owned(),
             _ => continue,
         };

@@ -165,8 +165,7 @@ fn main() -> ExitCode {
     std::thread::scope(|scope| {
         for _ in 0..arguments.jobs {
             scope.spawn(|| {
-                loop {
-                    let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed) as usize) else { break };
+                while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
                     let tried = try_batch(*batch, &arguments);
                     let mut total = total.lock().expect("a panic ends the process");
                     total.add(tried);

@@ -68,7 +68,7 @@ pub fn record(seed: u64) -> Result<Recording, String> {
         calls: BTreeMap::new(),
         acknowledged: 0,
     };
-    let lives = recorder.rng.between(2, 4);
+    let lives = recorder.rng.between(2, 5);
     let mut port = port;
     for life in 0..lives {
         port = recorder.live(port, life + 1 == lives).map_err(|fault| format!("recording: {fault:?}"))?;
@@ -94,7 +94,7 @@ impl Recorder {
         let booted = Member::boot_on(&self.geometry, port);
         let mut member = booted.map_err(|(ended, _)| Fault::Ended(ended))?;
         self.calls.clear();
-        if !is_last && self.rng.chance(150) {
+        if !is_last && self.rng.chance(100) {
             // It dies before it serves.
             for _ in 0..self.rng.between(1, 12) {
                 member.turn(u64::MAX)?;
@@ -111,10 +111,19 @@ impl Recorder {
         for _ in 0..self.rng.between(4, 14) {
             self.act(&mut member)?;
         }
-        if is_last || self.rng.chance(400) {
+        if is_last || self.rng.chance(250) {
             return self.close(member, is_last);
         }
-        for _ in 0..self.rng.below(12) {
+        self.die_busy(member)
+    }
+
+    /// The life ends with requests under way.
+    fn die_busy(&mut self, mut member: Member) -> Result<MediaPort, Fault> {
+        for _ in 0..self.rng.between(1, 4) {
+            let request = self.draw();
+            self.issue(&mut member, request);
+        }
+        for _ in 0..self.rng.between(1, 6) {
             self.turn(&mut member)?;
         }
         Ok(self.end(member))
