@@ -193,7 +193,7 @@ impl Shard<'_> {
         }
     }
 
-    /// Frees what checkpoints replaced, and what a compaction left: the server's loop gives it a share of each turn too.
+    /// Frees what checkpoints replaced, and what a compaction left, with the share of a turn that it has in the server.
     fn reclaim(&mut self, port: &mut GlommioPort) -> Result<()> {
         let Booted { replica, disk, .. } = &mut self.booted;
         match replica.reclaim_step(&mut Budget::new(RECLAIM_UNITS), &Pages { port: &*port, disk }) {
