@@ -1,6 +1,7 @@
 //! System calls that the standard library does not offer, each behind a safe face.
 //!
-//! Owns: event descriptors, file locks, space reservation and cache advice, process limits, entropy, the stop-signal handler.
+//! Owns: event descriptors, file locks, space reservation and cache advice, process limits, entropy, the stop-signal
+//! handler.
 //! Does not know: rings, files of the product, events.
 //!
 //! Invariant I1: the signal handler only touches atomics and calls write(2) on an event descriptor that lives as long

@@ -4,8 +4,8 @@
 //! blocks are read, who hears of rot.
 //!
 //! A pass: superblock copies, the map of used units, each tree from its first key on, the row log's table and
-//! directories, its blocks in revision order. It keeps nothing alive. Trees are entered anew by key for every slice of a
-//! few hundred leaves; what was overwritten or removed since a slice was listed is no longer named, and passes.
+//! directories, its blocks in revision order. It keeps nothing alive. Trees are entered anew by key for every slice of
+//! a few hundred leaves; what was overwritten or removed since a slice was listed is no longer named, and passes.
 //! Branches are found through the page source, and read from the medium with their leaves.
 //!
 //! Invariants

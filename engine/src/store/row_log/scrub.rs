@@ -32,8 +32,9 @@ impl RowLog {
         })
     }
 
-    /// Hands out blocks of rows from `from` on, of one segment and at least `bytes` of them if there are as many; answers
-    /// where to go on. Blocks that are still in memory are left for later: they may be on their way to the file.
+    /// Hands out blocks of rows from `from` on, of one segment and at least `bytes` of them if there are as many;
+    /// answers where to go on. Blocks that are still in memory are left for later: they may be on their way to the
+    /// file.
     pub(crate) fn written_blocks(&self, from: Revision, bytes: u64, out: &mut Vec<WrittenBlock>) -> Option<Revision> {
         let limit = self.resident.front().map(|block| block.first);
         let is_written = |first: Revision| limit.is_none_or(|limit| first < limit);

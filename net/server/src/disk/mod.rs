@@ -345,7 +345,7 @@ impl Disk {
         }
     }
 
-    /// Loads the pages of a missing block, unless that is under way; and those that the evaluation looked for beyond it.
+    /// Loads the pages of a missing block, unless that is under way; and those that the evaluation looked for beyond.
     pub fn load<P: Port>(&mut self, port: &mut P, block: Block) {
         let missed = self.store.take_missed();
         self.request(block);
