@@ -48,7 +48,6 @@ pub(super) fn unknown_methods(setup: &Setup) -> Result<Outcome> {
 
 /// RPCs of etcd that the compatibility page lists as absent.
 const ABSENT: &[&str] = &[
-    "/etcdserverpb.KV/RangeStream",
     "/etcdserverpb.Watch/Watch",
     "/etcdserverpb.Lease/LeaseGrant",
     "/etcdserverpb.Lease/LeaseRevoke",
@@ -59,9 +58,6 @@ const ABSENT: &[&str] = &[
     "/etcdserverpb.Cluster/MemberRemove",
     "/etcdserverpb.Cluster/MemberUpdate",
     "/etcdserverpb.Cluster/MemberPromote",
-    "/etcdserverpb.Maintenance/Defragment",
-    "/etcdserverpb.Maintenance/Hash",
-    "/etcdserverpb.Maintenance/HashKV",
     "/etcdserverpb.Maintenance/Snapshot",
     "/etcdserverpb.Maintenance/MoveLeader",
     "/etcdserverpb.Maintenance/Downgrade",
