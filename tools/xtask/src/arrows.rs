@@ -52,6 +52,7 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("libc", &["trilith-reactor", "trilith-server", "trilith-bench", "trilith-e2e"]),
     ("memmap2", &["trilith-reactor"]),
     ("redb", &["trilith-bench-stores"]),
+    ("rkyv", &["trilith-engine"]),
     ("serde_json", &["trilith-bench", "trilith-bench-stores", "trilith-sim", "trilith-e2e", "trilith-xtask"]),
     ("sha1", &["trilith-server"]),
     ("socket2", &["trilith-reactor", "trilith-bench"]),
