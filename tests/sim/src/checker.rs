@@ -1,8 +1,8 @@
 //! The revision witness: decides from revisions alone whether a history is linearizable and durable.
 //!
 //! Owns: every operation with what was known when it was invoked, the claims of acknowledged writes on revisions, and
-//! the reference model that they add up to. Does not know: time, connections, crashes. After each recovery the caller
-//! asks for [`Checker::unclaimed`] revisions, reads the store there, and calls [`Checker::settle`].
+//! the reference model that they add up to. Does not know: connections, crashes. After each recovery the caller asks for
+//! [`Checker::unclaimed`] revisions, reads the store there, and calls [`Checker::settle`].
 //!
 //! Invariants
 //! - I1: an acknowledged write stands exactly once, at the revision it returned, with exactly the model's response.
@@ -12,14 +12,21 @@
 //! - I4: a read equals the model at its revision, and what was read is never lost.
 //! - I5: once a compaction was acknowledged, no read shows anything older; without one that was asked for, none is
 //!   refused.
+//! - I6: a refusal names the fault that the arguments have, or one that the state had at some revision between those
+//!   known before the request and those made by writes begun after the refusal.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Answer, Request, Response};
-use crate::model::{KeyRange, KeyValue, Model};
+use crate::alarms::Alarms;
+use crate::arguments;
+use crate::history::{Answer, Fault, Request, Response};
+use crate::model::{KeyValue, Model};
+use crate::settle;
+use crate::value::OperationId;
+use crate::wgl::Audit;
 
-/// Numbers the operations of a run from 0.
-pub type OperationId = u64;
+/// What an envelope adds to a message at most before its size is compared with the limit.
+const ENVELOPE_BYTES_MAX: usize = 64;
 
 /// How a call ended for its client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,50 +43,71 @@ pub enum Reply {
 }
 
 #[derive(Debug)]
-struct Operation {
-    request: Request,
+pub(crate) struct Operation {
+    pub(crate) request: Request,
     /// The highest revision that anybody had been given.
-    floor: i64,
+    pub(crate) floor: i64,
     /// The same for its connection.
-    connection_floor: i64,
+    pub(crate) connection_floor: i64,
     /// The highest compaction that was acknowledged.
-    compacted_floor: i64,
+    pub(crate) compacted_floor: i64,
+    /// The highest compaction that was asked for.
+    asked_before: i64,
+    /// What is wrong with its arguments.
+    fault: Option<Fault>,
+    message_bytes: usize,
     open: bool,
+}
+
+/// A refusal that depends on the state.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) id: OperationId,
+    pub(crate) fault: Fault,
+    /// Operations from this one on were begun after it.
+    pub(crate) next: OperationId,
+    /// The highest compaction asked for when it arrived.
+    pub(crate) asked: i64,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Checker {
-    operations: Vec<Operation>,
-    model: Model,
-    claims: BTreeMap<i64, (OperationId, Answer)>,
-    unknown: BTreeSet<OperationId>,
-    unknown_ever: BTreeSet<OperationId>,
+    pub(crate) operations: Vec<Operation>,
+    pub(crate) model: Model,
+    pub(crate) claims: BTreeMap<i64, (OperationId, Answer)>,
+    pub(crate) unknown: BTreeSet<OperationId>,
     /// Answers that name no revision of their own: reads, and deletes that found nothing.
-    observations: Vec<(OperationId, Answer)>,
-    highest_returned: i64,
+    pub(crate) observations: Vec<(OperationId, Answer)>,
+    pub(crate) refusals: Vec<Refusal>,
+    pub(crate) alarms: Alarms,
+    pub(crate) audit: Audit,
+    pub(crate) highest_returned: i64,
+    /// All revisions up to here are claimed or settled.
+    contiguous: i64,
     /// Highest compactions that were asked for, and acknowledged.
-    compaction_asked: i64,
+    pub(crate) compaction_asked: i64,
     compaction_acknowledged: i64,
     identity: Option<(u64, u64)>,
     acknowledged: u64,
-}
-
-/// The value of a put, unique to its request, padded to `len` bytes.
-#[must_use]
-pub fn unique_value(operation: OperationId, len: usize) -> Vec<u8> {
-    let mut value = format!("op{operation:08}.").into_bytes();
-    while value.len() < len {
-        value.push(b'a' + ((operation as usize * 7 + value.len()) % 26) as u8);
-    }
-    value
-}
-
-fn operation_of(value: &[u8]) -> Option<OperationId> {
-    std::str::from_utf8(value.get(2..10)?).ok()?.parse().ok()
+    request_bytes_max: usize,
+    covered: Vec<&'static str>,
 }
 
 impl Checker {
+    /// A checker of a server that takes requests of so many bytes, and that has a quota which may be used up or not.
+    #[must_use]
+    pub fn new(request_bytes_max: usize, has_quota: bool) -> Self {
+        Self {
+            alarms: Alarms::new(has_quota),
+            request_bytes_max,
+            compaction_asked: -1,
+            compaction_acknowledged: -1,
+            contiguous: 1,
+            ..Self::default()
+        }
+    }
+
     /// The number that the next operation will have.
     #[must_use]
     pub fn next_operation(&self) -> OperationId {
@@ -98,10 +126,10 @@ impl Checker {
         self.highest_returned
     }
 
-    /// The revision up to which the model is settled.
+    /// The revision up to which it is known who made each: up to there a compaction leaves no riddle.
     #[must_use]
-    pub fn settled_revision(&self) -> i64 {
-        self.model.revision()
+    pub fn contiguous_revision(&self) -> i64 {
+        self.contiguous
     }
 
     /// The highest compaction that was asked for: everything from there on must be readable.
@@ -110,20 +138,61 @@ impl Checker {
         self.compaction_asked
     }
 
-    /// A client is about to send `request` on a connection that was given `connection_floor` at most.
-    pub fn invoke(&mut self, request: Request, connection_floor: i64) -> OperationId {
-        if let Request::Compact { revision } = &request {
-            assert!(*revision <= self.model.revision(), "revisions above must stay readable until they are settled");
+    /// The answering member, once somebody was answered.
+    #[must_use]
+    pub fn member(&self) -> u64 {
+        self.identity.map_or(0, |(_, member)| member)
+    }
+
+    /// The reference model, up to the last settlement.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// From now on the server may find the disk full.
+    pub fn expect_no_space(&mut self) {
+        self.alarms.expect_no_space();
+    }
+
+    /// Judges what happens to a key by an independent search too.
+    pub fn watch(&mut self, key: Vec<u8>) {
+        self.audit.watch(key);
+    }
+
+    /// Windows that the independent search judged.
+    #[must_use]
+    pub fn windows(&self) -> u64 {
+        self.audit.windows
+    }
+
+    /// Things worth counting since the last call.
+    pub fn take_covered(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.covered)
+    }
+
+    /// A client is about to send `request` on a connection that was given `connection_floor` at most, at time `now`.
+    pub fn invoke(&mut self, request: Request, message_bytes: usize, connection_floor: i64, now: u64) -> OperationId {
+        if let Request::Compact { revision, .. } = &request
+            && *revision < FAR_FUTURE
+        {
+            assert!(*revision <= self.contiguous, "revisions above must stay readable until they are settled");
             self.compaction_asked = self.compaction_asked.max(*revision);
         }
+        let id = self.next_operation();
+        self.alarms.invoke(id, &request);
+        self.audit.invoke(id, &request, now);
         self.operations.push(Operation {
-            request,
             floor: self.highest_returned,
             connection_floor,
             compacted_floor: self.compaction_acknowledged,
+            asked_before: self.compaction_asked,
+            fault: arguments::fault(&request),
+            message_bytes,
             open: true,
+            request,
         });
-        self.operations.len() as OperationId - 1
+        id
     }
 
     /// The request of an operation.
@@ -136,71 +205,144 @@ impl Checker {
     ///
     /// # Errors
     /// The answer is wrong whatever else happened; the text says why.
-    pub fn complete(&mut self, id: OperationId, reply: Reply) -> Result<(), String> {
+    pub fn complete(&mut self, id: OperationId, reply: Reply, now: u64) -> Result<(), String> {
         let operation = &mut self.operations[id as usize];
         assert!(operation.open, "an operation ends once");
         operation.open = false;
+        self.alarms.complete(id, &operation.request, &reply).map_err(|why| self.blame(id, &why))?;
         match reply {
             Reply::Unknown => {
-                if operation.request.is_write() {
+                if self.request(id).is_write() {
                     self.unknown.insert(id);
-                    self.unknown_ever.insert(id);
                 }
                 Ok(())
             }
-            Reply::Refused => Ok(()),
+            Reply::Refused => {
+                self.audit.drop_failed(id);
+                Ok(())
+            }
             Reply::Failed { code, text } => {
-                let asked = self.compaction_asked;
-                check_failure(operation, asked, code, &text).map_err(|why| self.blame(id, &why))
+                self.audit.drop_failed(id);
+                self.handle_failure(id, code, &text).map_err(|why| self.blame(id, &why))
             }
             Reply::Answered(response) => {
                 self.acknowledged += 1;
+                self.audit.complete(id, &self.operations[id as usize].request, &response.answer, now);
                 self.handle_answer(id, response).map_err(|why| self.blame(id, &why))
             }
         }
     }
 
-    fn blame(&self, id: OperationId, why: &str) -> String {
+    pub(crate) fn blame(&self, id: OperationId, why: &str) -> String {
         format!("operation {id}, {:?}: {why}", self.operations[id as usize].request)
+    }
+
+    /// Judges a refusal, as far as that does not need the state.
+    fn handle_failure(&mut self, id: OperationId, code: u32, text: &str) -> Result<(), String> {
+        let operation = &self.operations[id as usize];
+        let failed = || format!("failed with code {code}: {text}");
+        let fault = Fault::ALL.into_iter().find(|fault| (fault.code, fault.text) == (code, text));
+        let Some(fault) = fault else {
+            // What this version does not serve yet is refused as a whole.
+            let is_extra = matches!(operation.request, Request::Hash | Request::HashKv { .. } | Request::Defragment);
+            return if code == 12 && is_extra { Ok(()) } else { Err(failed()) };
+        };
+        self.covered.push(fault.text);
+        match fault {
+            // Whether the quota is used up is looked at before the arguments are, and nobody else knows.
+            Fault::NO_SPACE | Fault::CORRUPT => {
+                return if self.alarms.may_refuse(&operation.request, fault) { Ok(()) } else { Err(failed()) };
+            }
+            _ if operation.fault.is_some() => {
+                let expected = operation.fault == Some(fault);
+                return if expected { Ok(()) } else { Err(format!("{}, not {:?}", failed(), operation.fault)) };
+            }
+            Fault::TOO_LARGE => {
+                let may = operation.message_bytes + ENVELOPE_BYTES_MAX > self.request_bytes_max;
+                return if may && !operation.request.is_read() { Ok(()) } else { Err(failed()) };
+            }
+            Fault::COMPACTED | Fault::FUTURE | Fault::KEY_NOT_FOUND | Fault::LEASE_NOT_FOUND => {}
+            _ => return Err(failed()),
+        }
+        self.refusals.push(Refusal { id, fault, next: self.next_operation(), asked: self.compaction_asked });
+        Ok(())
     }
 
     fn handle_answer(&mut self, id: OperationId, response: Response) -> Result<(), String> {
         let operation = &self.operations[id as usize];
+        if let Some(fault) = operation.fault {
+            return Err(format!("answered, though {}", fault.text));
+        }
+        if operation.message_bytes > self.request_bytes_max && !operation.request.is_read() {
+            return Err(format!("answered, though its message has {} bytes", operation.message_bytes));
+        }
         let Response { cluster_id, member_id, raft_term, answer } = response;
-        let revision = answer.revision;
+        if matches!(operation.request, Request::Defragment) {
+            return Ok(());
+        }
         if *self.identity.get_or_insert((cluster_id, member_id)) != (cluster_id, member_id) || raft_term == 0 {
             return Err(format!(
                 "cluster {cluster_id}, member {member_id}, term {raft_term}; before: {:?}",
                 self.identity
             ));
         }
-        let changes = operation.request.has_changed(&answer);
+        if matches!(operation.request, Request::MemberList { .. }) {
+            // Its header has no revision.
+            return if answer.revision == 0 { Ok(()) } else { Err(format!("revision {}", answer.revision)) };
+        }
+        self.check_floors(id, &answer)?;
+        let operation = &self.operations[id as usize];
+        if let Request::Compact { revision, .. } = &operation.request {
+            self.compaction_acknowledged = self.compaction_acknowledged.max(*revision);
+        }
+        self.highest_returned = self.highest_returned.max(answer.revision);
+        if operation.request.has_changed(&answer) { self.claim(id, answer) } else { self.observe(id, answer) }
+    }
+
+    /// What was known before the request must show in its answer.
+    fn check_floors(&mut self, id: OperationId, answer: &Answer) -> Result<(), String> {
+        let operation = &self.operations[id as usize];
+        let changes = operation.request.has_changed(answer);
         let floor = match &operation.request {
             request if request.is_serializable() => operation.connection_floor,
             _ => operation.floor + i64::from(changes),
         };
+        let revision = answer.revision;
         if revision < floor {
             return Err(format!("returned revision {revision}, below {floor}, which was returned before"));
         }
+        let mut oldest_read = i64::MAX;
+        operation.request.history_read(answer, &mut |at| oldest_read = oldest_read.min(at));
+        if oldest_read < operation.compacted_floor {
+            return Err(format!("read revision {oldest_read}, though {} was compacted", operation.compacted_floor));
+        }
+        if oldest_read < i64::MAX && operation.asked_before < self.compaction_asked {
+            self.covered.push("(compaction during a read)");
+        }
         match &operation.request {
-            Request::Range { revision: at, .. } if *at > 0 && *at < operation.compacted_floor => {
-                return Err(format!("read revision {at}, though {} was compacted", operation.compacted_floor));
+            Request::Compact { revision: asked, .. } if *asked <= operation.compacted_floor || *asked > revision => {
+                let compacted = operation.compacted_floor;
+                Err(format!("compacted at {revision}, where {compacted} was compacted"))
             }
-            Request::Compact { revision } => {
-                self.compaction_acknowledged = self.compaction_acknowledged.max(*revision);
-            }
-            _ => {}
+            _ => Ok(()),
         }
-        self.highest_returned = self.highest_returned.max(revision);
-        if !changes {
-            self.observations.push((id, answer));
-            return Ok(());
-        }
+    }
+
+    fn observe(&mut self, id: OperationId, answer: Answer) -> Result<(), String> {
+        self.observations.push((id, answer));
+        Ok(())
+    }
+
+    fn claim(&mut self, id: OperationId, answer: Answer) -> Result<(), String> {
+        let revision = answer.revision;
         if revision <= self.model.revision() {
             return Err(format!("claims revision {revision}, but {} was settled", self.model.revision()));
         }
         if let Some((other, _)) = self.claims.insert(revision, (id, answer)) {
             return Err(format!("claims revision {revision}, which operation {other} has"));
+        }
+        while self.claims.contains_key(&(self.contiguous + 1)) {
+            self.contiguous += 1;
         }
         Ok(())
     }
@@ -217,181 +359,12 @@ impl Checker {
     /// # Errors
     /// The history is not that of a correct server; the text says why.
     pub fn settle(&mut self, newest: i64, states: &BTreeMap<i64, Vec<KeyValue>>) -> Result<(), String> {
-        assert!(self.operations.iter().all(|operation| !operation.open), "settling needs quiet clients");
-        if let Some((revision, (id, _))) = self.claims.range(newest + 1..).next() {
-            return Err(
-                self.blame(*id, &format!("acknowledged at revision {revision} and lost: the store is at {newest}"))
-            );
-        }
-        if self.highest_returned > newest {
-            return Err(format!("revision {} was shown and lost: the store is at {newest}", self.highest_returned));
-        }
-        let mut unclaimed_deletes = Vec::new();
-        for revision in self.model.revision() + 1..=newest {
-            match self.claims.remove(&revision) {
-                Some((id, answer)) => {
-                    self.apply_claim(id, &answer).map_err(|why| self.blame(id, &why))?;
-                }
-                None => {
-                    let state = states.get(&revision).ok_or_else(|| format!("revision {revision} was not read"))?;
-                    self.apply_unclaimed(revision, state, &mut unclaimed_deletes)?;
-                }
-            }
-        }
-        match_deletes(&unclaimed_deletes)?;
-        // Whatever did not turn up by now never may.
-        self.unknown.clear();
-        for (id, answer) in std::mem::take(&mut self.observations) {
-            self.check_observation(id, &answer).map_err(|why| self.blame(id, &why))?;
-        }
-        Ok(())
-    }
-
-    fn apply_claim(&mut self, id: OperationId, answer: &Answer) -> Result<(), String> {
-        let expected = self.model.apply(&self.operations[id as usize].request);
-        compare_answers(answer, &expected)
-    }
-
-    /// Finds the write of unknown outcome that made `revision`, and applies it.
-    fn apply_unclaimed(
-        &mut self,
-        revision: i64,
-        state: &[KeyValue],
-        deletes: &mut Vec<(i64, Vec<OperationId>)>,
-    ) -> Result<(), String> {
-        if let Some(pair) = state.iter().find(|pair| pair.mod_revision == revision) {
-            return self.apply_unclaimed_put(revision, pair);
-        }
-        let before = self.model.range(&KeyRange::everything(), revision - 1);
-        let gone: Vec<&KeyValue> =
-            before.into_iter().filter(|pair| state.iter().all(|left| left.key != pair.key)).collect();
-        let is_candidate = |id: &&OperationId| {
-            let operation = &self.operations[**id as usize];
-            operation.floor < revision && self.model.deletions(&operation.request, revision - 1).as_ref() == Some(&gone)
-        };
-        let candidates: Vec<OperationId> = self.unknown.iter().filter(is_candidate).copied().collect();
-        let Some(first) = candidates.first().filter(|_| !gone.is_empty()) else {
-            return Err(format!("revision {revision} is nobody's: {} keys vanished", gone.len()));
-        };
-        self.model.apply(&self.operations[*first as usize].request);
-        deletes.push((revision, candidates));
-        Ok(())
-    }
-
-    /// `pair` was put at `revision`; its value names the request.
-    fn apply_unclaimed_put(&mut self, revision: i64, pair: &KeyValue) -> Result<(), String> {
-        let id = operation_of(&pair.value).filter(|id| *id < self.next_operation());
-        let id = id.ok_or_else(|| format!("revision {revision} holds a value that nobody wrote"))?;
-        let Operation { request, floor, .. } = &self.operations[id as usize];
-        if !self.unknown.remove(&id) {
-            let again = self.unknown_ever.contains(&id);
-            let why = if again { "a second time or after it was settled" } else { "as if unknown" };
-            return Err(self.blame(id, &format!("stands at revision {revision} {why}")));
-        }
-        if revision <= *floor {
-            return Err(self.blame(id, &format!("stands at {revision}, though {floor} was returned before it began")));
-        }
-        let reached = self.model.apply(request).revision;
-        let found = self.model.range(&KeyRange::single(pair.key.clone()), revision);
-        if reached != revision || found != [pair] {
-            return Err(self.blame(id, &format!("cannot have made what stands at revision {revision}: {pair:?}")));
-        }
-        Ok(())
-    }
-
-    fn check_observation(&self, id: OperationId, answer: &Answer) -> Result<(), String> {
-        let at = answer.revision;
-        let request = &self.operations[id as usize].request;
-        if let Request::Range { revision, .. } = request
-            && *revision > at
-        {
-            return Err(format!("read the future revision {revision} at {at}"));
-        }
-        match self.model.observe(request, at) {
-            Some(expected) => compare_answers(answer, &expected),
-            None => Err(format!("changed nothing at {at}, where the model would have changed something")),
-        }
+        assert!(self.operations.iter().rev().take(4_096).all(|operation| !operation.open), "settling needs quiet");
+        let judged = settle::settle(self, newest, states);
+        self.contiguous = newest;
+        judged
     }
 }
 
-/// Judges an error that is said to have had no effect. `compaction_asked`: the highest one ever asked for.
-fn check_failure(operation: &Operation, compaction_asked: i64, code: u32, text: &str) -> Result<(), String> {
-    let no_key = code == 3 && text == "etcdserver: key is not provided";
-    let future = code == 11 && text == "etcdserver: mvcc: required revision is a future revision";
-    let compacted = code == 11 && text == "etcdserver: mvcc: required revision has been compacted";
-    let expected = match &operation.request {
-        Request::Put { key, .. } => no_key && key.is_empty(),
-        Request::Range { revision, .. } => {
-            future && *revision > operation.floor || compacted && *revision > 0 && *revision < compaction_asked
-        }
-        Request::Compact { revision } => compacted && *revision <= compaction_asked,
-        Request::DeleteRange { .. } | Request::Txn { .. } => false,
-    };
-    if expected { Ok(()) } else { Err(format!("failed with code {code}: {text}")) }
-}
-
-/// Says where an answer differs from the model's.
-fn compare_answers(answer: &Answer, expected: &Answer) -> Result<(), String> {
-    let facts = |answer: &Answer| {
-        let Answer { revision, count, more, succeeded, inner, .. } = answer;
-        format!("revision {revision}, count {count}, more {more}, succeeded {succeeded}, {} inner", inner.len())
-    };
-    if facts(answer) != facts(expected) {
-        return Err(format!("{}; the model: {}", facts(answer), facts(expected)));
-    }
-    if answer.kvs != expected.kvs {
-        return Err(format!("pairs at {}: {}", answer.revision, difference(&answer.kvs, &expected.kvs)));
-    }
-    for (position, (inner, expected)) in answer.inner.iter().zip(&expected.inner).enumerate() {
-        compare_answers(inner, expected).map_err(|why| format!("operation {position} of it: {why}"))?;
-    }
-    Ok(())
-}
-
-/// Gives every revision a delete of its own among its candidates (augmenting paths in a bipartite graph).
-fn match_deletes(deletes: &[(i64, Vec<OperationId>)]) -> Result<(), String> {
-    fn assign(
-        position: usize,
-        deletes: &[(i64, Vec<OperationId>)],
-        owner: &mut BTreeMap<OperationId, usize>,
-        tried: &mut BTreeSet<OperationId>,
-    ) -> bool {
-        for id in &deletes[position].1 {
-            if tried.insert(*id) && owner.get(id).copied().is_none_or(|other| assign(other, deletes, owner, tried)) {
-                owner.insert(*id, position);
-                return true;
-            }
-        }
-        false
-    }
-    let mut owner = BTreeMap::new();
-    for position in 0..deletes.len() {
-        if !assign(position, deletes, &mut owner, &mut BTreeSet::new()) {
-            return Err(format!("revision {}: a delete stands more often than it was asked for", deletes[position].0));
-        }
-    }
-    Ok(())
-}
-
-fn difference(seen: &[KeyValue], expected: &[KeyValue]) -> String {
-    let position = seen.iter().zip(expected).position(|(left, right)| left != right);
-    let position = position.unwrap_or_else(|| seen.len().min(expected.len()));
-    let show = |pairs: &[KeyValue]| {
-        pairs.get(position).map_or_else(
-            || "nothing".to_owned(),
-            |pair| {
-                let key = String::from_utf8_lossy(&pair.key).into_owned();
-                let value = String::from_utf8_lossy(&pair.value[..pair.value.len().min(12)]).into_owned();
-                let KeyValue { create_revision, mod_revision, version, lease, .. } = pair;
-                format!("{key}={value} create {create_revision} mod {mod_revision} version {version} lease {lease}")
-            },
-        )
-    };
-    format!(
-        "{} pairs, the model {}; first difference at {position}: {}; the model: {}",
-        seen.len(),
-        expected.len(),
-        show(seen),
-        show(expected)
-    )
-}
+/// Compactions at or beyond this are certain to be refused.
+pub const FAR_FUTURE: i64 = 1 << 40;

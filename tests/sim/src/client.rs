@@ -1,6 +1,6 @@
-//! One client: draws requests, keeps several under way on one connection, reconnects, and reports every outcome.
+//! One client: keeps several requests under way on one connection, reconnects, gives calls up, and reports every outcome.
 //!
-//! Owns: the workload's grammar and the state of its connection. Does not know: whether answers are right.
+//! Owns: the state of its connection. Does not know: what is asked ([`crate::grammar`]), whether answers are right.
 //!
 //! Invariants
 //! - I1: every invoked operation is completed exactly once in the checker, whatever happens to its connection.
@@ -9,16 +9,13 @@ use std::collections::BTreeMap;
 
 use trilith_reactor::{CloseReason, ConnectionId};
 
-use crate::checker::{Checker, Reply, unique_value};
+use crate::checker::{Checker, Reply};
 use crate::h2_client::{H2Client, Outcome};
-use crate::history::{Compare, Relation, Request, Response};
-use crate::model::KeyRange;
+use crate::history::{Request, Response};
 use crate::port::SimPort;
 use crate::rng::Rng;
-use crate::weather::{Workload, draw_weighted};
+use crate::weather::Workload;
 
-/// Values in transactions are shorter, so that eight of them fit a request.
-const TXN_VALUE_BYTES_MAX: u64 = 1_000;
 /// gRPC's UNAVAILABLE: the server stops, nobody knows what became of the request.
 const UNAVAILABLE: u32 = 14;
 
@@ -108,9 +105,28 @@ impl Client {
         let link = self.link.as_mut().expect("the caller connected");
         let (path, message) = request.encode();
         let stream = link.protocol.call(path, &message);
-        let operation = checker.invoke(request, link.revision_seen);
+        let operation = checker.invoke(request, message.len(), link.revision_seen, now);
         link.calls.insert(stream, (operation, now));
         operation
+    }
+
+    /// Gives up one call under way, or begins one that is never finished.
+    pub fn disturb(&mut self, now: u64, port: &mut SimPort, checker: &mut Checker, rng: &mut Rng) {
+        let Some(link) = &mut self.link else { return };
+        let calls: Vec<u32> = link.calls.keys().copied().collect();
+        if calls.is_empty() || rng.chance(300) {
+            if link.protocol.is_going_away() {
+                return;
+            }
+            port.cover("(abandoned stream)");
+            link.protocol.abandon("/etcdserverpb.KV/Put", &[0, 0, 0, 1, 0, 10, 3][..rng.index(8)]);
+            return;
+        }
+        let stream = calls[rng.index(calls.len())];
+        let (operation, _) = link.calls.remove(&stream).expect("just listed");
+        link.protocol.cancel(stream);
+        port.cover("(cancelled call)");
+        checker.complete(operation, Reply::Unknown, now).expect("an unknown outcome is never wrong");
     }
 
     /// Hands what the protocol has to say to the network.
@@ -130,10 +146,12 @@ impl Client {
     pub fn handle_bytes(
         &mut self,
         bytes: &[u8],
+        (sent_at, now): (u64, u64),
         checker: &mut Checker,
         answered: &mut Vec<(u64, Response)>,
     ) -> Result<(), String> {
         let Some(link) = &mut self.link else { return Ok(()) };
+        link.protocol.set_sent_at(sent_at);
         link.protocol.handle_bytes(bytes)?;
         while let Some((stream, outcome)) = link.protocol.poll_outcome() {
             let (operation, _) = link.calls.remove(&stream).expect("the protocol reports calls it was given");
@@ -149,18 +167,23 @@ impl Client {
                 Outcome::Refused => Reply::Refused,
                 Outcome::Reset(code) => return Err(format!("stream reset with error {code}")),
             };
-            checker.complete(operation, reply)?;
+            checker.complete(operation, reply, now)?;
         }
         Ok(())
     }
 
     /// The connection ended: what was under way is unknown.
-    pub fn handle_closed(&mut self, checker: &mut Checker) {
+    pub fn handle_closed(&mut self, now: u64, checker: &mut Checker) {
         if let Some(link) = self.link.take() {
             for (operation, _) in link.calls.into_values() {
-                checker.complete(operation, Reply::Unknown).expect("an unknown outcome is never wrong");
+                checker.complete(operation, Reply::Unknown, now).expect("an unknown outcome is never wrong");
             }
         }
+    }
+
+    /// Large answers that came in several turns of the server, since the last call.
+    pub fn take_sliced(&mut self) -> u64 {
+        self.link.as_mut().map_or(0, |link| link.protocol.take_sliced())
     }
 
     /// Ends the connection from this side; calls under way must have been given up by the caller.
@@ -172,109 +195,12 @@ impl Client {
     }
 
     /// Gives up the connection with all that is under way.
-    pub fn abandon(&mut self, port: &mut SimPort, checker: &mut Checker, rng: &mut Rng) {
-        let reason = if rng.chance(500) { CloseReason::EndOfStream } else { CloseReason::Failed };
+    pub fn abandon(&mut self, now: u64, port: &mut SimPort, checker: &mut Checker, rng: &mut Rng) {
+        let reset = rng.chance(500);
         if let Some(connection) = self.connection() {
-            port.client_close(connection, reason);
+            port.cover(if reset { "(connection reset)" } else { "(hang-up)" });
+            port.client_close(connection, if reset { CloseReason::Failed } else { CloseReason::EndOfStream });
         }
-        self.handle_closed(checker);
+        self.handle_closed(now, checker);
     }
-}
-
-fn draw_key(workload: &Workload, rng: &mut Rng) -> Vec<u8> {
-    format!("k{:03}", rng.below(workload.keys)).into_bytes()
-}
-
-fn draw_range(workload: &Workload, rng: &mut Rng) -> KeyRange {
-    let key = draw_key(workload, rng);
-    let range_end = match rng.below(6) {
-        0 | 1 => Vec::new(),
-        2 => draw_key(workload, rng),
-        3 => vec![0],
-        4 => {
-            // The ten keys that share all but the last digit.
-            let prefix = key[..3].to_vec();
-            let mut end = prefix.clone();
-            end[2] += 1;
-            return KeyRange { key: prefix, range_end: end };
-        }
-        _ => return KeyRange::everything(),
-    };
-    KeyRange { key, range_end }
-}
-
-/// Draws the next request of the workload.
-pub fn draw_request(workload: &Workload, checker: &Checker, rng: &mut Rng) -> Request {
-    let single = |rng: &mut Rng| KeyRange::single(draw_key(workload, rng));
-    match draw_weighted(rng, &workload.weights) {
-        0 => draw_put(draw_key(workload, rng), workload.value_bytes_max, checker, rng),
-        1 => {
-            let newest = checker.highest_returned().max(1) as u64;
-            let revision = if rng.chance(300) { rng.between(1, newest + 2) as i64 } else { 0 };
-            draw_read(draw_range(workload, rng), revision, rng)
-        }
-        2 => {
-            let range = if rng.chance(700) { single(rng) } else { draw_range(workload, rng) };
-            Request::DeleteRange { range, prev_kv: rng.chance(300) }
-        }
-        3 => {
-            let compares = (0..rng.below(3)).map(|_| draw_compare(workload, checker, rng)).collect();
-            let success = draw_branch(workload, checker, rng);
-            Request::Txn { compares, success, failure: draw_branch(workload, checker, rng) }
-        }
-        4 => {
-            let settled = checker.settled_revision().max(1) as u64;
-            Request::Compact { revision: rng.between(1, settled) as i64 }
-        }
-        _ => Request::Put { key: Vec::new(), value: unique_value(checker.next_operation(), 12), prev_kv: false },
-    }
-}
-
-fn draw_put(key: Vec<u8>, value_bytes_max: u64, checker: &Checker, rng: &mut Rng) -> Request {
-    let len = rng.log_between(12, value_bytes_max) as usize;
-    Request::Put { key, value: unique_value(checker.next_operation(), len), prev_kv: rng.chance(200) }
-}
-
-fn draw_read(range: KeyRange, revision: i64, rng: &mut Rng) -> Request {
-    Request::Range {
-        range,
-        limit: if rng.chance(300) { rng.between(1, 5) as i64 } else { 0 },
-        revision,
-        serializable: rng.chance(300),
-        keys_only: rng.chance(100),
-        count_only: rng.chance(100),
-    }
-}
-
-fn draw_compare(workload: &Workload, checker: &Checker, rng: &mut Rng) -> Compare {
-    let key = draw_key(workload, rng);
-    let relations = [Relation::Equal, Relation::Greater, Relation::Less, Relation::NotEqual];
-    let relation = relations[rng.index(relations.len())];
-    let revision = rng.below(checker.highest_returned().max(1) as u64 + 2) as i64;
-    match rng.below(4) {
-        0 => Compare::Version { key, relation, version: rng.below(4) as i64 },
-        1 => Compare::Created { key, relation, revision },
-        2 => Compare::Modified { key, relation, revision },
-        _ => Compare::Value { key, relation, value: unique_value(rng.below(checker.next_operation() + 1), 12) },
-    }
-}
-
-/// Up to four operations; no key is put twice or both put and deleted, which would be refused.
-fn draw_branch(workload: &Workload, checker: &Checker, rng: &mut Rng) -> Vec<Request> {
-    let mut written = Vec::new();
-    let mut operations = Vec::new();
-    for _ in 0..rng.below(5) {
-        let key = draw_key(workload, rng);
-        if rng.chance(400) || written.contains(&key) {
-            operations.push(draw_read(draw_range(workload, rng), 0, rng));
-            continue;
-        }
-        written.push(key.clone());
-        operations.push(if rng.chance(600) {
-            draw_put(key, workload.value_bytes_max.min(TXN_VALUE_BYTES_MAX), checker, rng)
-        } else {
-            Request::DeleteRange { range: KeyRange::single(key), prev_kv: rng.chance(300) }
-        });
-    }
-    operations
 }

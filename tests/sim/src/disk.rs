@@ -19,6 +19,8 @@ use crate::rng::Rng;
 
 /// The unit in which a write survives a power loss.
 pub const SECTOR_BYTES: usize = 512;
+/// The unit in which data at rest is damaged.
+pub const BLOCK_BYTES: usize = 4096;
 
 /// Identifies a file whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,6 +91,12 @@ struct Inode {
     durable: Rc<Vec<u8>>,
     /// Writes not yet in `durable`, in submission order.
     unsettled: Vec<Write>,
+    /// Blocks that were ever written.
+    written: BTreeSet<u64>,
+    /// Blocks that may hold a part of a write.
+    torn: BTreeSet<u64>,
+    /// What blocks held before they were last written, if the disk remembers that.
+    previous: BTreeMap<u64, Rc<Vec<u8>>>,
 }
 
 impl Inode {
@@ -110,6 +118,10 @@ impl Inode {
         let length = self.visible.len();
         let write = &mut self.unsettled[position];
         write.state = WriteState::Completed;
+        if !self.torn.is_empty() {
+            let whole = blocks(write.offset, write.bytes.len());
+            self.torn.retain(|block| !whole.contains(block));
+        }
         Self::settle(&mut self.visible, write, length, |_| true);
         if write.barrier == Barrier::AtCompletion {
             Self::settle(&mut self.durable, write, length, |_| true);
@@ -145,6 +157,23 @@ fn draw_survivors(rng: &mut Rng, sectors: usize) -> Vec<bool> {
     }
 }
 
+/// What a power loss took or damaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Sectors that were written and are gone.
+    pub sectors: u64,
+    /// Writes of the log of which a part is left.
+    pub torn_log: u64,
+    /// Writes of the store of which a part is left.
+    pub torn_store: u64,
+    /// Writes of a superblock of which a part is left.
+    pub torn_superblock: u64,
+    /// Names that were there and are gone.
+    pub names: u64,
+    /// Names that were gone and are back.
+    pub names_back: u64,
+}
+
 /// A change of a name that is under way.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the text of each variant names its fields")]
@@ -164,6 +193,7 @@ pub struct Disk {
     directories: BTreeSet<String>,
     changes: BTreeMap<u64, NameChange>,
     next_id: u64,
+    remembers_previous: bool,
 }
 
 fn directory_of(name: &str) -> &str {
@@ -293,6 +323,7 @@ impl Disk {
         rng: &mut Rng,
     ) -> Result<WriteId, &'static str> {
         let id = WriteId(self.fresh_id());
+        let remembers = self.remembers_previous;
         let inode = self.inode_mut(file);
         let offset = usize::try_from(offset).map_err(|_| "write beyond any file")?;
         if offset + bytes.len() > inode.visible.len() {
@@ -309,6 +340,14 @@ impl Disk {
             let length = inode.visible.len();
             Inode::settle(&mut inode.visible, &write, length, |sector| early[sector]);
         }
+        if remembers {
+            for block in blocks(offset, write.bytes.len()) {
+                let from = block as usize * BLOCK_BYTES;
+                let held = inode.visible.get(from..from + BLOCK_BYTES).unwrap_or_default().to_vec();
+                inode.previous.insert(block, Rc::new(held));
+            }
+        }
+        inode.written.extend(blocks(offset, write.bytes.len()));
         inode.unsettled.push(write);
         Ok(id)
     }
@@ -325,6 +364,7 @@ impl Disk {
         let write = &mut inode.unsettled[position];
         write.state = WriteState::Failed;
         let reached = draw_survivors(rng, write.live.len());
+        inode.torn.extend(blocks(write.offset, write.bytes.len()));
         let length = inode.visible.len();
         Inode::settle(&mut inode.visible, write, length, |sector| reached[sector]);
     }
@@ -407,35 +447,90 @@ impl Disk {
         }
     }
 
+    /// Whether a write to a file whose name begins so has not ended.
+    #[must_use]
+    pub fn is_writing(&self, prefix: &str) -> bool {
+        let from = std::ops::Bound::Included(prefix);
+        let names = self.names.range::<str, _>((from, std::ops::Bound::Unbounded));
+        names
+            .take_while(|(name, _)| name.starts_with(prefix))
+            .any(|(_, id)| self.inode(*id).unsettled.iter().any(|write| write.state == WriteState::InFlight))
+    }
+
+    /// From now on, what blocks held before their last write is kept: a lost write leaves it.
+    pub fn remember_previous(&mut self) {
+        self.remembers_previous = true;
+    }
+
+    /// What a block held before its last write, if that is known.
+    #[must_use]
+    pub fn previous(&self, file: InodeId, offset: u64) -> Option<Vec<u8>> {
+        self.inode(file).previous.get(&(offset / BLOCK_BYTES as u64)).map(|bytes| bytes.to_vec())
+    }
+
+    /// Names that begin so.
+    #[must_use]
+    pub fn names_from(&self, prefix: &str) -> Vec<String> {
+        self.names.keys().filter(|name| name.starts_with(prefix)).cloned().collect()
+    }
+
+    /// Blocks of a file that were ever written.
+    #[must_use]
+    pub fn written_blocks(&self, file: InodeId) -> Vec<u64> {
+        self.inode(file).written.iter().copied().collect()
+    }
+
+    /// Whether the block at this offset was written whole and nothing of its file is unsettled.
+    #[must_use]
+    pub fn is_whole(&self, file: InodeId, offset: u64) -> bool {
+        let inode = self.inode(file);
+        inode.unsettled.is_empty()
+            && self.was_written(file, offset)
+            && !inode.torn.contains(&(offset / BLOCK_BYTES as u64))
+    }
+
+    /// Changes bytes at rest.
+    pub fn damage(&mut self, file: InodeId, offset: u64, bytes: &[u8]) {
+        let from = offset as usize;
+        let inode = self.inode_mut(file);
+        Rc::make_mut(&mut inode.visible)[from..from + bytes.len()].copy_from_slice(bytes);
+        Rc::make_mut(&mut inode.durable)[from..from + bytes.len()].copy_from_slice(bytes);
+        // Not whole before it is written again.
+        inode.torn.extend(blocks(from, bytes.len()));
+    }
+
+    /// Whether the block at this offset was ever written.
+    #[must_use]
+    pub fn was_written(&self, file: InodeId, offset: u64) -> bool {
+        self.inode(file).written.contains(&(offset / BLOCK_BYTES as u64))
+    }
+
     /// The power failed: only what is durable is certain; of the rest, what `survival` keeps.
-    pub fn power_loss(&mut self, survival: Survival, rng: &mut Rng) {
+    pub fn power_loss(&mut self, survival: Survival, rng: &mut Rng) -> Losses {
         if survival == Survival::Drawn {
             // A change under way may have got as far as any point of its sequence.
             self.kill(u64::MAX / 2, 1, rng);
         }
         self.changes.clear();
-        for inode in self.inodes.values_mut() {
-            let length = inode.visible.len();
-            for write in std::mem::take(&mut inode.unsettled) {
-                if survival == Survival::Drawn {
-                    let kept = draw_survivors(rng, write.bytes.len().div_ceil(SECTOR_BYTES));
-                    if kept.contains(&true) {
-                        Inode::settle(&mut inode.durable, &write, length, |sector| kept[sector]);
-                    }
-                }
-            }
-            inode.visible = Rc::clone(&inode.durable);
+        let mut losses = Losses::default();
+        let names: BTreeMap<InodeId, &str> = self.names.iter().map(|(name, id)| (*id, name.as_str())).collect();
+        for (id, inode) in &mut self.inodes {
+            let name = names.get(id).copied().unwrap_or_default();
+            inode.lose_power(name, survival, &mut losses, rng);
         }
-        self.settle_names(survival, rng);
+        self.settle_names(survival, &mut losses, rng);
         let named: BTreeSet<InodeId> = self.names.values().copied().collect();
         self.inodes.retain(|id, _| named.contains(id));
+        losses
     }
 
-    fn settle_names(&mut self, survival: Survival, rng: &mut Rng) {
+    fn settle_names(&mut self, survival: Survival, losses: &mut Losses, rng: &mut Rng) {
         let all: BTreeSet<String> = self.names.keys().chain(self.durable_names.keys()).cloned().collect();
         for name in all {
             let (seen, kept) = (self.names.get(&name).copied(), self.durable_names.get(&name).copied());
             let outcome = if survival == Survival::Drawn && rng.chance(500) { seen } else { kept };
+            losses.names += u64::from(seen.is_some() && outcome.is_none());
+            losses.names_back += u64::from(seen.is_none() && outcome.is_some());
             match outcome {
                 Some(id) => self.names.insert(name.clone(), id),
                 None => self.names.remove(&name),
@@ -443,6 +538,40 @@ impl Disk {
         }
         self.durable_names.clone_from(&self.names);
     }
+}
+
+impl Inode {
+    /// Settles what was not durable; the file's name is for the count of losses.
+    fn lose_power(&mut self, name: &str, survival: Survival, losses: &mut Losses, rng: &mut Rng) {
+        let length = self.visible.len();
+        for write in std::mem::take(&mut self.unsettled) {
+            let sectors = write.bytes.len().div_ceil(SECTOR_BYTES);
+            let kept = match survival {
+                Survival::Drawn => draw_survivors(rng, sectors),
+                Survival::Nothing => vec![false; sectors],
+            };
+            let count = kept.iter().filter(|kept| **kept).count();
+            losses.sectors += (sectors - count) as u64;
+            if count > 0 {
+                Self::settle(&mut self.durable, &write, length, |sector| kept[sector]);
+            }
+            if count > 0 && count < sectors {
+                let torn = match name {
+                    _ if name.starts_with("wal/") => &mut losses.torn_log,
+                    _ if name.starts_with("store/superblock") => &mut losses.torn_superblock,
+                    _ => &mut losses.torn_store,
+                };
+                *torn += 1;
+                self.torn.extend(blocks(write.offset, write.bytes.len()));
+            }
+        }
+        self.visible = Rc::clone(&self.durable);
+    }
+}
+
+/// The blocks that a range touches.
+fn blocks(offset: usize, len: usize) -> std::ops::Range<u64> {
+    (offset / BLOCK_BYTES) as u64..(offset + len).div_ceil(BLOCK_BYTES) as u64
 }
 
 #[cfg(test)]

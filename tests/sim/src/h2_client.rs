@@ -7,7 +7,7 @@
 //! - I1: any breach of the protocol by the server is an error, never tolerated: windows, frame sizes, stream states.
 //! - I2: every call ends exactly once, by its trailers, a reset, a GOAWAY that excludes it, or the connection's end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use trilith_wire::hpack::{Decoder, FieldSink, Mark};
 
@@ -23,8 +23,11 @@ const FLAG_END_STREAM: u8 = 1;
 const FLAG_ACK: u8 = 1;
 const FLAG_END_HEADERS: u8 = 4;
 const REFUSED_STREAM: u32 = 7;
+const CANCEL: u32 = 8;
 const FRAME_BYTES_MAX: usize = 16_384;
 const WINDOW_DEFAULT: i64 = 65_535;
+/// Answers beyond this may come in slices.
+const LARGE_BYTES: usize = 64 << 10;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How a call ended.
@@ -47,6 +50,8 @@ struct Stream {
     receive_window: i64,
     received: Vec<u8>,
     headers_seen: bool,
+    /// When the server sent the first and the last of it.
+    sent: (u64, u64),
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +79,8 @@ pub struct H2Client {
     decoder: Decoder,
     next_stream: u32,
     streams: BTreeMap<u32, Stream>,
+    /// Given up from this side: the server may not know yet.
+    cancelled: BTreeSet<u32>,
     ended: VecDeque<(u32, Outcome)>,
     send_window: i64,
     send_window_initial: i64,
@@ -82,6 +89,10 @@ pub struct H2Client {
     /// A header block that CONTINUATION frames complete: stream, fragment, end of stream.
     block: Option<(u32, Vec<u8>, bool)>,
     going_away: bool,
+    /// When the server sent what is being looked at.
+    sent_at: u64,
+    /// Large answers that came in several turns of the server.
+    sliced: u64,
 }
 
 impl H2Client {
@@ -94,6 +105,7 @@ impl H2Client {
             decoder: Decoder::new(4096),
             next_stream: 1,
             streams: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
             ended: VecDeque::new(),
             send_window: WINDOW_DEFAULT,
             send_window_initial: WINDOW_DEFAULT,
@@ -101,6 +113,8 @@ impl H2Client {
             receive_window_initial: i64::from(window),
             block: None,
             going_away: false,
+            sent_at: 0,
+            sliced: 0,
         };
         let mut settings = Vec::new();
         // ENABLE_PUSH = 0, INITIAL_WINDOW_SIZE = window.
@@ -132,6 +146,45 @@ impl H2Client {
 
     /// Begins a unary call.
     pub fn call(&mut self, path: &str, message: &[u8]) -> u32 {
+        let id = self.begin(path);
+        let mut unsent = Vec::with_capacity(5 + message.len());
+        unsent.push(0);
+        unsent.extend_from_slice(&(message.len() as u32).to_be_bytes());
+        unsent.extend_from_slice(message);
+        let stream = Stream {
+            unsent,
+            unsent_from: 0,
+            send_window: self.send_window_initial,
+            receive_window: self.receive_window_initial,
+            received: Vec::new(),
+            headers_seen: false,
+            sent: (u64::MAX, 0),
+        };
+        self.streams.insert(id, stream);
+        self.send_data();
+        id
+    }
+
+    /// Gives a call up; nothing more is heard of it.
+    pub fn cancel(&mut self, id: u32) {
+        if self.streams.remove(&id).is_some() {
+            self.cancelled.insert(id);
+            self.push_frame(RST_STREAM, 0, id, &CANCEL.to_be_bytes());
+        }
+    }
+
+    /// Begins a call that never gets its whole message.
+    pub fn abandon(&mut self, path: &str, beginning: &[u8]) {
+        let id = self.begin(path);
+        self.cancelled.insert(id);
+        let len = beginning.len() as i64;
+        if len <= self.send_window.min(self.send_window_initial) {
+            self.send_window -= len;
+            self.push_frame(DATA, 0, id, beginning);
+        }
+    }
+
+    fn begin(&mut self, path: &str) -> u32 {
         let id = self.next_stream;
         self.next_stream += 2;
         let mut block = Vec::new();
@@ -146,19 +199,6 @@ impl H2Client {
             push_literal(&mut block, name, value);
         }
         self.push_frame(HEADERS, FLAG_END_HEADERS, id, &block);
-        let mut unsent = vec![0];
-        unsent.extend_from_slice(&(message.len() as u32).to_be_bytes());
-        unsent.extend_from_slice(message);
-        let stream = Stream {
-            unsent,
-            unsent_from: 0,
-            send_window: self.send_window_initial,
-            receive_window: self.receive_window_initial,
-            received: Vec::new(),
-            headers_seen: false,
-        };
-        self.streams.insert(id, stream);
-        self.send_data();
         id
     }
 
@@ -195,6 +235,16 @@ impl H2Client {
     /// The next call that ended.
     pub fn poll_outcome(&mut self) -> Option<(u32, Outcome)> {
         self.ended.pop_front()
+    }
+
+    /// Large answers that came in several turns of the server, since the last call.
+    pub fn take_sliced(&mut self) -> u64 {
+        std::mem::take(&mut self.sliced)
+    }
+
+    /// The server sent what comes next at this time.
+    pub fn set_sent_at(&mut self, sent_at: u64) {
+        self.sent_at = sent_at;
     }
 
     /// Takes bytes of the server.
@@ -298,7 +348,16 @@ impl H2Client {
 
     fn handle_data(&mut self, flags: u8, id: u32, payload: &[u8]) -> Result<(), String> {
         self.receive_window -= payload.len() as i64;
-        let Some(stream) = self.streams.get_mut(&id) else { return Err(format!("DATA on closed stream {id}")) };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            if !self.cancelled.contains(&id) {
+                return Err(format!("DATA on closed stream {id}"));
+            }
+            if !payload.is_empty() {
+                self.receive_window += payload.len() as i64;
+                self.push_frame(WINDOW_UPDATE, 0, 0, &(payload.len() as u32).to_be_bytes());
+            }
+            return Ok(());
+        };
         stream.receive_window -= payload.len() as i64;
         if self.receive_window < 0 || stream.receive_window < 0 {
             return Err(format!("DATA beyond the window of stream {id}"));
@@ -310,6 +369,7 @@ impl H2Client {
             return Err(format!("stream {id} ends without trailers"));
         }
         stream.received.extend_from_slice(payload);
+        stream.sent = (stream.sent.0.min(self.sent_at), stream.sent.1.max(self.sent_at));
         if !payload.is_empty() {
             stream.receive_window += payload.len() as i64;
             self.receive_window += payload.len() as i64;
@@ -337,7 +397,10 @@ impl H2Client {
     }
 
     fn handle_headers(&mut self, id: u32, fields: &Fields, end_stream: bool) -> Result<(), String> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Err(format!("HEADERS on closed stream {id}")) };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            let known = self.cancelled.contains(&id);
+            return if known { Ok(()) } else { Err(format!("HEADERS on closed stream {id}")) };
+        };
         if !stream.headers_seen {
             stream.headers_seen = true;
             if fields.get(":status") != Some("200") || fields.get("content-type").is_none() {
@@ -350,6 +413,7 @@ impl H2Client {
             return Ok(());
         }
         let stream = self.streams.remove(&id).expect("present above");
+        self.sliced += u64::from(stream.received.len() > LARGE_BYTES && stream.sent.0 < stream.sent.1);
         let code = fields.get("grpc-status").and_then(|code| code.parse().ok());
         let code: u32 = code.ok_or_else(|| format!("trailers without grpc-status: {:?}", fields.0))?;
         let text = fields.get("grpc-message").unwrap_or_default().to_owned();

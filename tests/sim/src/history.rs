@@ -1,13 +1,9 @@
-//! Requests and responses as the clients saw them, and their protobuf form.
+//! Requests and responses as the clients saw them.
 //!
-//! Owns: the operations of the workload. Does not know: whether an answer is right (see [`crate::checker`]).
+//! Owns: the operations of the workload and what an answer says. Does not know: their bytes ([`crate::codec`]), whether
+//! an answer is right ([`crate::checker`]).
 
-use std::cmp::Ordering;
 use std::fmt;
-
-use trilith_wire::proto::codec::Limits;
-use trilith_wire::proto::etcdserverpb as pb;
-use trilith_wire::proto::{Message, mvccpb};
 
 use crate::model::{KeyRange, KeyValue};
 
@@ -22,130 +18,265 @@ pub enum Relation {
     Less,
     /// They differ.
     NotEqual,
+    /// A number that no relation has: always true.
+    Unknown,
 }
 
-impl Relation {
-    /// Whether stored-to-named `order` satisfies it.
-    #[must_use]
-    pub fn holds(self, order: Ordering) -> bool {
-        match self {
-            Self::Equal => order.is_eq(),
-            Self::Greater => order.is_gt(),
-            Self::Less => order.is_lt(),
-            Self::NotEqual => order.is_ne(),
-        }
-    }
-
-    fn encode(self) -> pb::CompareResult {
-        match self {
-            Self::Equal => pb::CompareResult::EQUAL,
-            Self::Greater => pb::CompareResult::GREATER,
-            Self::Less => pb::CompareResult::LESS,
-            Self::NotEqual => pb::CompareResult::NOT_EQUAL,
-        }
-    }
-}
-
-/// A condition of a transaction on one key.
+/// What a compare looks at, and what it is compared with.
 #[derive(Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the text of each variant names its fields")]
-pub enum Compare {
-    /// On the version; 0 for a missing key.
-    Version { key: Vec<u8>, relation: Relation, version: i64 },
-    /// On the creation revision; 0 for a missing key.
-    Created { key: Vec<u8>, relation: Relation, revision: i64 },
-    /// On the modification revision; 0 for a missing key.
-    Modified { key: Vec<u8>, relation: Relation, revision: i64 },
-    /// On the value; false for a missing key.
-    Value { key: Vec<u8>, relation: Relation, value: Vec<u8> },
+pub enum Target {
+    /// The version; 0 for a missing key.
+    Version(i64),
+    /// The version, but the message names another kind of number: compared with 0.
+    VersionMismatched,
+    /// The creation revision; 0 for a missing key.
+    Create(i64),
+    /// The revision of the last change; 0 for a missing key.
+    Mod(i64),
+    /// The lease; 0 for none.
+    Lease(i64),
+    /// The value; false for a missing key.
+    Value(Vec<u8>),
+    /// The value, but the message names a number: compared with nothing.
+    ValueMismatched,
+    /// A number that no target has: compares as equal.
+    Unknown,
 }
 
-impl fmt::Debug for Compare {
+impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = String::from_utf8_lossy(self.key());
         match self {
-            Self::Version { relation, version, .. } => write!(f, "version({key}) {relation:?} {version}"),
-            Self::Created { relation, revision, .. } => write!(f, "create({key}) {relation:?} {revision}"),
-            Self::Modified { relation, revision, .. } => write!(f, "mod({key}) {relation:?} {revision}"),
-            Self::Value { relation, value, .. } => {
-                write!(f, "value({key}) {relation:?} {}", String::from_utf8_lossy(value))
-            }
+            Self::Version(version) => write!(f, "version {version}"),
+            Self::VersionMismatched => write!(f, "version, mismatched"),
+            Self::Create(revision) => write!(f, "create {revision}"),
+            Self::Mod(revision) => write!(f, "mod {revision}"),
+            Self::Lease(lease) => write!(f, "lease {lease}"),
+            Self::Value(value) => write!(f, "value {}", value[..value.len().min(11)].escape_ascii()),
+            Self::ValueMismatched => write!(f, "value, mismatched"),
+            Self::Unknown => write!(f, "unknown"),
         }
     }
 }
 
-impl Compare {
-    /// The key it looks at.
+/// A condition of a transaction; it must hold for every key in the range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say what they are")]
+pub struct Compare {
+    pub range: KeyRange,
+    pub relation: Relation,
+    pub target: Target,
+}
+
+/// Order of a read's pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the names say what they are")]
+pub enum SortOrder {
+    #[default]
+    None,
+    Ascend,
+    Descend,
+    Unknown,
+}
+
+/// What a read's pairs are sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the names say what they are")]
+pub enum SortTarget {
+    #[default]
+    Key,
+    Version,
+    Create,
+    Mod,
+    Value,
+    Unknown,
+}
+
+/// A read; `revision` 0 is the newest, `limit` 0 none, a bound of 0 none.
+#[derive(Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the API")]
+pub struct Range {
+    pub range: KeyRange,
+    pub limit: i64,
+    pub revision: i64,
+    pub order: SortOrder,
+    pub target: SortTarget,
+    pub serializable: bool,
+    pub keys_only: bool,
+    pub count_only: bool,
+    pub min_mod: i64,
+    pub max_mod: i64,
+    pub min_create: i64,
+    pub max_create: i64,
+}
+
+impl Range {
+    /// A linearizable read of whole pairs.
     #[must_use]
-    pub fn key(&self) -> &[u8] {
-        match self {
-            Self::Version { key, .. }
-            | Self::Created { key, .. }
-            | Self::Modified { key, .. }
-            | Self::Value { key, .. } => key,
+    pub fn whole(range: KeyRange, revision: i64) -> Self {
+        Self {
+            range,
+            limit: 0,
+            revision,
+            order: SortOrder::None,
+            target: SortTarget::Key,
+            serializable: false,
+            keys_only: false,
+            count_only: false,
+            min_mod: 0,
+            max_mod: 0,
+            min_create: 0,
+            max_create: 0,
         }
     }
 
-    fn encode(&self) -> pb::Compare<'_> {
-        let (relation, target, union) = match self {
-            Self::Version { relation, version, .. } => {
-                (relation, pb::CompareTarget::VERSION, pb::CompareTargetUnion::Version(*version))
-            }
-            Self::Created { relation, revision, .. } => {
-                (relation, pb::CompareTarget::CREATE, pb::CompareTargetUnion::CreateRevision(*revision))
-            }
-            Self::Modified { relation, revision, .. } => {
-                (relation, pb::CompareTarget::MOD, pb::CompareTargetUnion::ModRevision(*revision))
-            }
-            Self::Value { relation, value, .. } => {
-                (relation, pb::CompareTarget::VALUE, pb::CompareTargetUnion::Value(value))
-            }
-        };
-        pb::Compare {
-            result: relation.encode(),
-            target,
-            key: self.key(),
-            target_union: Some(union),
-            ..pb::Compare::default()
-        }
+    /// Whether any bound is set.
+    #[must_use]
+    pub fn has_filters(&self) -> bool {
+        [self.min_mod, self.max_mod, self.min_create, self.max_create] != [0; 4]
     }
+}
+
+/// A put.
+#[derive(Clone, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the names are those of the API")]
+pub struct Put {
+    pub key: Vec<u8>,
+    pub value: Vec<u8>,
+    pub lease: i64,
+    pub prev_kv: bool,
+    pub ignore_value: bool,
+    pub ignore_lease: bool,
+}
+
+impl Put {
+    /// Whether it keeps something of the pair before, which must then be there.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.ignore_value || self.ignore_lease
+    }
+}
+
+/// A delete.
+#[derive(Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the API")]
+pub struct Delete {
+    pub range: KeyRange,
+    pub prev_kv: bool,
+}
+
+/// If all `compares` hold, `success`, else `failure`.
+#[derive(Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the API")]
+pub struct Txn {
+    pub compares: Vec<Compare>,
+    pub success: Vec<Request>,
+    pub failure: Vec<Request>,
+}
+
+impl Txn {
+    /// The operations of one branch.
+    #[must_use]
+    pub fn branch(&self, succeeded: bool) -> &[Request] {
+        if succeeded { &self.success } else { &self.failure }
+    }
+
+    /// The operations of both branches.
+    pub fn operations(&self) -> impl Iterator<Item = &Request> {
+        self.success.iter().chain(&self.failure)
+    }
+}
+
+/// Kinds of alarms, by their number in the API.
+pub const NOSPACE: i32 = 1;
+/// See [`NOSPACE`].
+pub const CORRUPT: i32 = 2;
+
+/// What a client asks of an alarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlarmAction {
+    /// List them.
+    Get,
+    /// Raise one.
+    Activate,
+    /// Clear one.
+    Deactivate,
 }
 
 /// What a client asked.
 #[derive(Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the text of each variant names its fields")]
 pub enum Request {
-    /// Put one pair. Values are unique in a run, so that every version names the request that made it.
-    Put { key: Vec<u8>, value: Vec<u8>, prev_kv: bool },
-    /// Delete a range.
-    DeleteRange { range: KeyRange, prev_kv: bool },
-    /// Read a range; `revision` 0 is the newest, `limit` 0 none.
-    Range { range: KeyRange, limit: i64, revision: i64, serializable: bool, keys_only: bool, count_only: bool },
-    /// If all `compares` hold, `success`, else `failure`: lists of the three kinds above.
-    Txn { compares: Vec<Compare>, success: Vec<Self>, failure: Vec<Self> },
-    /// Forget what is older than `revision`.
-    Compact { revision: i64 },
+    /// KV.Put. Values are unique in a run, so that nearly every version names the request that made it.
+    Put(Put),
+    /// KV.DeleteRange.
+    Delete(Delete),
+    /// KV.Range.
+    Range(Range),
+    /// KV.Txn, or one nested in another.
+    Txn(Txn),
+    /// An operation of a transaction that says nothing.
+    Unset,
+    /// KV.Compact: forget what is older than `revision`.
+    Compact { revision: i64, physical: bool },
+    /// Maintenance.Alarm about one kind; of the member that answers, whose number the client knows.
+    Alarm { action: AlarmAction, member: u64, kind: i32 },
+    /// Maintenance.Status.
+    Status,
+    /// Maintenance.HashKV.
+    HashKv { revision: i64 },
+    /// Maintenance.Hash.
+    Hash,
+    /// Maintenance.Defragment.
+    Defragment,
+    /// Cluster.MemberList.
+    MemberList { linearizable: bool },
 }
 
 impl fmt::Debug for Request {
     /// Short enough for a report: values by their beginning.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = String::from_utf8_lossy;
         match self {
-            Self::Put { key, value, prev_kv } => {
-                let beginning = text(&value[..value.len().min(11)]);
-                write!(f, "put {} = {beginning} ({} bytes, prev_kv {prev_kv})", text(key), value.len())
+            Self::Put(put) => {
+                let beginning = put.value[..put.value.len().min(11)].escape_ascii();
+                write!(f, "put {} = {beginning} ({} bytes", put.key.escape_ascii(), put.value.len())?;
+                for (set, name) in
+                    [(put.prev_kv, "prev_kv"), (put.ignore_value, "ignore_value"), (put.ignore_lease, "ignore_lease")]
+                {
+                    if set {
+                        write!(f, ", {name}")?;
+                    }
+                }
+                if put.lease != 0 { write!(f, ", lease {})", put.lease) } else { write!(f, ")") }
             }
-            Self::DeleteRange { range, prev_kv } => write!(f, "delete {range:?} (prev_kv {prev_kv})"),
-            Self::Range { range, limit, revision, serializable, keys_only, count_only } => write!(
-                f,
-                "read {range:?} at {revision} (limit {limit}, serializable {serializable}, keys_only {keys_only}, \
-                 count_only {count_only})"
-            ),
-            Self::Txn { compares, success, failure } => {
+            Self::Delete(delete) => write!(f, "delete {:?} (prev_kv {})", delete.range, delete.prev_kv),
+            Self::Range(range) => {
+                write!(f, "read {:?} at {} (limit {}", range.range, range.revision, range.limit)?;
+                for (set, name) in [
+                    (range.serializable, "serializable"),
+                    (range.keys_only, "keys_only"),
+                    (range.count_only, "count_only"),
+                ] {
+                    if set {
+                        write!(f, ", {name}")?;
+                    }
+                }
+                if range.has_filters() {
+                    write!(f, ", mod {}..={}", range.min_mod, range.max_mod)?;
+                    write!(f, ", create {}..={}", range.min_create, range.max_create)?;
+                }
+                write!(f, ", {:?} by {:?})", range.order, range.target)
+            }
+            Self::Txn(Txn { compares, success, failure }) => {
                 write!(f, "txn if {compares:?} then {success:?} else {failure:?}")
             }
-            Self::Compact { revision } => write!(f, "compact {revision}"),
+            Self::Unset => write!(f, "unset"),
+            Self::Compact { revision, physical } => write!(f, "compact {revision} (physical {physical})"),
+            Self::Alarm { action, member, kind } => write!(f, "alarm {action:?} {kind} of {member:x}"),
+            Self::Status => write!(f, "status"),
+            Self::HashKv { revision } => write!(f, "hash of keys at {revision}"),
+            Self::Hash => write!(f, "hash"),
+            Self::Defragment => write!(f, "defragment"),
+            Self::MemberList { linearizable } => write!(f, "members (linearizable {linearizable})"),
         }
     }
 }
@@ -155,9 +286,29 @@ impl Request {
     #[must_use]
     pub fn is_write(&self) -> bool {
         match self {
-            Self::Put { .. } | Self::DeleteRange { .. } => true,
-            Self::Range { .. } | Self::Compact { .. } => false,
-            Self::Txn { success, failure, .. } => success.iter().chain(failure).any(Self::is_write),
+            Self::Put(_) | Self::Delete(_) => true,
+            Self::Txn(txn) => txn.operations().any(Self::is_write),
+            _ => false,
+        }
+    }
+
+    /// Whether it may store something new, which the space alarm forbids.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        match self {
+            Self::Put(_) => true,
+            Self::Txn(txn) => txn.operations().any(Self::grows),
+            _ => false,
+        }
+    }
+
+    /// Whether it is answered without the log: a read, or a transaction of reads alone.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        match self {
+            Self::Range(_) => true,
+            Self::Txn(txn) => txn.operations().all(|operation| matches!(operation, Self::Range(_))),
+            _ => false,
         }
     }
 
@@ -165,9 +316,11 @@ impl Request {
     #[must_use]
     pub fn is_serializable(&self) -> bool {
         match self {
-            Self::Range { serializable, .. } => *serializable,
+            Self::Range(range) => range.serializable,
             // Read-only transactions are as serializable as all of their reads, vacuously so without any.
-            Self::Txn { success, failure, .. } => success.iter().chain(failure).all(Self::is_serializable),
+            Self::Txn(txn) => self.is_read() && txn.operations().all(Self::is_serializable),
+            Self::Status | Self::Hash | Self::HashKv { .. } => true,
+            Self::MemberList { linearizable } => !linearizable,
             _ => false,
         }
     }
@@ -176,12 +329,12 @@ impl Request {
     #[must_use]
     pub fn has_changed(&self, answer: &Answer) -> bool {
         match self {
-            Self::Put { .. } => true,
-            Self::DeleteRange { .. } => answer.count > 0,
-            Self::Range { .. } | Self::Compact { .. } => false,
-            Self::Txn { .. } => {
+            Self::Put(_) => true,
+            Self::Delete(_) => answer.count > 0,
+            Self::Txn(_) => {
                 self.executed(answer).iter().zip(&answer.inner).any(|(operation, inner)| operation.has_changed(inner))
             }
+            _ => false,
         }
     }
 
@@ -189,138 +342,93 @@ impl Request {
     #[must_use]
     pub fn executed(&self, answer: &Answer) -> &[Self] {
         match self {
-            Self::Txn { success, failure, .. } => {
-                if answer.succeeded {
-                    success
-                } else {
-                    failure
+            Self::Txn(txn) => txn.branch(answer.succeeded),
+            other => std::slice::from_ref(other),
+        }
+    }
+
+    /// The past revisions that an answered request read.
+    pub fn history_read(&self, answer: &Answer, visit: &mut dyn FnMut(i64)) {
+        match self {
+            Self::Range(range) if range.revision > 0 => visit(range.revision),
+            Self::Txn(_) => {
+                for (operation, inner) in self.executed(answer).iter().zip(&answer.inner) {
+                    operation.history_read(inner, visit);
                 }
             }
-            other => std::slice::from_ref(other),
+            _ => {}
+        }
+    }
+
+    /// What an alarm request that is answered must list at least.
+    #[must_use]
+    pub fn alarms_named(&self) -> Vec<i32> {
+        match self {
+            Self::Alarm { action: AlarmAction::Activate, kind, .. } if *kind != 0 => vec![*kind],
+            _ => Vec::new(),
         }
     }
 
     /// A full read at `revision`.
     #[must_use]
     pub fn read_everything(revision: i64) -> Self {
-        Self::Range {
-            range: KeyRange::everything(),
-            limit: 0,
-            revision,
-            serializable: false,
-            keys_only: false,
-            count_only: false,
-        }
+        Self::Range(Range::whole(KeyRange::everything(), revision))
     }
+}
 
-    /// The gRPC path and the request message.
-    #[must_use]
-    pub fn encode(&self) -> (&'static str, Vec<u8>) {
-        match self {
-            Self::Txn { compares, success, failure } => {
-                let message = pb::TxnRequest {
-                    compare: compares.iter().map(Compare::encode).collect(),
-                    success: success.iter().map(Self::encode_operation).collect(),
-                    failure: failure.iter().map(Self::encode_operation).collect(),
-                };
-                ("/etcdserverpb.KV/Txn", message.encode_to_vec())
-            }
-            Self::Compact { revision } => {
-                let message = pb::CompactionRequest { revision: *revision, ..pb::CompactionRequest::default() };
-                ("/etcdserverpb.KV/Compact", message.encode_to_vec())
-            }
-            operation => match operation.encode_operation().request.expect("an operation") {
-                pb::RequestOpRequest::Put(message) => ("/etcdserverpb.KV/Put", message.encode_to_vec()),
-                pb::RequestOpRequest::DeleteRange(message) => ("/etcdserverpb.KV/DeleteRange", message.encode_to_vec()),
-                pb::RequestOpRequest::Range(message) => ("/etcdserverpb.KV/Range", message.encode_to_vec()),
-                pb::RequestOpRequest::Txn(_) => unreachable!("encoded above"),
-            },
-        }
-    }
+/// A refusal: gRPC code and text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// The code.
+    pub code: u32,
+    /// The text.
+    pub text: &'static str,
+}
 
-    fn encode_operation(&self) -> pb::RequestOp<'_> {
-        let request = match self {
-            Self::Put { key, value, prev_kv } => {
-                pb::RequestOpRequest::Put(pb::PutRequest { key, value, prev_kv: *prev_kv, ..pb::PutRequest::default() })
-            }
-            Self::DeleteRange { range, prev_kv } => pb::RequestOpRequest::DeleteRange(pb::DeleteRangeRequest {
-                key: &range.key,
-                range_end: &range.range_end,
-                prev_kv: *prev_kv,
-            }),
-            Self::Range { range, limit, revision, serializable, keys_only, count_only } => {
-                pb::RequestOpRequest::Range(pb::RangeRequest {
-                    key: &range.key,
-                    range_end: &range.range_end,
-                    limit: *limit,
-                    revision: *revision,
-                    serializable: *serializable,
-                    keys_only: *keys_only,
-                    count_only: *count_only,
-                    ..pb::RangeRequest::default()
-                })
-            }
-            Self::Txn { .. } | Self::Compact { .. } => unreachable!("not an operation of a transaction"),
-        };
-        pb::RequestOp { request: Some(request) }
-    }
+impl Fault {
+    /// A key is empty.
+    pub const NO_KEY: Self = Self { code: 3, text: "etcdserver: key is not provided" };
+    /// A put keeps what is not there, or an operation says nothing.
+    pub const KEY_NOT_FOUND: Self = Self { code: 3, text: "etcdserver: key not found" };
+    /// A put keeps the value and brings one.
+    pub const VALUE_PROVIDED: Self = Self { code: 3, text: "etcdserver: value is provided" };
+    /// A put keeps the lease and brings one.
+    pub const LEASE_PROVIDED: Self = Self { code: 3, text: "etcdserver: lease is provided" };
+    /// Too many operations in a transaction.
+    pub const TOO_MANY_OPS: Self = Self { code: 3, text: "etcdserver: too many operations in txn request" };
+    /// A transaction writes a key twice.
+    pub const DUPLICATE_KEY: Self = Self { code: 3, text: "etcdserver: duplicate key given in txn request" };
+    /// A sort that there is not.
+    pub const INVALID_SORT: Self = Self { code: 3, text: "etcdserver: invalid sort option" };
+    /// The message is too long.
+    pub const TOO_LARGE: Self = Self { code: 3, text: "etcdserver: request is too large" };
+    /// The revision was compacted.
+    pub const COMPACTED: Self = Self { code: 11, text: "etcdserver: mvcc: required revision has been compacted" };
+    /// The revision is not there yet.
+    pub const FUTURE: Self = Self { code: 11, text: "etcdserver: mvcc: required revision is a future revision" };
+    /// The quota is used up, or the space alarm is on.
+    pub const NO_SPACE: Self = Self { code: 8, text: "etcdserver: mvcc: database space exceeded" };
+    /// The corruption alarm is on.
+    pub const CORRUPT: Self = Self { code: 15, text: "etcdserver: corrupt cluster" };
+    /// There is no such lease.
+    pub const LEASE_NOT_FOUND: Self = Self { code: 5, text: "etcdserver: requested lease not found" };
 
-    /// Reads the answer to this request.
-    ///
-    /// # Errors
-    /// The bytes are not the message, or it has no header.
-    pub fn decode_response(&self, bytes: &[u8]) -> Result<Response, String> {
-        fn decode<'a, M: Message<'a>>(bytes: &'a [u8]) -> Result<M, String> {
-            M::decode_within(bytes, Limits::RESPONSE).map_err(|error| format!("malformed response: {error}"))
-        }
-        let (header, answer) = match self {
-            Self::Put { .. } => {
-                let message = decode::<pb::PutResponse<'_>>(bytes)?;
-                (message.header, put_answer(&message))
-            }
-            Self::DeleteRange { .. } => {
-                let message = decode::<pb::DeleteRangeResponse<'_>>(bytes)?;
-                (message.header, delete_answer(&message))
-            }
-            Self::Range { .. } => {
-                let message = decode::<pb::RangeResponse<'_>>(bytes)?;
-                (message.header, range_answer(&message))
-            }
-            Self::Txn { .. } => {
-                let message = decode::<pb::TxnResponse<'_>>(bytes)?;
-                (message.header, self.txn_answer(&message)?)
-            }
-            Self::Compact { .. } => {
-                let header = decode::<pb::CompactionResponse>(bytes)?.header;
-                (header, Answer { revision: revision_of(header), ..Answer::default() })
-            }
-        };
-        let header = header.ok_or("response without a header")?;
-        let pb::ResponseHeader { cluster_id, member_id, raft_term, .. } = header;
-        Ok(Response { cluster_id, member_id, raft_term, answer })
-    }
-
-    fn txn_answer(&self, message: &pb::TxnResponse<'_>) -> Result<Answer, String> {
-        let revision = revision_of(message.header);
-        let mut answer = Answer { revision, succeeded: message.succeeded, ..Answer::default() };
-        let operations = self.executed(&answer);
-        if operations.len() != message.responses.len() {
-            return Err(format!("{} answers to {} operations", message.responses.len(), operations.len()));
-        }
-        let mut inner = Vec::new();
-        for (operation, response) in operations.iter().zip(&message.responses) {
-            inner.push(match (operation, &response.response) {
-                (Self::Put { .. }, Some(pb::ResponseOpResponse::Put(message))) => put_answer(message),
-                (Self::DeleteRange { .. }, Some(pb::ResponseOpResponse::DeleteRange(message))) => {
-                    delete_answer(message)
-                }
-                (Self::Range { .. }, Some(pb::ResponseOpResponse::Range(message))) => range_answer(message),
-                (_, other) => return Err(format!("{operation:?} in a transaction is answered by {other:?}")),
-            });
-        }
-        answer.inner = inner;
-        Ok(answer)
-    }
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::NO_KEY,
+        Self::KEY_NOT_FOUND,
+        Self::VALUE_PROVIDED,
+        Self::LEASE_PROVIDED,
+        Self::TOO_MANY_OPS,
+        Self::DUPLICATE_KEY,
+        Self::INVALID_SORT,
+        Self::TOO_LARGE,
+        Self::COMPACTED,
+        Self::FUTURE,
+        Self::NO_SPACE,
+        Self::CORRUPT,
+        Self::LEASE_NOT_FOUND,
+    ];
 }
 
 /// What an answer says about the store.
@@ -330,7 +438,7 @@ pub struct Answer {
     pub revision: i64,
     /// Pairs read, or the previous pairs of a write.
     pub kvs: Vec<KeyValue>,
-    /// Pairs counted (Range) or deleted (DeleteRange).
+    /// Pairs counted (Range) or deleted (DeleteRange); a hash.
     pub count: i64,
     /// Whether a limit cut the pairs.
     pub more: bool,
@@ -338,6 +446,10 @@ pub struct Answer {
     pub succeeded: bool,
     /// The answers of a transaction's operations.
     pub inner: Vec<Self>,
+    /// Kinds of alarms listed.
+    pub alarms: Vec<i32>,
+    /// What a hash was computed over: the revision and what was compacted.
+    pub hashed: (i64, i64),
 }
 
 /// What a server answered.
@@ -351,35 +463,4 @@ pub struct Response {
     pub raft_term: u64,
     /// The rest.
     pub answer: Answer,
-}
-
-fn revision_of(header: Option<pb::ResponseHeader>) -> i64 {
-    header.map_or(0, |header| header.revision)
-}
-
-fn put_answer(message: &pb::PutResponse<'_>) -> Answer {
-    let kvs = message.prev_kv.iter().map(owned).collect();
-    Answer { revision: revision_of(message.header), kvs, ..Answer::default() }
-}
-
-fn delete_answer(message: &pb::DeleteRangeResponse<'_>) -> Answer {
-    let kvs = message.prev_kvs.iter().map(owned).collect();
-    Answer { revision: revision_of(message.header), kvs, count: message.deleted, ..Answer::default() }
-}
-
-fn range_answer(message: &pb::RangeResponse<'_>) -> Answer {
-    let kvs = message.kvs.iter().map(owned).collect();
-    let (count, more) = (message.count, message.more);
-    Answer { revision: revision_of(message.header), kvs, count, more, ..Answer::default() }
-}
-
-fn owned(pair: &mvccpb::KeyValue<'_>) -> KeyValue {
-    KeyValue {
-        key: pair.key.to_vec(),
-        value: pair.value.to_vec(),
-        create_revision: pair.create_revision,
-        mod_revision: pair.mod_revision,
-        version: pair.version,
-        lease: pair.lease,
-    }
 }

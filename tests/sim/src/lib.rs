@@ -7,16 +7,26 @@
 
 #![forbid(unsafe_code)]
 
+mod alarms;
+pub mod arguments;
 pub mod checker;
 pub mod client;
+mod codec;
 pub mod disk;
+pub mod gates;
+pub mod grammar;
 pub mod h2_client;
+mod hash;
 pub mod history;
 pub mod model;
 pub mod port;
 pub mod rng;
+pub mod rot;
+mod settle;
 pub mod simulation;
 pub mod subject;
 pub mod trace;
 pub mod trilith;
+pub mod value;
 pub mod weather;
+mod wgl;

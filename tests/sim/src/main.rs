@@ -4,8 +4,9 @@
 //!
 //! Usage: `trilith-sim --seed N [--verbose]`, or `trilith-sim --seeds N [--from S] [--jobs J]`. Every fiftieth seed,
 //! and a single one, runs twice: both traces must be equal. `--early-acknowledgement` makes the simulated disk lie, so
-//! that the run has to fail. The last line is the summary; the exit status is 0, or that of the gravest failure:
-//! 127 for a panic, 128 for a server that hangs, 129 for one that lies.
+//! that the run has to fail. A campaign of many seeds fails if it misses a gate ([`gates`]). The last line is the
+//! summary; the exit status is 0, or that of the gravest failure: 126 for a gate that was missed, 127 for a panic, 128
+//! for a server that hangs, 129 for one that lies.
 
 #![forbid(unsafe_code)]
 
@@ -15,10 +16,12 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use trilith_sim::gates;
 use trilith_sim::simulation::{Failure, Options, Report, run};
 use trilith_sim::trace;
 use trilith_sim::trilith::Trilith;
 
+const EXIT_GATES: u8 = 126;
 const EXIT_CRASH: i32 = 127;
 const EXIT_LIVENESS: u8 = 128;
 const EXIT_CORRECTNESS: u8 = 129;
@@ -71,6 +74,8 @@ struct Total {
     acknowledged: u64,
     crashes: u64,
     witnesses: u64,
+    faults: u64,
+    windows: u64,
     virtual_seconds: f64,
     liveness: u64,
     correctness: u64,
@@ -86,6 +91,7 @@ fn main() -> ExitCode {
         }
     };
     report_panics();
+    let began = std::time::Instant::now();
     let next = AtomicU64::new(0);
     let total = Mutex::new(Total::default());
     std::thread::scope(|scope| {
@@ -107,21 +113,38 @@ fn main() -> ExitCode {
     for (what, count) in &total.coverage {
         println!("{count:>10} {what}");
     }
+    let missed = if total.failed == 0 { gates::missed(total.seeds, &total.coverage) } else { Vec::new() };
+    for gate in &missed {
+        println!("MISSED {gate}");
+    }
+    let seconds = began.elapsed().as_secs_f64();
     println!(
-        "{} passed, {} failed; {} seeds, {} acknowledged operations, {} crashes, {} media checked at \
-         acknowledgements, {:.0} virtual seconds, {} violations",
+        "{:.0} virtual seconds, {:.0} in a real one of {} jobs; {:.0} acknowledged operations and {:.1} faults in 36",
+        total.virtual_seconds,
+        total.virtual_seconds / seconds,
+        arguments.jobs,
+        total.acknowledged as f64 / total.virtual_seconds * 36.0,
+        total.faults as f64 / total.virtual_seconds * 36.0,
+    );
+    println!(
+        "{} passed, {} failed; {} seeds, {} acknowledged operations, {} faults, {} crashes, {} media checked at \
+         acknowledgements, {} windows searched, {:.0} virtual seconds, {} gates missed, {} violations",
         total.seeds - total.failed,
         total.failed,
         total.seeds,
         total.acknowledged,
+        total.faults,
         total.crashes,
         total.witnesses,
+        total.windows,
         total.virtual_seconds,
+        missed.len(),
         total.failed
     );
-    match (total.correctness, total.liveness) {
-        (0, 0) => ExitCode::SUCCESS,
-        (0, _) => ExitCode::from(EXIT_LIVENESS),
+    match (total.correctness, total.liveness, missed.is_empty()) {
+        (0, 0, true) => ExitCode::SUCCESS,
+        (0, 0, false) => ExitCode::from(EXIT_GATES),
+        (0, ..) => ExitCode::from(EXIT_LIVENESS),
         _ => ExitCode::from(EXIT_CORRECTNESS),
     }
 }
@@ -129,9 +152,9 @@ fn main() -> ExitCode {
 fn run_seed(arguments: Arguments, seed: u64) -> Report {
     SEED.set(seed);
     let Arguments { verbose, early_acknowledgement, .. } = arguments;
-    let mut report = run::<Trilith>(Options { seed, verbose, early_acknowledgement });
+    let mut report = run::<Trilith>(Options { seed, verbose, early_acknowledgement, plain: false });
     if report.failure.is_none() && (arguments.count == 1 || seed.is_multiple_of(DOUBLE_RUN_EVERY)) {
-        let again = run::<Trilith>(Options { seed, verbose: false, early_acknowledgement });
+        let again = run::<Trilith>(Options { seed, verbose: false, early_acknowledgement, plain: false });
         if again.trace_hash != report.trace_hash {
             let text = format!("trace {:x}, then {:x}: not deterministic", report.trace_hash, again.trace_hash);
             report.failure = Some(Failure::Correctness(text));
@@ -150,6 +173,8 @@ fn add(total: &mut Total, seed: u64, report: &Report) {
     total.acknowledged += report.acknowledged;
     total.crashes += report.crashes;
     total.witnesses += report.witnesses;
+    total.faults += report.faults;
+    total.windows += report.windows;
     total.virtual_seconds += report.virtual_time as f64 / 1e9;
     for (what, count) in &report.coverage {
         *total.coverage.entry(what.clone()).or_insert(0) += count;

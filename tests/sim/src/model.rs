@@ -1,16 +1,23 @@
 //! The reference model: what a correct server would answer, written as plainly as possible.
 //!
-//! Owns: every version of every key, and the rules of etcd's key-value API. Does not know: the engine, whose code it
-//! must not share; compaction, which only takes answers away.
+//! Owns: every version of every key, and etcd's rules of evaluation (reads, compares, pre-checks, changes). Does not
+//! know: the engine, whose code it must not share; argument checks ([`crate::arguments`]); compaction, which only takes
+//! answers away: the caller says what is compacted.
 //!
 //! Invariants
 //! - I1: one changing request takes exactly one revision; a request that changes nothing takes none.
 //! - I2: versions count puts since the key was last created; a delete ends the count.
+//! - I3: evaluation changes nothing; [`Model::install`] alone does.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 
-use crate::history::{Answer, Compare, Request};
+use crate::history::{
+    Answer, Compare, Delete, Fault, Put, Range, Relation, Request, SortOrder, SortTarget, Target, Txn,
+};
+use crate::value::Value;
 
 /// One version of a key, as a client sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -18,7 +25,7 @@ pub struct KeyValue {
     /// The key.
     pub key: Vec<u8>,
     /// The value.
-    pub value: Vec<u8>,
+    pub value: Value,
     /// Revision at which this life of the key began.
     pub create_revision: i64,
     /// Revision of this version.
@@ -66,7 +73,23 @@ impl KeyRange {
             end => key >= self.key.as_slice() && key < end,
         }
     }
+
+    /// Its bounds for an ordered map; `None` if it holds nothing.
+    fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+        let from = Bound::Included(self.key.as_slice());
+        match self.range_end.as_slice() {
+            [] => Some((from, Bound::Included(self.key.as_slice()))),
+            [0] => Some((from, Bound::Unbounded)),
+            end => (self.key.as_slice() < end).then_some((from, Bound::Excluded(end))),
+        }
+    }
 }
+
+/// What a request does to keys, in order: a pair, or a deletion.
+pub type Changes = Vec<(Vec<u8>, Option<KeyValue>)>;
+
+/// An answer and what it changes.
+pub type Evaluated = Result<(Answer, Changes), Fault>;
 
 /// All revisions of a store.
 #[derive(Clone, Debug)]
@@ -74,6 +97,8 @@ pub struct Model {
     revision: i64,
     /// Per key, its changes in order of revision; `None` is a deletion.
     keys: BTreeMap<Vec<u8>, Vec<(i64, Option<KeyValue>)>>,
+    /// The changes of revision 2, 3 and so on, as the keys in order.
+    order: Vec<Vec<Vec<u8>>>,
 }
 
 impl Default for Model {
@@ -86,7 +111,7 @@ impl Model {
     /// An empty store, at revision 1.
     #[must_use]
     pub fn new() -> Self {
-        Self { revision: 1, keys: BTreeMap::new() }
+        Self { revision: 1, keys: BTreeMap::new(), order: Vec::new() }
     }
 
     /// The newest revision.
@@ -95,202 +120,300 @@ impl Model {
         self.revision
     }
 
+    /// Every key that ever was, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.keys.keys().map(Vec::as_slice)
+    }
+
+    /// The keys that `revision` changed, in the order of its changes.
+    #[must_use]
+    pub fn changed_at(&self, revision: i64) -> &[Vec<u8>] {
+        usize::try_from(revision - 2).ok().and_then(|at| self.order.get(at)).map_or(&[], Vec::as_slice)
+    }
+
+    /// The versions of a key, oldest first: revision, and the pair unless it was deleted.
+    #[must_use]
+    pub fn versions(&self, key: &[u8]) -> &[(i64, Option<KeyValue>)] {
+        self.keys.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// The pair of `key` as of `revision`.
+    #[must_use]
+    pub fn get(&self, key: &[u8], revision: i64) -> Option<&KeyValue> {
+        version_at(self.keys.get(key)?, revision)
+    }
+
     /// The pairs of `range` as of `revision`, by key.
-    #[must_use]
-    pub fn range(&self, range: &KeyRange, revision: i64) -> Vec<&KeyValue> {
-        let in_range = self.keys.iter().filter(|(key, _)| range.contains(key));
-        let version_at = |changes: &'_ [(i64, Option<KeyValue>)]| {
-            changes.partition_point(|(changed, _)| *changed <= revision).checked_sub(1)
-        };
-        in_range.filter_map(|(_, changes)| changes[version_at(changes)?].1.as_ref()).collect()
+    pub fn range<'a>(&'a self, range: &KeyRange, revision: i64) -> impl Iterator<Item = &'a KeyValue> {
+        let bounds = range.bounds();
+        let keys = bounds.map(|bounds| self.keys.range::<[u8], _>(bounds));
+        keys.into_iter().flatten().filter_map(move |(_, versions)| version_at(versions, revision))
     }
 
-    /// Executes a request; returns the answer it must get.
-    pub fn apply(&mut self, request: &Request) -> Answer {
-        let base = self.revision;
-        let Request::Txn { compares, success, failure } = request else {
-            let answer = self.execute(request, base);
-            self.revision = answer.revision;
-            return answer;
+    /// Executes a request at the newest revision.
+    ///
+    /// # Errors
+    /// It is refused and changes nothing.
+    pub fn apply(&mut self, request: &Request, compacted: i64) -> Result<Answer, Fault> {
+        let (answer, changes) = self.evaluate(request, self.revision, compacted)?;
+        self.install(changes);
+        Ok(answer)
+    }
+
+    /// Makes changes the next revision; none take none.
+    pub fn install(&mut self, changes: Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        self.revision += 1;
+        self.order.push(changes.iter().map(|(key, _)| key.clone()).collect());
+        for (key, pair) in changes {
+            self.keys.entry(key).or_default().push((self.revision, pair));
+        }
+    }
+
+    /// What a request answers and changes as the next thing after revision `at`, where `compacted` is compacted (a read
+    /// of exactly that revision is fine).
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn evaluate(&self, request: &Request, at: i64, compacted: i64) -> Evaluated {
+        let mut run = Run { model: self, base: at, compacted, changes: Vec::new(), pending: BTreeMap::new() };
+        let answer = match request {
+            Request::Txn(txn) => {
+                let mut path = Vec::new();
+                run.choose(txn, &mut path);
+                run.check(txn, &mut path.iter().copied())?;
+                let mut answer = run.txn(txn, &mut path.iter().copied())?;
+                answer.revision = run.revision();
+                answer
+            }
+            Request::Range(range) => {
+                if range.revision > at {
+                    return Err(Fault::FUTURE);
+                }
+                if range.revision > 0 && range.revision < compacted {
+                    return Err(Fault::COMPACTED);
+                }
+                run.range(range)
+            }
+            operation => run.operation(operation, &mut std::iter::empty())?,
         };
-        let succeeded = compares.iter().all(|compare| self.holds(compare, base));
+        Ok((answer, run.changes))
+    }
+}
+
+fn version_at(versions: &[(i64, Option<KeyValue>)], revision: i64) -> Option<&KeyValue> {
+    let position = versions.partition_point(|(changed, _)| *changed <= revision).checked_sub(1)?;
+    versions[position].1.as_ref()
+}
+
+/// A request under evaluation after revision `base`.
+struct Run<'m> {
+    model: &'m Model,
+    base: i64,
+    compacted: i64,
+    changes: Changes,
+    /// The last of `changes` to each key.
+    pending: BTreeMap<Vec<u8>, Option<KeyValue>>,
+}
+
+impl Run<'_> {
+    fn revision(&self) -> i64 {
+        self.base + i64::from(!self.changes.is_empty())
+    }
+
+    fn change(&mut self, key: &[u8], pair: Option<KeyValue>) {
+        self.pending.insert(key.to_vec(), pair.clone());
+        self.changes.push((key.to_vec(), pair));
+    }
+
+    fn get(&self, key: &[u8]) -> Option<&KeyValue> {
+        match self.pending.get(key) {
+            Some(pair) => pair.as_ref(),
+            None => self.model.get(key, self.base),
+        }
+    }
+
+    /// The pairs of a range, own changes included.
+    fn pairs(&self, range: &KeyRange) -> Vec<KeyValue> {
+        let before = self.model.range(range, self.base);
+        if self.pending.is_empty() {
+            return before.cloned().collect();
+        }
+        let mut pairs: BTreeMap<&[u8], &KeyValue> = before.map(|pair| (pair.key.as_slice(), pair)).collect();
+        for (key, pair) in self.pending.iter().filter(|(key, _)| range.contains(key)) {
+            match pair {
+                Some(pair) => pairs.insert(key, pair),
+                None => pairs.remove(key.as_slice()),
+            };
+        }
+        pairs.into_values().cloned().collect()
+    }
+
+    /// The branches that a transaction and those nested in it take, in order: all compares see the state before it.
+    fn choose(&self, txn: &Txn, path: &mut Vec<bool>) {
+        let succeeded = txn.compares.iter().all(|compare| self.holds(compare));
+        path.push(succeeded);
+        for operation in txn.branch(succeeded) {
+            if let Request::Txn(nested) = operation {
+                self.choose(nested, path);
+            }
+        }
+    }
+
+    fn holds(&self, compare: &Compare) -> bool {
+        let mut found = false;
+        for pair in self.model.range(&compare.range, self.base) {
+            found = true;
+            if !relates(compare, Some(pair)) {
+                return false;
+            }
+        }
+        // A value that is not there compares as false, whatever the relation; all else of it is 0.
+        found || (!matches!(compare.target, Target::Value(_) | Target::ValueMismatched) && relates(compare, None))
+    }
+
+    /// The checks before any change, along the chosen path.
+    fn check(&self, txn: &Txn, path: &mut dyn Iterator<Item = bool>) -> Result<(), Fault> {
+        let succeeded = path.next().expect("one choice for each transaction reached");
+        for operation in txn.branch(succeeded) {
+            match operation {
+                Request::Txn(nested) => self.check(nested, path)?,
+                Request::Put(put) if put.lease != 0 => return Err(Fault::LEASE_NOT_FOUND),
+                Request::Put(put) if put.keeps() && self.model.get(&put.key, self.base).is_none() => {
+                    return Err(Fault::KEY_NOT_FOUND);
+                }
+                Request::Range(range) if range.revision > self.base => return Err(Fault::FUTURE),
+                // Unlike in a plain read, a negative revision may be a compacted one.
+                Request::Range(range) if range.revision != 0 && range.revision < self.compacted => {
+                    return Err(Fault::COMPACTED);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn txn(&mut self, txn: &Txn, path: &mut dyn Iterator<Item = bool>) -> Result<Answer, Fault> {
+        let succeeded = path.next().expect("one choice for each transaction reached");
         let mut inner = Vec::new();
-        let mut at = base;
-        for operation in if succeeded { success } else { failure } {
-            // Later operations see the changes of earlier ones.
-            let answer = self.execute_within(operation, base, at);
-            at = answer.revision;
-            inner.push(answer);
+        for operation in txn.branch(succeeded) {
+            inner.push(self.operation(operation, path)?);
         }
-        self.revision = at;
-        Answer { revision: at, succeeded, inner, ..Answer::default() }
+        // The header of a nested answer is empty.
+        Ok(Answer { succeeded, inner, ..Answer::default() })
     }
 
-    /// What the request would answer at revision `at`, if it would change nothing there.
-    #[must_use]
-    pub fn observe(&self, request: &Request, at: i64) -> Option<Answer> {
-        match request {
-            Request::Put { .. } => None,
-            Request::Compact { .. } => Some(Answer { revision: at, ..Answer::default() }),
-            Request::DeleteRange { range, .. } => {
-                self.range(range, at).is_empty().then(|| Answer { revision: at, ..Answer::default() })
-            }
-            Request::Range { .. } => Some(self.read(request, at)),
-            Request::Txn { compares, success, failure } => {
-                let succeeded = compares.iter().all(|compare| self.holds(compare, at));
-                let operations = if succeeded { success } else { failure };
-                let inner = operations.iter().map(|operation| self.observe(operation, at)).collect::<Option<_>>()?;
-                Some(Answer { revision: at, succeeded, inner, ..Answer::default() })
-            }
-        }
-    }
-
-    /// What the request would delete at revision `at`, by key, if it would put nothing.
-    #[must_use]
-    pub fn deletions(&self, request: &Request, at: i64) -> Option<Vec<&KeyValue>> {
-        match request {
-            Request::Put { .. } => None,
-            Request::Range { .. } | Request::Compact { .. } => Some(Vec::new()),
-            Request::DeleteRange { range, .. } => Some(self.range(range, at)),
-            Request::Txn { compares, success, failure } => {
-                let succeeded = compares.iter().all(|compare| self.holds(compare, at));
-                let mut deleted = BTreeMap::new();
-                for operation in if succeeded { success } else { failure } {
-                    deleted.extend(self.deletions(operation, at)?.into_iter().map(|pair| (&pair.key, pair)));
-                }
-                Some(deleted.into_values().collect())
-            }
-        }
-    }
-
-    fn execute(&mut self, request: &Request, base: i64) -> Answer {
-        self.execute_within(request, base, base)
-    }
-
-    /// One operation of a request that began at revision `base` and stands at `at` (`base`, or one more).
-    fn execute_within(&mut self, operation: &Request, base: i64, at: i64) -> Answer {
+    fn operation(&mut self, operation: &Request, path: &mut dyn Iterator<Item = bool>) -> Result<Answer, Fault> {
         match operation {
-            Request::Put { key, value, prev_kv } => {
-                let previous = self.put(key, value, at, base + 1);
-                let kvs = previous.into_iter().filter(|_| *prev_kv).collect();
-                Answer { revision: base + 1, kvs, ..Answer::default() }
-            }
-            Request::DeleteRange { range, prev_kv } => {
-                let deleted: Vec<KeyValue> = self.range(range, at).into_iter().cloned().collect();
-                for pair in &deleted {
-                    self.keys.get_mut(&pair.key).expect("the pair was found").push((base + 1, None));
-                }
-                let count = deleted.len() as i64;
-                let kvs = if *prev_kv { deleted } else { Vec::new() };
-                Answer { revision: if count > 0 { base + 1 } else { at }, kvs, count, ..Answer::default() }
-            }
-            Request::Range { .. } => self.read(operation, at),
-            Request::Txn { .. } | Request::Compact { .. } => unreachable!("not an operation of a transaction"),
+            Request::Put(put) => self.put(put),
+            Request::Delete(delete) => Ok(self.delete(delete)),
+            Request::Range(range) => Ok(self.range(range)),
+            Request::Txn(txn) => self.txn(txn, path),
+            other => Ok(Answer { revision: self.base, alarms: other.alarms_named(), ..Answer::default() }),
         }
     }
 
-    fn put(&mut self, key: &[u8], value: &[u8], at: i64, revision: i64) -> Option<KeyValue> {
-        let previous = self.range(&KeyRange::single(key.to_vec()), at).first().map(|pair| (*pair).clone());
+    fn put(&mut self, put: &Put) -> Result<Answer, Fault> {
+        if put.lease != 0 {
+            return Err(Fault::LEASE_NOT_FOUND);
+        }
+        let previous = self.get(&put.key).cloned();
+        if put.keeps() && previous.is_none() {
+            return Err(Fault::KEY_NOT_FOUND);
+        }
+        let revision = self.base + 1;
         let (create_revision, version) =
             previous.as_ref().map_or((revision, 1), |before| (before.create_revision, before.version + 1));
-        let (key, value) = (key.to_vec(), value.to_vec());
-        let after = KeyValue { key: key.clone(), value, create_revision, mod_revision: revision, version, lease: 0 };
-        self.keys.entry(key).or_default().push((revision, Some(after)));
-        previous
+        let kept = previous.as_ref().filter(|_| put.ignore_value).map(|before| before.value);
+        let value = kept.unwrap_or_else(|| Value::of(&put.value));
+        let key = put.key.clone();
+        let pair = KeyValue { key, value, create_revision, mod_revision: revision, version, lease: 0 };
+        self.change(&put.key, Some(pair));
+        let kvs = previous.into_iter().filter(|_| put.prev_kv).collect();
+        Ok(Answer { revision, kvs, ..Answer::default() })
     }
 
-    fn read(&self, request: &Request, newest: i64) -> Answer {
-        let Request::Range { range, limit, revision, keys_only, count_only, .. } = request else {
-            unreachable!("only a range reads")
-        };
-        let at = if *revision > 0 { *revision } else { newest };
-        let found = self.range(range, at);
-        let count = found.len() as i64;
-        let kept = match (count_only, *limit) {
-            (true, _) => 0,
-            (false, limit) if limit > 0 => count.min(limit),
-            _ => count,
-        };
-        let mut kvs: Vec<KeyValue> = found.into_iter().take(kept as usize).cloned().collect();
-        if *keys_only {
-            kvs.iter_mut().for_each(|pair| pair.value.clear());
+    fn delete(&mut self, delete: &Delete) -> Answer {
+        let deleted = self.pairs(&delete.range);
+        for pair in &deleted {
+            self.change(&pair.key, None);
         }
-        Answer { revision: newest, kvs, count, more: !count_only && kept < count, ..Answer::default() }
+        let count = deleted.len() as i64;
+        let kvs = if delete.prev_kv { deleted } else { Vec::new() };
+        Answer { revision: self.revision(), kvs, count, ..Answer::default() }
     }
 
-    fn holds(&self, compare: &Compare, at: i64) -> bool {
-        let pairs = self.range(&KeyRange::single(compare.key().to_vec()), at);
-        let pair = pairs.first();
-        let (seen, wanted, relation) = match compare {
-            Compare::Value { value, relation, .. } => match pair {
-                // A value that is not there compares as false, whatever the relation.
-                None => return false,
-                Some(pair) => return relation.holds(pair.value.cmp(value)),
-            },
-            Compare::Version { version, relation, .. } => (pair.map(|pair| pair.version), version, relation),
-            Compare::Created { revision, relation, .. } => (pair.map(|pair| pair.create_revision), revision, relation),
-            Compare::Modified { revision, relation, .. } => (pair.map(|pair| pair.mod_revision), revision, relation),
+    fn range(&self, range: &Range) -> Answer {
+        let mut kvs = if range.revision > 0 {
+            self.model.range(&range.range, range.revision).cloned().collect()
+        } else {
+            self.pairs(&range.range)
         };
-        relation.holds(seen.unwrap_or(0).cmp(wanted))
+        let count = kvs.len() as i64;
+        if range.count_only {
+            return Answer { revision: self.revision(), count, ..Answer::default() };
+        }
+        let more = select(range, &mut kvs);
+        if range.keys_only {
+            kvs.iter_mut().for_each(|pair| pair.value = Value::default());
+        }
+        Answer { revision: self.revision(), kvs, count, more, ..Answer::default() }
+    }
+}
+
+/// Filters, sorts and cuts what a read found; whether the limit cut something.
+fn select(range: &Range, kvs: &mut Vec<KeyValue>) -> bool {
+    let within = |value: i64, least: i64, most: i64| (least == 0 || value >= least) && (most == 0 || value <= most);
+    kvs.retain(|pair| {
+        within(pair.mod_revision, range.min_mod, range.max_mod)
+            && within(pair.create_revision, range.min_create, range.max_create)
+    });
+    let limit = usize::try_from(range.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+    if range.order == SortOrder::None && !range.has_filters() {
+        // Without an order the limit counts in key order, with one more to tell whether it cut.
+        kvs.truncate(limit.saturating_add(1));
+    }
+    let by = |left: &KeyValue, right: &KeyValue| match range.target {
+        SortTarget::Key | SortTarget::Unknown => left.key.cmp(&right.key),
+        SortTarget::Version => left.version.cmp(&right.version),
+        SortTarget::Create => left.create_revision.cmp(&right.create_revision),
+        SortTarget::Mod => left.mod_revision.cmp(&right.mod_revision),
+        SortTarget::Value => left.value.cmp(&right.value),
+    };
+    if range.order == SortOrder::Descend {
+        // Equal ones stay in key order.
+        kvs.sort_by(|left, right| by(right, left));
+    } else {
+        kvs.sort_by(by);
+    }
+    let more = kvs.len() > limit;
+    kvs.truncate(limit);
+    more
+}
+
+fn relates(compare: &Compare, pair: Option<&KeyValue>) -> bool {
+    let number = |of: fn(&KeyValue) -> i64, with: i64| pair.map_or(0, of).cmp(&with);
+    let order = match &compare.target {
+        Target::Version(version) => number(|pair| pair.version, *version),
+        Target::VersionMismatched => number(|pair| pair.version, 0),
+        Target::Create(revision) => number(|pair| pair.create_revision, *revision),
+        Target::Mod(revision) => number(|pair| pair.mod_revision, *revision),
+        Target::Lease(lease) => number(|pair| pair.lease, *lease),
+        Target::Value(value) => pair.map_or(Ordering::Equal, |pair| pair.value.cmp(&Value::of(value))),
+        Target::ValueMismatched => pair.map_or(Ordering::Equal, |pair| pair.value.cmp(&Value::default())),
+        Target::Unknown => Ordering::Equal,
+    };
+    match compare.relation {
+        Relation::Equal => order.is_eq(),
+        Relation::Greater => order.is_gt(),
+        Relation::Less => order.is_lt(),
+        Relation::NotEqual => order.is_ne(),
+        Relation::Unknown => true,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::history::Relation;
-
-    fn put(key: &[u8], value: &[u8]) -> Request {
-        Request::Put { key: key.to_vec(), value: value.to_vec(), prev_kv: true }
-    }
-
-    fn delete(key: &[u8]) -> Request {
-        Request::DeleteRange { range: KeyRange::single(key.to_vec()), prev_kv: false }
-    }
-
-    #[test]
-    fn lives_of_a_key() {
-        let mut model = Model::new();
-        assert_eq!(model.apply(&put(b"k", b"1")).kvs, []);
-        assert_eq!(model.apply(&put(b"k", b"2")).kvs[0].version, 1);
-        assert_eq!(model.apply(&delete(b"k")).count, 1);
-        assert_eq!((model.apply(&delete(b"k")).count, model.revision()), (0, 4));
-        assert_eq!(model.apply(&put(b"k", b"3")).kvs, []);
-        let at = |revision| {
-            let pairs = model.range(&KeyRange::everything(), revision);
-            pairs.first().map(|pair| (pair.create_revision, pair.mod_revision, pair.version, pair.value.clone()))
-        };
-        assert_eq!(at(1), None);
-        assert_eq!(at(2), Some((2, 2, 1, b"1".to_vec())));
-        assert_eq!(at(3), Some((2, 3, 2, b"2".to_vec())));
-        assert_eq!(at(4), None);
-        assert_eq!(at(5), Some((5, 5, 1, b"3".to_vec())));
-    }
-
-    #[test]
-    fn a_transaction_takes_one_revision_and_reads_its_own_writes() {
-        let mut model = Model::new();
-        model.apply(&put(b"a", b"1"));
-        let compares = vec![Compare::Value { key: b"a".to_vec(), relation: Relation::Equal, value: b"1".to_vec() }];
-        let success = vec![Request::read_everything(0), put(b"b", b"2"), delete(b"a"), Request::read_everything(0)];
-        let txn = Request::Txn { compares, success, failure: vec![delete(b"a")] };
-        let answer = model.apply(&txn);
-        assert!(answer.succeeded && answer.revision == 3 && model.revision() == 3);
-        let revisions: Vec<i64> = answer.inner.iter().map(|inner| inner.revision).collect();
-        assert_eq!(revisions, [2, 3, 3, 3]);
-        assert_eq!((answer.inner[0].count, answer.inner[3].kvs[0].key.as_slice()), (1, b"b".as_slice()));
-        let answer = model.apply(&txn);
-        assert!(!answer.succeeded && answer.revision == 3 && answer.inner[0].count == 0);
-        assert_eq!(model.observe(&txn, 3), Some(answer));
-        assert_eq!(model.observe(&txn, 2), None);
-    }
-
-    #[test]
-    fn ranges_as_etcd_encodes_them() {
-        let range = |key: &[u8], end: &[u8]| KeyRange { key: key.to_vec(), range_end: end.to_vec() };
-        assert!(range(b"b", b"").contains(b"b") && !range(b"b", b"").contains(b"ba"));
-        assert!(range(b"b", b"\0").contains(b"z") && !range(b"b", b"\0").contains(b"a"));
-        assert!(range(b"b", b"c").contains(b"bz") && !range(b"b", b"c").contains(b"c"));
-        assert!(!range(b"b", b"b").contains(b"b") && !range(b"c", b"b").contains(b"b"));
-    }
-}
+#[path = "model_tests.rs"]
+mod tests;

@@ -22,7 +22,7 @@ use trilith_reactor::{
 use crate::disk::{Barrier, Disk, InodeId, NameChange, Survival, WriteId};
 use crate::rng::Rng;
 use crate::trace::Trace;
-use crate::weather::{CrashKind, Fate, Latency, MILLISECOND, Phase, SECOND, Weather};
+use crate::weather::{CrashKind, Fate, Latency, MILLISECOND, Phase, SECOND, Trouble, Weather};
 
 /// Wall-clock time at virtual time zero.
 const WALL_EPOCH: u64 = 1_700_000_000 * SECOND;
@@ -32,6 +32,10 @@ const LANDING_MAX: u64 = 60 * MILLISECOND;
 const PAGE_BYTES: u64 = 4096;
 /// Linux's EIO.
 const EIO: i32 = 5;
+/// Linux's ENOSPC.
+const ENOSPC: i32 = 28;
+/// How much longer a turn takes on a slow CPU.
+const SLOW_CPU: u64 = 50;
 
 /// What reaches a client.
 #[derive(Debug)]
@@ -53,6 +57,7 @@ enum Pending {
         id: WriteId,
         offset: u64,
         len: usize,
+        barrier: Barrier,
     },
     /// The durability that an early acknowledgement left out.
     Settle {
@@ -115,11 +120,29 @@ enum Pending {
     ToClient(Delivery),
 }
 
+/// How a submission goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Error {
+    Io,
+    Short,
+    NoSpace,
+}
+
+impl Error {
+    fn as_io(self) -> io::Error {
+        match self {
+            Self::Io => io::Error::from_raw_os_error(EIO),
+            Self::Short => io::ErrorKind::WriteZero.into(),
+            Self::NoSpace => io::Error::from_raw_os_error(ENOSPC),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Due {
     what: Pending,
-    /// Reports EIO.
-    fails: bool,
+    /// Reports an error.
+    fails: Option<Error>,
     /// The process dies before the event is delivered.
     fatal: bool,
 }
@@ -167,6 +190,16 @@ pub struct SimPort {
     aimed_submissions: u64,
     dead: bool,
     error_delivered_at: Option<u64>,
+    /// A creation found no space: the server may stop or go on.
+    space_was_missing: bool,
+    /// What is still to come in this life, latest first.
+    troubles: Vec<(u64, Trouble)>,
+    stalled_until: u64,
+    slow_until: u64,
+    wall_offset: i64,
+    faults: u64,
+    /// The last record of a fatal failure.
+    last_words: String,
     stop_requested_at: Option<u64>,
     violations: Vec<String>,
     coverage: BTreeMap<String, u64>,
@@ -198,6 +231,13 @@ impl SimPort {
             aimed_submissions: 0,
             dead: false,
             error_delivered_at: None,
+            space_was_missing: false,
+            troubles: Vec::new(),
+            stalled_until: 0,
+            slow_until: 0,
+            wall_offset: 0,
+            faults: 0,
+            last_words: String::new(),
             stop_requested_at: None,
             violations: Vec::new(),
             coverage: BTreeMap::new(),
@@ -205,9 +245,12 @@ impl SimPort {
         }
     }
 
-    /// Starts a process's life.
-    pub fn begin_life(&mut self, fate: Fate) {
+    /// Starts a process's life, with what comes so long after its start.
+    pub fn begin_life(&mut self, fate: Fate, troubles: &[(u64, Trouble)]) {
         self.fate = fate;
+        self.troubles = troubles.iter().rev().map(|(after, trouble)| (self.now + after, *trouble)).collect();
+        self.space_was_missing = false;
+        self.last_words.clear();
         self.life_began = self.now;
         self.submissions = 0;
         self.aimed_submissions = 0;
@@ -228,6 +271,35 @@ impl SimPort {
     #[must_use]
     pub fn error_delivered_at(&self) -> Option<u64> {
         self.error_delivered_at
+    }
+
+    /// Whether a file could not be created for lack of space in this life.
+    #[must_use]
+    pub fn space_was_missing(&self) -> bool {
+        self.space_was_missing
+    }
+
+    /// Faults so far that the server felt.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.faults
+    }
+
+    /// The server's last record of a fatal failure in this life, if any.
+    #[must_use]
+    pub fn last_words(&self) -> &str {
+        &self.last_words
+    }
+
+    /// The disk, to be damaged between lives.
+    pub fn disk_mut(&mut self) -> &mut Disk {
+        &mut self.disk
+    }
+
+    /// Counts a fault that the server feels.
+    pub fn count_fault(&mut self, what: &str) {
+        self.faults += 1;
+        self.cover(what);
     }
 
     /// When SIGTERM was delivered in this life.
@@ -282,13 +354,16 @@ impl SimPort {
     pub fn crash(&mut self, kind: CrashKind) -> Vec<Delivery> {
         self.trace.event(self.now, format_args!("crash {kind:?} after {} submissions", self.submissions));
         self.disk.advance(self.now);
-        self.cover(match kind {
+        self.count_fault(match kind {
             CrashKind::Kill => "(kill)",
             CrashKind::PowerLoss => "(power loss)",
         });
+        if self.disk.is_writing("store/") {
+            self.cover("(restart during a checkpoint)");
+        }
         match kind {
             CrashKind::Kill => self.disk.kill(self.now, LANDING_MAX, &mut self.rng),
-            CrashKind::PowerLoss => self.disk.power_loss(Survival::Drawn, &mut self.rng),
+            CrashKind::PowerLoss => self.lose_unsettled(),
         }
         self.end_life(if kind == CrashKind::Kill { 900 } else { 400 })
     }
@@ -303,7 +378,23 @@ impl SimPort {
     /// The power fails while no process runs.
     pub fn lose_power(&mut self) {
         self.trace.event(self.now, format_args!("power loss"));
-        self.disk.power_loss(Survival::Drawn, &mut self.rng);
+        self.lose_unsettled();
+    }
+
+    fn lose_unsettled(&mut self) {
+        let losses = self.disk.power_loss(Survival::Drawn, &mut self.rng);
+        for (what, happened) in [
+            ("(sectors lost)", losses.sectors > 0),
+            ("(torn log write)", losses.torn_log > 0),
+            ("(torn store write)", losses.torn_store > 0),
+            ("(torn superblock)", losses.torn_superblock > 0),
+            ("(name lost)", losses.names > 0),
+            ("(name back)", losses.names_back > 0),
+        ] {
+            if happened {
+                self.cover(what);
+            }
+        }
     }
 
     /// `delivered_per_mille`: how often a connection's bytes under way still arrive.
@@ -335,17 +426,17 @@ impl SimPort {
     }
 
     fn schedule(&mut self, at: u64, what: Pending) {
-        self.schedule_submission(at, what, false, false);
+        self.schedule_submission(at, what, None, false);
     }
 
-    fn schedule_submission(&mut self, at: u64, what: Pending, fails: bool, fatal: bool) {
+    fn schedule_submission(&mut self, at: u64, what: Pending, fails: Option<Error>, fatal: bool) {
         self.sequence += 1;
         self.queue.insert((at, self.sequence), Due { what, fails, fatal });
     }
 
     /// Counts a submission, to the file of that name if to any. `None`: the process is dead and it has no effect.
     /// Otherwise whether it fails, and whether its completion is fatal.
-    fn submit(&mut self, file: Option<&str>) -> Option<(bool, bool)> {
+    fn submit(&mut self, file: Option<&str>) -> Option<(Option<Error>, bool)> {
         if self.dead {
             return None;
         }
@@ -358,34 +449,78 @@ impl SimPort {
             }
             Fate::ErrorAt { number } if self.submissions >= number && file.is_some() => {
                 self.fate = Fate::Survive;
-                return Some((true, false));
+                return Some((Some(Error::Io), false));
             }
             _ => None,
         };
         match phase {
-            None => Some((false, false)),
+            None => Some((None, false)),
             Some(Phase::BeforeSubmit) => {
                 self.dead = true;
                 None
             }
             Some(Phase::AfterSubmit) => {
                 self.dead = true;
-                Some((false, false))
+                Some((None, false))
             }
-            Some(Phase::AfterCompletion) => Some((false, true)),
+            Some(Phase::AfterCompletion) => Some((None, true)),
         }
     }
 
     /// Counts a submission to an open file.
-    fn submit_to(&mut self, file: FileId) -> Option<(bool, bool, Handle)> {
+    fn submit_to(&mut self, file: FileId) -> Option<(Option<Error>, bool, Handle)> {
         let handle = self.handle(file)?;
         let (fails, fatal) = self.submit(Some(&handle.name))?;
         Some((fails, fatal, handle))
     }
 
-    /// The latency class of a file operation, drawn.
+    /// When something that takes so long ends.
     fn due_after(&mut self, latency: Latency) -> u64 {
         self.now + latency.draw(&mut self.rng)
+    }
+
+    /// The same of a file operation: the disk may be stalled.
+    fn disk_due_after(&mut self, latency: Latency) -> u64 {
+        self.due_after(latency).max(self.stalled_until.saturating_add(latency.min))
+    }
+
+    /// The error of a creation now, if there is no space.
+    fn creation_error(&mut self, fails: Option<Error>) -> Option<Error> {
+        let Fate::NoSpace { delay, length } = self.fate else { return fails };
+        let from = self.life_began + delay;
+        fails.or((from..from + length).contains(&self.now).then_some(Error::NoSpace))
+    }
+
+    fn cause(&mut self, trouble: Trouble) {
+        self.trace.event(self.now, format_args!("{trouble:?}"));
+        match trouble {
+            Trouble::Pause(length) => {
+                self.now += length;
+                self.disk.advance(self.now);
+                self.count_fault("(pause)");
+            }
+            Trouble::Stall(length) => {
+                self.stalled_until = self.now + length;
+                let began = self.now;
+                let is_file = |due: &Due| due.what.is_file();
+                let files: Vec<(u64, u64)> =
+                    self.queue.iter().filter(|(_, due)| is_file(due)).map(|(key, _)| *key).collect();
+                for key in files {
+                    let due = self.queue.remove(&key).expect("just listed");
+                    self.queue.insert((key.0 + length, key.1), due);
+                }
+                self.trace.event(began, format_args!("stalled until {}", self.stalled_until));
+                self.count_fault("(disk stall)");
+            }
+            Trouble::SlowCpu(length) => {
+                self.slow_until = self.now + length;
+                self.count_fault("(slow CPU)");
+            }
+            Trouble::WallJump(distance) => {
+                self.wall_offset += distance;
+                self.count_fault("(wall clock jump)");
+            }
+        }
     }
 
     fn handle(&mut self, file: FileId) -> Option<Handle> {
@@ -409,9 +544,15 @@ impl SimPort {
             _ => None,
         };
         let queued = self.queue.keys().next().map(|(at, _)| *at);
-        let Some(next) = [queued, self.deadline, crash_at].into_iter().flatten().min() else { return false };
+        let trouble_at = self.troubles.last().map(|(at, _)| *at);
+        let Some(next) = [queued, self.deadline, crash_at, trouble_at].into_iter().flatten().min() else {
+            return false;
+        };
         self.now = self.now.max(next);
         self.disk.advance(self.now);
+        while let Some((_, trouble)) = self.troubles.pop_if(|(at, _)| *at <= self.now) {
+            self.cause(trouble);
+        }
         if crash_at.is_some_and(|at| at <= self.now) {
             if matches!(self.fate, Fate::CrashAfter { .. }) {
                 self.dead = true;
@@ -474,21 +615,22 @@ impl SimPort {
         }
     }
 
-    fn complete_file(&mut self, what: Pending, fails: bool) -> Option<Event> {
-        if fails {
-            self.error_delivered_at = Some(self.now);
-            self.cover("(I/O error)");
+    fn complete_file(&mut self, what: Pending, error: Option<Error>) -> Option<Event> {
+        let of_store = matches!(what, Pending::Write { barrier: Barrier::AtSync, .. });
+        if !matches!(what, Pending::Read { .. }) {
+            self.feel(error, of_store);
         }
-        let outcome = |fails: bool| if fails { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) };
+        let fails = error.is_some();
+        let outcome = |error: Option<Error>| error.map_or(Ok(()), |error| Err(error.as_io()));
         let event = match what {
-            Pending::Write { token, inode, id, offset, len } => {
+            Pending::Write { token, inode, id, offset, len, .. } => {
                 self.set_resident(inode, offset, len, false);
                 if fails {
                     self.disk.fail_write(inode, id, &mut self.rng);
                 } else {
                     self.disk.complete_write(inode, id);
                 }
-                Event::Written { token, result: outcome(fails) }
+                Event::Written { token, result: outcome(error) }
             }
             Pending::Settle { inode, id } => {
                 self.disk.complete_write(inode, id);
@@ -499,17 +641,17 @@ impl SimPort {
                 if !fails {
                     self.disk.complete_sync(inode, &covered);
                 }
-                Event::Synced { token, result: outcome(fails) }
+                Event::Synced { token, result: outcome(error) }
             }
             Pending::Read { token, inode, offset, len } => {
                 let bytes = self.disk.visible(inode, offset, len).map(<[u8]>::to_vec);
                 let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof));
-                Event::Read { token, result: outcome(fails).and(bytes) }
+                Event::Read { token, result: outcome(error).and(bytes) }
             }
             Pending::Create { token, name, change, mode } => {
-                if fails {
+                if let Some(error) = error {
                     self.disk.abandon_change(change);
-                    return Some(Event::Created { token, result: Err(io::Error::from_raw_os_error(EIO)) });
+                    return Some(Event::Created { token, result: Err(error.as_io()) });
                 }
                 let inode = self.disk.complete_change(change).expect("a create makes a file");
                 Event::Created { token, result: Ok(self.open_handle(&name, inode, mode)) }
@@ -520,7 +662,7 @@ impl SimPort {
                 } else {
                     self.disk.complete_change(change);
                 }
-                Event::Renamed { token, result: outcome(fails) }
+                Event::Renamed { token, result: outcome(error) }
             }
             Pending::Discard { token, inode, id, offset, len } => {
                 self.set_resident(inode, offset, len, false);
@@ -529,15 +671,35 @@ impl SimPort {
                 } else {
                     self.disk.complete_write(inode, id);
                 }
-                Event::Discarded { token, result: outcome(fails) }
+                Event::Discarded { token, result: outcome(error) }
             }
             Pending::Populate { token, inode, offset, len } => {
                 self.set_resident(inode, offset, len, !fails);
-                Event::Populated { token, result: outcome(fails) }
+                Event::Populated { token, result: outcome(error) }
             }
             other => unreachable!("{other:?} is not a file operation"),
         };
         Some(event)
+    }
+
+    /// An error reaches the server.
+    fn feel(&mut self, error: Option<Error>, of_store: bool) {
+        match error {
+            None => {}
+            Some(Error::NoSpace) => {
+                self.space_was_missing = true;
+                self.count_fault("(no space)");
+            }
+            // What a write to the store lacks is taken for space.
+            Some(Error::Short) if of_store => {
+                self.space_was_missing = true;
+                self.count_fault("(short write)");
+            }
+            Some(error) => {
+                self.error_delivered_at = Some(self.now);
+                self.count_fault(if error == Error::Io { "(I/O error)" } else { "(short write)" });
+            }
+        }
     }
 
     fn socket_event(&mut self, what: Pending) -> Option<(ConnectionId, Event)> {
@@ -566,7 +728,8 @@ impl SimPort {
 
     /// Lets the turn's CPU time pass; may be a long pause.
     pub fn spend_turn(&mut self) {
-        self.now += self.weather.turn.draw(&mut self.rng);
+        let factor = if self.now < self.slow_until { SLOW_CPU } else { 1 };
+        self.now += factor * self.weather.turn.draw(&mut self.rng);
     }
 
     /// A client connects. The server may be down: then the connection closes at once.
@@ -630,6 +793,16 @@ impl SimPort {
         }
     }
 
+    /// Counts the writes that a campaign must have seen.
+    fn cover_write(&mut self, name: &str, offset: u64, inode: InodeId) {
+        if name.starts_with("store/superblock") && self.disk.is_writing("wal/seg") {
+            self.cover("(checkpoint while writing)");
+        }
+        if name.starts_with("wal/seg") && offset == 0 && self.disk.was_written(inode, 0) {
+            self.cover("(log segment recycled)");
+        }
+    }
+
     fn check_aligned(&mut self, what: &str, offset: u64, len: usize) -> io::Result<()> {
         if offset.is_multiple_of(4096) && len.is_multiple_of(4096) && len > 0 {
             return Ok(());
@@ -646,12 +819,12 @@ impl SimPort {
         self.disk.advance(self.now);
         match submitted {
             None => Err(crash_error()),
-            Some((true, _)) => {
-                self.error_delivered_at = Some(self.now);
+            Some((Some(error), _)) => {
+                self.feel(Some(error), false);
                 self.cover("(I/O error at boot)");
-                Err(io::Error::from_raw_os_error(EIO))
+                Err(error.as_io())
             }
-            Some((false, fatal)) => {
+            Some((None, fatal)) => {
                 // A blocking call that ends is followed at once by the death that was to come after its completion.
                 if fatal && !was_dead {
                     self.dead = true;
@@ -693,7 +866,8 @@ impl Port for SimPort {
     }
 
     fn wall_now(&self) -> u64 {
-        WALL_EPOCH + self.now
+        let drift = self.now as i64 / 1_000 * self.weather.wall_drift_per_mille;
+        (WALL_EPOCH + self.now).saturating_add_signed(drift + self.wall_offset)
     }
 
     fn entropy(&mut self) -> u64 {
@@ -704,6 +878,7 @@ impl Port for SimPort {
         self.trace.event(self.now, format_args!("-> write {} {file:?} {offset}+{}", token.0, bytes.len()));
         self.trace.bytes(&bytes);
         let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
+        let fails = fails.map(|error| if self.rng.chance(400) { Error::Short } else { error });
         let bytes_len = bytes.len();
         let _ = self.check_aligned("a write", offset, bytes_len);
         let (barrier, latency) = match handle.mode {
@@ -718,14 +893,15 @@ impl Port for SimPort {
             }
         };
         let (len, inode) = (bytes_len, handle.inode);
+        self.cover_write(&handle.name, offset, inode);
         self.set_resident(inode, offset, len, false);
-        let at = self.due_after(latency);
-        if self.weather.early_acknowledgement && handle.mode == FileMode::Log && !fails {
-            self.schedule_submission(at, Pending::EarlyWritten { token }, false, fatal);
+        let at = self.disk_due_after(latency);
+        if self.weather.early_acknowledgement && handle.mode == FileMode::Log && fails.is_none() {
+            self.schedule_submission(at, Pending::EarlyWritten { token }, None, fatal);
             let settled_at = at + latency.draw(&mut self.rng).max(5 * MILLISECOND);
             self.schedule(settled_at, Pending::Settle { inode: handle.inode, id });
         } else {
-            self.schedule_submission(at, Pending::Write { token, inode, id, offset, len }, fails, fatal);
+            self.schedule_submission(at, Pending::Write { token, inode, id, offset, len, barrier }, fails, fatal);
         }
     }
 
@@ -733,7 +909,7 @@ impl Port for SimPort {
         self.trace.event(self.now, format_args!("-> sync {} {file:?}", token.0));
         let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
         let covered = self.disk.begin_sync(handle.inode);
-        let at = self.due_after(self.weather.sync);
+        let at = self.disk_due_after(self.weather.sync);
         self.schedule_submission(at, Pending::Sync { token, inode: handle.inode, covered }, fails, fatal);
     }
 
@@ -741,24 +917,28 @@ impl Port for SimPort {
         self.trace.event(self.now, format_args!("-> read {} {file:?} {offset}+{len}", token.0));
         let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
         let _ = self.check_aligned("a read", offset, len);
-        let at = self.due_after(self.weather.read);
+        let at = self.disk_due_after(self.weather.read);
         self.schedule_submission(at, Pending::Read { token, inode: handle.inode, offset, len }, fails, fatal);
     }
 
     fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, _preparation: Preparation) {
         self.trace.event(self.now, format_args!("-> create {} {name} {bytes}", token.0));
         let Some((fails, fatal)) = self.submit(Some(name)) else { return };
+        let fails = self.creation_error(fails);
         if bytes == 0 || !bytes.is_multiple_of(4096) {
             self.violations.push(format!("{name} of {bytes} bytes is not made of whole blocks"));
         }
         let change = self.disk.begin_change(NameChange::Create { name: name.to_owned(), bytes: bytes as usize });
-        let at = self.due_after(self.weather.sync);
+        let at = self.disk_due_after(self.weather.sync);
         let what = Pending::Create { token, name: name.to_owned(), change, mode };
         self.schedule_submission(at, what, fails, fatal);
     }
 
     fn unlink(&mut self, token: Token, file: FileId, name: &str) {
         self.trace.event(self.now, format_args!("-> unlink {} {file:?} {name}", token.0));
+        if name.starts_with("store/rows") {
+            self.cover("(row segment removed)");
+        }
         let Some((fails, fatal)) = self.submit(Some(name)) else { return };
         if let Some(handle) = self.handle(file)
             && self.disk.lookup(name) != Some(handle.inode)
@@ -769,7 +949,7 @@ impl Port for SimPort {
             *slot = None;
         }
         let change = self.disk.begin_change(NameChange::Unlink { name: name.to_owned() });
-        let at = self.due_after(self.weather.sync);
+        let at = self.disk_due_after(self.weather.sync);
         self.schedule_submission(at, Pending::Unlink { token, change }, fails, fatal);
     }
 
@@ -779,7 +959,8 @@ impl Port for SimPort {
         if handle.mode != FileMode::Store {
             self.violations.push(format!("{file:?} is not mapped"));
         }
-        let at = self.due_after(self.weather.read);
+        self.cover(if handle.name.starts_with("store/rows") { "(rows populated)" } else { "(index populated)" });
+        let at = self.disk_due_after(self.weather.read);
         let what = Pending::Populate { token, inode: handle.inode, offset, len };
         self.schedule_submission(at, what, fails, fatal);
     }
@@ -797,7 +978,7 @@ impl Port for SimPort {
             }
         };
         self.set_resident(inode, offset, len, false);
-        let at = self.due_after(self.weather.store_write);
+        let at = self.disk_due_after(self.weather.store_write);
         self.schedule_submission(at, Pending::Discard { token, inode, id, offset, len }, fails, fatal);
     }
 
@@ -853,7 +1034,7 @@ impl Port for SimPort {
         if let Some(state) = self.connections.get_mut(&connection) {
             state.to_client_at = at;
         }
-        self.schedule_submission(sent_at, Pending::Sent { connection, buffer: bytes }, false, fatal);
+        self.schedule_submission(sent_at, Pending::Sent { connection, buffer: bytes }, None, fatal);
     }
 
     fn set_receiving(&mut self, connection: ConnectionId, receiving: bool) {
@@ -916,6 +1097,9 @@ impl Port for SimPort {
         if let Some((_, rest)) = text.split_once("\"msg\":\"") {
             let message = rest.split('"').next().unwrap_or_default().to_owned();
             self.cover(&message);
+            if text.contains("\"level\":\"fatal\"") || text.contains("failed") {
+                self.last_words = text.to_string();
+            }
         }
     }
 }
@@ -963,6 +1147,10 @@ impl BootFiles for SimPort {
     fn create(&mut self, name: &str, bytes: u64, mode: FileMode, _preparation: Preparation) -> io::Result<FileId> {
         self.trace.event(self.now, format_args!("-> boot create {name} {bytes}"));
         self.boot_submit(name, self.weather.sync)?;
+        if let Some(error) = self.creation_error(None) {
+            self.feel(Some(error), false);
+            return Err(error.as_io());
+        }
         let change = self.disk.begin_change(NameChange::Create { name: name.to_owned(), bytes: bytes as usize });
         if self.dead && self.rng.chance(500) {
             return Err(crash_error());
@@ -1031,6 +1219,20 @@ impl BootFiles for SimPort {
             self.disk.complete_change(change);
         }
         self.alive()
+    }
+}
+
+impl Pending {
+    /// Whether the disk has it.
+    fn is_file(&self) -> bool {
+        !matches!(
+            self,
+            Self::Accept { .. }
+                | Self::ToServer { .. }
+                | Self::ServerClosed { .. }
+                | Self::Sent { .. }
+                | Self::ToClient(_)
+        )
     }
 }
 

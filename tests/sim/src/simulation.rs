@@ -2,6 +2,9 @@
 //!
 //! Owns: the order of things and the bounds of patience. Does not know: what the server is made of.
 //!
+//! A run takes a number of virtual seconds and has at least five faults; its lives end by fates drawn beforehand, or
+//! after a time. The clients' requests come at a rate; what an outage prevented they make up for.
+//!
 //! Invariants
 //! - I1: each life begins with an audit: the recovered store is read and everything acknowledged is checked in it.
 //! - I2: the last life follows a crash, so that every acknowledgement of a run has been through a recovery.
@@ -13,14 +16,18 @@ use std::fmt;
 use trilith_reactor::{Event, Turn};
 
 use crate::checker::Checker;
-use crate::client::{Client, draw_request};
+use crate::client::Client;
 use crate::disk::{Disk, Survival};
-use crate::history::{Request, Response};
+use crate::grammar::Grammar;
+use crate::history::{Answer, Request, Response};
+use crate::model::{KeyRange, KeyValue};
 use crate::port::{Delivery, SimPort};
 use crate::rng::Rng;
+use crate::rot;
 use crate::subject::Subject;
 use crate::trace::Trace;
-use crate::weather::{CrashKind, Fate, Latency, MICROSECOND, MILLISECOND, SECOND, Swarm};
+use crate::value::Value;
+use crate::weather::{CrashKind, Fate, Latency, MICROSECOND, MILLISECOND, Rot, SECOND, Swarm};
 
 /// A call that is under way for longer, though the server lives, hangs.
 const PATIENCE: u64 = 120 * SECOND;
@@ -31,7 +38,13 @@ const TURNS_MAX: u64 = 300_000;
 /// Turns that a server may take to stop after an I/O error was delivered.
 const ERROR_TURNS_MAX: u64 = 3;
 /// Historical revisions that an audit reads besides the unclaimed ones.
-const AUDIT_SAMPLES: u64 = 6;
+const AUDIT_SAMPLES: u64 = 2;
+/// A run is not over before so many faults.
+const FAULTS_MIN: u64 = 5;
+/// Where the weight of requests about alarms stands.
+const ALARM_WEIGHT: usize = 8;
+/// Requests that an outage may leave to be made up for.
+const BACKLOG_MAX: u64 = 20_000;
 /// How often an audit asks again for what timed out.
 const AUDIT_ATTEMPTS_MAX: usize = 20;
 /// Calls that an audit has under way.
@@ -64,6 +77,8 @@ pub struct Options {
     pub verbose: bool,
     /// Reports log writes complete before they are durable: a run with writes must then fail.
     pub early_acknowledgement: bool,
+    /// A short run of keys and values alone, on a disk with room that does not rot: for servers that know no more.
+    pub plain: bool,
 }
 
 /// What a run came to.
@@ -77,6 +92,10 @@ pub struct Report {
     pub turns: u64,
     /// Media checked at an acknowledgement.
     pub witnesses: u64,
+    /// Faults that the server felt.
+    pub faults: u64,
+    /// Windows judged by the independent search.
+    pub windows: u64,
     /// Virtual nanoseconds.
     pub virtual_time: u64,
     /// Hash of everything that crossed the port.
@@ -92,6 +111,8 @@ pub struct Report {
 enum Ending {
     Crash(CrashKind),
     Exit,
+    /// After damage beyond what it can bear, the server said so and gave up.
+    GaveUp,
 }
 
 /// Runs one seed.
@@ -99,12 +120,21 @@ pub fn run<S: Subject>(options: Options) -> Report {
     let mut rng = Rng::new(options.seed);
     let mut swarm = Swarm::draw(&mut rng.fork(1));
     swarm.weather.early_acknowledgement = options.early_acknowledgement;
+    if options.plain {
+        swarm.make_plain();
+    }
     let port_rng = rng.fork(2);
-    let port = SimPort::new(Disk::default(), swarm.weather.clone(), port_rng, 0, Trace::begin(options.verbose));
+    let mut disk = Disk::default();
+    if swarm.rot != Rot::Never {
+        disk.remember_previous();
+    }
+    let port = SimPort::new(disk, swarm.weather.clone(), port_rng, 0, Trace::begin(options.verbose));
     let mut simulation = Simulation::new(port, swarm, rng.fork(3));
     let failure = simulation.run_lives::<S>().err();
     let Simulation { port, checker, crashes, turns, witnesses, .. } = simulation;
     Report {
+        faults: port.faults(),
+        windows: checker.windows(),
         acknowledged: checker.acknowledged(),
         crashes,
         turns,
@@ -125,8 +155,12 @@ struct Simulation {
     auditor: Client,
     /// What the auditor was answered.
     audited: BTreeMap<u64, Response>,
-    /// Requests that the clients may still send in this life.
-    budget: u64,
+    /// Requests that the clients sent.
+    issued: u64,
+    /// Clients send nothing more from here on, until the next life.
+    life_until: u64,
+    /// Data at rest was damaged beyond what must be borne: the server may refuse, but not lie.
+    damaged: Option<rot::Damage>,
     crashes: u64,
     turns: u64,
     turns_of_life: u64,
@@ -141,15 +175,20 @@ struct Simulation {
 impl Simulation {
     fn new(port: SimPort, swarm: Swarm, rng: Rng) -> Self {
         let clients = (0..swarm.workload.clients).map(|_| Client::new()).collect();
+        let mut checker = Checker::new(swarm.limits.request_bytes_max, swarm.limits.quota_bytes >= 0);
+        checker.watch(b"k00000".to_vec());
+        checker.watch(b"k00003".to_vec());
         Self {
             port,
-            checker: Checker::default(),
+            checker,
             swarm,
             rng,
             clients,
             auditor: Client::new(),
             audited: BTreeMap::new(),
-            budget: 0,
+            issued: 0,
+            life_until: 0,
+            damaged: None,
             crashes: 0,
             turns: 0,
             turns_of_life: 0,
@@ -166,36 +205,66 @@ impl Simulation {
     }
 
     fn run_lives<S: Subject>(&mut self) -> Result<(), Failure> {
-        let lives = self.swarm.lives;
-        for life in 0..=lives {
-            let (fate, budget) = if life == lives {
-                (Fate::Survive, 0)
-            } else {
-                (self.swarm.draw_fate(&mut self.rng), self.swarm.workload.operations / lives as u64 + 1)
-            };
-            self.budget = budget;
-            self.turns_of_life = 0;
-            self.error_turns = 0;
+        let end = self.now() + self.swarm.duration;
+        while self.now() < end || self.port.faults() < FAULTS_MIN {
+            let fate = self.swarm.draw_fate(&mut self.rng);
+            let length = self.rng.log_between(100 * MILLISECOND, 2 * self.swarm.life);
+            self.begin_life(fate, length);
             let ending = self.run_life::<S>(fate)?;
             self.crashes += u64::from(matches!(ending, Ending::Crash(_)));
-            self.port.sleep(self.rng.log_between(MICROSECOND, 5 * SECOND));
-            if ending != Ending::Crash(CrashKind::PowerLoss) && self.rng.chance(300) {
-                self.port.lose_power();
+            if ending == Ending::GaveUp {
+                return Ok(());
             }
+            self.rest(ending);
         }
+        // Whatever was acknowledged in the last life is looked at in one more.
+        self.begin_life(Fate::Survive, 0);
+        self.run_life::<S>(Fate::Survive)?;
         Ok(())
     }
 
+    fn begin_life(&mut self, fate: Fate, length: u64) {
+        let troubles = if fate == Fate::Survive { Vec::new() } else { self.swarm.draw_troubles(&mut self.rng) };
+        self.port.begin_life(fate, &troubles);
+        self.life_until = self.now() + length;
+        self.turns_of_life = 0;
+        self.error_turns = 0;
+    }
+
+    /// What happens while no process runs.
+    fn rest(&mut self, ending: Ending) {
+        let longest = if self.rng.chance(100) { 3 * SECOND } else { 100 * MILLISECOND };
+        self.port.sleep(self.rng.log_between(MICROSECOND, longest));
+        if ending != Ending::Crash(CrashKind::PowerLoss) && self.rng.chance(300) {
+            self.port.lose_power();
+        }
+        let damage = match self.swarm.rot {
+            Rot::Redundant if self.rng.chance(400) => rot::damage_redundant(self.port.disk_mut(), &mut self.rng),
+            // Only below a durable watermark is a lost batch told from one that never was.
+            Rot::Anything if ending == Ending::Exit && self.port.stop_requested_at().is_some() => {
+                rot::damage_anything(self.port.disk_mut(), &mut self.rng)
+            }
+            _ => None,
+        };
+        let Some(damage) = damage else { return };
+        self.port.trace.event(self.now(), format_args!("{damage:?}"));
+        self.port.count_fault(damage.what);
+        if self.swarm.rot == Rot::Anything {
+            self.damaged = Some(damage);
+        }
+    }
+
     fn run_life<S: Subject>(&mut self, fate: Fate) -> Result<Ending, Failure> {
-        self.port.begin_life(fate);
         let mut node = match S::boot(&self.swarm.limits, &mut self.port) {
             _ if self.port.is_dead() => {
                 self.port.cover("(crash at boot)");
                 return self.end_by_crash(fate);
             }
             Ok(node) => node,
-            Err(_) if self.port.error_delivered_at().is_some() => return self.end_by_exit(),
-            Err(why) => return Err(Failure::Liveness(format!("the server refuses to start: {why}"))),
+            Err(_) if self.port.error_delivered_at().is_some() || self.port.space_was_missing() => {
+                return self.end_by_exit();
+            }
+            Err(why) => return self.end_by_refusal(&why),
         };
         if let Some(ending) = self.turn(&mut node)? {
             return Ok(ending);
@@ -208,7 +277,8 @@ impl Simulation {
             let delay = self.swarm.workload.think.draw(&mut self.rng);
             self.clients[client].schedule_wake(client, delay, &mut self.port);
         }
-        while self.budget > 0 || self.clients.iter().any(|client| client.open_calls() > 0) {
+        let drains = self.rng.chance(500);
+        while self.is_working() || (drains && self.clients.iter().any(|client| client.open_calls() > 0)) {
             if let Some(ending) = self.step(&mut node)? {
                 return Ok(ending);
             }
@@ -217,6 +287,29 @@ impl Simulation {
         let kind = if self.rng.chance(500) { CrashKind::Kill } else { CrashKind::PowerLoss };
         drop(node);
         self.crash(kind)
+    }
+
+    /// Whether clients still send requests in this life.
+    fn is_working(&self) -> bool {
+        self.now() < self.life_until
+    }
+
+    /// The server refuses to start: fine after damage, if it says where.
+    fn end_by_refusal(&mut self, why: &str) -> Result<Ending, Failure> {
+        let Some(damage) = &self.damaged else {
+            return Err(Failure::Liveness(format!("the server refuses to start: {why}")));
+        };
+        self.port.trace.event(self.now(), format_args!("refused: {why}"));
+        let file = damage.name.rsplit('/').next().unwrap_or_default();
+        let family = file.split('-').next().unwrap_or_default();
+        let names_place = why.contains(family) || why.contains("hard") || why.contains("LSN");
+        if !names_place {
+            let why = format!("{damage:?} is refused without saying where: {why}");
+            return Err(Failure::Correctness(why));
+        }
+        self.port.cover("(damage refused)");
+        self.end_by_exit()?;
+        Ok(Ending::GaveUp)
     }
 
     fn end_by_crash(&mut self, fate: Fate) -> Result<Ending, Failure> {
@@ -242,13 +335,14 @@ impl Simulation {
 
     fn end_connections(&mut self, deliveries: Vec<Delivery>) -> Result<(), Failure> {
         // Nobody reconnects before the next life has been audited.
-        self.budget = 0;
+        self.life_until = 0;
+        let now = self.now();
         for delivery in deliveries {
             self.deliver(delivery)?;
         }
         self.evidence.clear();
         for client in self.clients.iter_mut().chain([&mut self.auditor]) {
-            client.handle_closed(&mut self.checker);
+            client.handle_closed(now, &mut self.checker);
             client.clear_wake();
         }
         self.check_port()
@@ -287,6 +381,11 @@ impl Simulation {
 
     /// One turn of the server with the events at hand.
     fn turn<S: Subject>(&mut self, node: &mut S) -> Result<Option<Ending>, Failure> {
+        if self.port.space_was_missing() {
+            // Its alarm stays until somebody clears it.
+            self.checker.expect_no_space();
+            self.swarm.workload.weights[ALARM_WEIGHT] = self.swarm.workload.weights[ALARM_WEIGHT].max(3);
+        }
         let turn = node.handle_turn(&mut self.port, &mut self.events);
         self.turns += 1;
         self.turns_of_life += 1;
@@ -298,7 +397,15 @@ impl Simulation {
             return Err(Failure::Correctness("a turn left events behind".to_owned()));
         }
         if let Turn::Stop(status) = turn {
-            if self.port.error_delivered_at().is_none() && self.port.stop_requested_at().is_none() {
+            if self.damaged.is_some() && self.port.last_words().contains("offset") {
+                self.port.cover("(damage met)");
+                self.end_by_exit()?;
+                return Ok(Some(Ending::GaveUp));
+            }
+            let had_reason = self.port.error_delivered_at().is_some()
+                || self.port.stop_requested_at().is_some()
+                || self.port.space_was_missing();
+            if !had_reason {
                 return Err(Failure::Liveness(format!("the server stopped by itself with status {status}")));
             }
             return self.end_by_exit().map(Some);
@@ -328,6 +435,7 @@ impl Simulation {
     }
 
     fn deliver(&mut self, delivery: Delivery) -> Result<(), Failure> {
+        let now = self.now();
         match delivery {
             Delivery::Wake { client } => {
                 self.clients[client].clear_wake();
@@ -336,17 +444,17 @@ impl Simulation {
             }
             Delivery::Closed { connection } => {
                 if self.auditor.connection() == Some(connection) {
-                    self.auditor.handle_closed(&mut self.checker);
+                    self.auditor.handle_closed(now, &mut self.checker);
                 }
                 for client in 0..self.clients.len() {
                     if self.clients[client].connection() == Some(connection) {
-                        self.clients[client].handle_closed(&mut self.checker);
+                        self.clients[client].handle_closed(now, &mut self.checker);
                         self.wake_later(client);
                     }
                 }
                 Ok(())
             }
-            Delivery::Bytes { connection, bytes, media, .. } => {
+            Delivery::Bytes { connection, bytes, sent_at, media } => {
                 let mut answered = Vec::new();
                 let of_auditor = self.auditor.connection() == Some(connection);
                 let position = self.clients.iter().position(|client| client.connection() == Some(connection));
@@ -355,9 +463,12 @@ impl Simulation {
                     None if of_auditor => &mut self.auditor,
                     None => return Ok(()),
                 };
-                let handled = client.handle_bytes(&bytes, &mut self.checker, &mut answered);
+                let handled = client.handle_bytes(&bytes, (sent_at, now), &mut self.checker, &mut answered);
                 handled.map_err(Failure::Correctness)?;
                 client.flush(&mut self.port);
+                for _ in 0..client.take_sliced() {
+                    self.port.cover("(large read in slices)");
+                }
                 match position {
                     Some(client) => self.wake_later(client),
                     None => self.audited.extend(answered.iter().cloned()),
@@ -373,32 +484,54 @@ impl Simulation {
     }
 
     fn wake_later(&mut self, client: usize) {
-        if self.budget > 0 {
-            let delay = self.swarm.workload.think.draw(&mut self.rng);
+        if self.is_working() {
+            let delay = self.swarm.workload.think.draw(&mut self.rng).max(self.next_due_in());
             self.clients[client].schedule_wake(client, delay, &mut self.port);
         }
     }
 
+    /// Requests that are due and were not sent.
+    fn backlog(&self) -> u64 {
+        let due = self.now() / MILLISECOND * self.swarm.workload.rate / 1_000;
+        due.saturating_sub(self.issued).min(BACKLOG_MAX)
+    }
+
+    /// How long until the next request is due, if none is.
+    fn next_due_in(&self) -> u64 {
+        if self.backlog() > 0 { 0 } else { SECOND / self.swarm.workload.rate }
+    }
+
     /// A client's turn to send something.
     fn drive_client(&mut self, position: usize) {
+        if !self.is_working() {
+            return;
+        }
         let workload = self.swarm.workload;
         let now = self.now();
+        let backlog = self.backlog();
         let client = &mut self.clients[position];
-        if self.rng.chance(self.swarm.weather.hang_up_per_mille) {
-            client.abandon(&mut self.port, &mut self.checker, &mut self.rng);
+        let weather = &self.swarm.weather;
+        if self.rng.chance(weather.hang_up_per_mille) {
+            client.abandon(now, &mut self.port, &mut self.checker, &mut self.rng);
+        } else if self.rng.chance(weather.disturb_per_mille) {
+            client.disturb(now, &mut self.port, &mut self.checker, &mut self.rng);
         }
         client.connect(&workload, &mut self.port, &mut self.rng);
-        for _ in 0..self.rng.log_between(1, workload.outstanding_max as u64) {
-            if self.budget == 0 || !client.can_call(workload.outstanding_max) {
+        for _ in 0..self.rng.log_between(1, workload.outstanding_max as u64).min(backlog) {
+            if !client.can_call(workload.outstanding_max) {
                 break;
             }
-            self.budget -= 1;
-            let request = draw_request(&workload, &self.checker, &mut self.rng);
+            self.issued += 1;
+            let mut grammar = Grammar { workload: &workload, checker: &self.checker, rng: &mut self.rng };
+            let request = grammar.request();
             client.call(request, now, &mut self.checker);
         }
         client.flush(&mut self.port);
         if client.can_call(workload.outstanding_max) || client.open_calls() == 0 {
             self.wake_later(position);
+        }
+        for what in self.checker.take_covered() {
+            self.port.cover(what);
         }
     }
 
@@ -411,7 +544,7 @@ impl Simulation {
         let unclaimed = self.checker.unclaimed(newest);
         let mut revisions = unclaimed.clone();
         for _ in 0..AUDIT_SAMPLES {
-            let oldest = self.checker.compaction_asked().max(1) as u64;
+            let oldest = self.checker.compaction_asked().clamp(1, newest.max(1)) as u64;
             revisions.push(self.rng.between(oldest, newest.max(1) as u64) as i64);
         }
         let requests = revisions.iter().map(|revision| Request::read_everything(*revision)).collect();
@@ -420,7 +553,8 @@ impl Simulation {
             Err(ending) => return Ok(Some(ending)),
         };
         let states = unclaimed.into_iter().zip(answers.into_iter().map(|response| response.answer.kvs)).collect();
-        self.auditor.abandon(&mut self.port, &mut self.checker, &mut self.rng);
+        let now = self.now();
+        self.auditor.abandon(now, &mut self.port, &mut self.checker, &mut self.rng);
         self.checker.settle(newest, &states).map_err(Failure::Correctness)?;
         self.port.trace.event(self.now(), format_args!("settled at revision {newest}"));
         Ok(None)
@@ -469,7 +603,13 @@ impl Simulation {
 
     /// Recovers copies of media as they were when acknowledgements left, without any write that was in flight.
     fn check_evidence<S: Subject>(&mut self) -> Result<(), Failure> {
-        for (mut disk, answered) in std::mem::take(&mut self.evidence) {
+        for (mut disk, mut answered) in std::mem::take(&mut self.evidence) {
+            if self.damaged.is_some() {
+                continue;
+            }
+            // What may be compacted cannot be looked at.
+            let oldest = self.checker.compaction_asked();
+            answered.retain(|(_, response)| response.answer.revision >= oldest.max(1));
             let mut rng = self.rng.fork(4);
             let survival = if rng.chance(700) { Survival::Nothing } else { Survival::Drawn };
             disk.power_loss(survival, &mut rng);
@@ -491,7 +631,7 @@ impl Simulation {
     }
 
     fn check_copy<S: Subject>(&mut self, acknowledged: &[(&Request, &Response)]) -> Result<(), Failure> {
-        self.port.begin_life(Fate::Survive);
+        self.port.begin_life(Fate::Survive, &[]);
         let mut node = S::boot(&self.swarm.limits, &mut self.port)
             .map_err(|why| Failure::Liveness(format!("the server refuses to start: {why}")))?;
         self.turn(&mut node)?;
@@ -513,19 +653,54 @@ impl Simulation {
         for ((request, response), state) in acknowledged.iter().zip(states) {
             let revision = response.answer.revision;
             let pairs = &state.answer.kvs;
-            let mut operations = request.executed(&response.answer).iter();
-            let holds = operations.all(|operation| match operation {
-                Request::Put { key, value, .. } => {
-                    pairs.iter().any(|pair| pair.key == *key && pair.value == *value && pair.mod_revision == revision)
-                }
-                Request::DeleteRange { range, .. } => pairs.iter().all(|pair| !range.contains(&pair.key)),
-                _ => true,
-            });
+            let mut effects = Effects::default();
+            effects.add(request, &response.answer);
+            let holds = effects.stand_in(pairs, revision);
             if !holds {
                 return Err(Failure::Correctness(format!("revision {revision} is not {request:?}")));
             }
         }
         Ok(())
+    }
+}
+
+/// What an acknowledged request must have left behind.
+#[derive(Default)]
+struct Effects {
+    /// The last put of each key; `None` if it kept the value.
+    puts: BTreeMap<Vec<u8>, Option<Value>>,
+    deleted: Vec<KeyRange>,
+}
+
+impl Effects {
+    fn add(&mut self, request: &Request, answer: &Answer) {
+        match request {
+            Request::Put(put) => {
+                let value = (!put.ignore_value).then(|| Value::of(&put.value));
+                self.puts.insert(put.key.clone(), value);
+            }
+            Request::Delete(delete) => {
+                self.puts.retain(|key, _| !delete.range.contains(key));
+                self.deleted.push(delete.range.clone());
+            }
+            Request::Txn(txn) => {
+                for (operation, inner) in txn.branch(answer.succeeded).iter().zip(&answer.inner) {
+                    self.add(operation, inner);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the whole store at `revision`, which the request made, shows it.
+    fn stand_in(&self, pairs: &[KeyValue], revision: i64) -> bool {
+        let stands = |key: &Vec<u8>, value: &Option<Value>| {
+            let found = pairs.iter().find(|pair| pair.key == *key);
+            found.is_some_and(|pair| pair.mod_revision == revision && value.is_none_or(|value| pair.value == value))
+        };
+        let is_spared = |pair: &KeyValue| !self.deleted.iter().any(|range| range.contains(&pair.key));
+        self.puts.iter().all(|(key, value)| stands(key, value))
+            && pairs.iter().all(|pair| is_spared(pair) || self.puts.contains_key(&pair.key))
     }
 }
 
@@ -547,5 +722,6 @@ fn calm(swarm: &mut Swarm) {
     }
     weather.witness_per_mille = 0;
     weather.hang_up_per_mille = 0;
+    weather.disturb_per_mille = 0;
     weather.early_acknowledgement = false;
 }

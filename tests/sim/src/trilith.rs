@@ -57,7 +57,7 @@ fn options(limits: &Limits) -> NodeOptions {
         },
         request_bytes_max: limits.request_bytes_max,
         txn_ops_max: 128,
-        quota_bytes: 2 << 30,
+        quota_bytes: limits.quota_bytes,
         streams_max: None,
         keepalive_min_time: 5 * SECOND,
         keepalive_interval: 7_200 * SECOND,

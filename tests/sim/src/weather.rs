@@ -1,7 +1,7 @@
 //! What a seed switches on: latencies, stalls, fault kinds, workload shape and the limits given to the server.
 //!
-//! Owns: the draw of every parameter ("swarm" testing: each seed has its own subset of troubles). Does not know: how
-//! they are carried out.
+//! Owns: the draw of every parameter ("swarm" testing: each seed has its own subset of troubles), the length of a run.
+//! Does not know: how they are carried out.
 //!
 //! Units: nanoseconds for times, per mille for probabilities.
 
@@ -9,6 +9,13 @@ use crate::rng::Rng;
 
 /// Families of files that crashes aim at, since some of them are written rarely.
 const AIMS: [&str; 5] = ["wal/hard-state", "wal/seg", "store/superblock", "store/index", "store/rows"];
+
+/// A run, usually.
+const USUAL_RUN: u64 = 36 * SECOND;
+/// A run of the plainest server.
+const PLAIN_RUN: u64 = 5 * SECOND;
+/// One run in a hundred.
+const LONG_RUN: u64 = 600 * SECOND;
 
 /// One virtual microsecond, in nanoseconds.
 pub const MICROSECOND: u64 = 1_000;
@@ -69,6 +76,10 @@ pub struct Weather {
     pub witness_per_mille: u64,
     /// How often a client hangs up instead of sending its next request, per mille.
     pub hang_up_per_mille: u64,
+    /// How often a client cancels a call or leaves one unfinished instead of sending its next request, per mille.
+    pub disturb_per_mille: u64,
+    /// By how much the wall clock runs fast.
+    pub wall_drift_per_mille: i64,
     /// Log writes are reported complete before they are durable: the fault that the checker must find.
     pub early_acknowledgement: bool,
 }
@@ -105,10 +116,36 @@ pub enum Fate {
     CrashOnFile { prefix: &'static str, number: u64, phase: Phase, kind: CrashKind },
     /// A crash between turns, so many nanoseconds after the start.
     CrashAfter { delay: u64, kind: CrashKind },
-    /// A file operation at or after this submission fails with EIO: the server has to stop.
+    /// A file operation at or after this submission fails, with EIO or because a write was short: the server has to stop.
     ErrorAt { number: u64 },
+    /// No file can be created from so many nanoseconds after the start on, for so long.
+    NoSpace { delay: u64, length: u64 },
     /// SIGTERM, so many nanoseconds after the start.
     StopAfter { delay: u64 },
+}
+
+/// What makes a life harder without ending it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The process does not run for so long; everything piles up.
+    Pause(u64),
+    /// No file operation ends for so long.
+    Stall(u64),
+    /// Every turn takes fifty times as long, for so long.
+    SlowCpu(u64),
+    /// The wall clock jumps by so much.
+    WallJump(i64),
+}
+
+/// What becomes of data at rest between two lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rot {
+    /// Nothing.
+    Never,
+    /// One of two copies, or bytes that hold nothing: the server has to live with it.
+    Redundant,
+    /// Anything, after a graceful stop: the server may refuse, naming the place, but not lie.
+    Anything,
 }
 
 /// Limits handed to the server, small enough that rare paths are common.
@@ -146,6 +183,8 @@ pub struct Limits {
     pub checkpoint_overlay_bytes: u64,
     /// Log bytes that start a checkpoint.
     pub checkpoint_log_bytes: u64,
+    /// Quota; negative is none.
+    pub quota_bytes: i64,
 }
 
 /// What the clients do.
@@ -157,14 +196,18 @@ pub struct Workload {
     pub outstanding_max: usize,
     /// Distinct keys.
     pub keys: u64,
-    /// Most bytes of a value.
+    /// Most bytes of a usual value.
     pub value_bytes_max: u64,
-    /// Weights of put, range, delete-range, transaction, compaction and a mistaken request.
-    pub weights: [u64; 6],
+    /// Most bytes of a rare large value; 0 for none.
+    pub large_value_bytes_max: u64,
+    /// The server's limit.
+    pub request_bytes_max: usize,
+    /// Weights of put, range, delete-range, transaction, compaction, mistaken request, maintenance, bulk put and alarm.
+    pub weights: [u64; 9],
     /// Mean pause between two requests of a connection.
     pub think: Latency,
-    /// Requests in the whole run.
-    pub operations: u64,
+    /// Requests in a virtual second, over all connections and outages.
+    pub rate: u64,
 }
 
 /// Everything that a seed decides.
@@ -176,10 +219,16 @@ pub struct Swarm {
     pub limits: Limits,
     /// The clients.
     pub workload: Workload,
-    /// Lives of the process that end in a fault; the last one survives.
-    pub lives: usize,
-    /// Weights of kill, power loss, EIO and graceful stop.
-    pub fate_weights: [u64; 4],
+    /// Virtual time that a run takes at least.
+    pub duration: u64,
+    /// Mean length of a life that nothing ends earlier.
+    pub life: u64,
+    /// Troubles of a life at most.
+    pub troubles_max: u64,
+    /// What becomes of data at rest.
+    pub rot: Rot,
+    /// Weights of kill, power loss, EIO, graceful stop and lack of space.
+    pub fate_weights: [u64; 5],
     /// Crash points are drawn up to this submission number.
     pub crash_number_max: u64,
     /// If set, every crash aims at this family of files, early: some failures take two crashes of a kind in a row.
@@ -192,24 +241,73 @@ impl Swarm {
     pub fn draw(rng: &mut Rng) -> Self {
         // Values beyond the flow-control windows need larger segments than the small ones that find most else.
         let large_values = rng.chance(50);
+        let rot = match rng.below(100) {
+            0..6 => Rot::Anything,
+            6..36 => Rot::Redundant,
+            _ => Rot::Never,
+        };
+        let stops = if rot == Rot::Anything { 10 } else { draw_weight(rng) / 2 };
+        let limits = draw_limits(large_values, rng);
         Self {
             weather: draw_weather(rng),
-            limits: draw_limits(large_values, rng),
-            workload: draw_workload(large_values, rng),
-            lives: rng.between(3, 8) as usize,
-            fate_weights: [draw_weight(rng), draw_weight(rng) + 1, draw_weight(rng) / 2, draw_weight(rng) / 2],
-            crash_number_max: rng.log_between(40, 1_500),
+            limits,
+            workload: draw_workload(large_values, &limits, rng),
+            duration: if rng.chance(10) { LONG_RUN } else { USUAL_RUN },
+            life: rng.log_between(SECOND, 8 * SECOND),
+            troubles_max: rng.below(4),
+            rot,
+            fate_weights: [
+                draw_weight(rng),
+                draw_weight(rng) + 1,
+                draw_weight(rng) / 2,
+                stops,
+                if rng.chance(700) { 0 } else { rng.between(1, 4) },
+            ],
+            crash_number_max: rng.log_between(40, 3_000),
             aim: rng.chance(250).then(|| AIMS[rng.index(AIMS.len())]),
         }
+    }
+
+    /// Leaves out what only a whole server knows, and most of the time.
+    pub fn make_plain(&mut self) {
+        self.duration = PLAIN_RUN;
+        self.life = self.life.min(2 * SECOND);
+        self.rot = Rot::Never;
+        self.fate_weights[4] = 0;
+        self.workload.keys = self.workload.keys.min(900);
+        self.workload.large_value_bytes_max = 0;
+        self.workload.weights[6..].fill(0);
+    }
+
+    /// Draws what makes a life harder, and when (nanoseconds after its start).
+    pub fn draw_troubles(&self, rng: &mut Rng) -> Vec<(u64, Trouble)> {
+        let count = rng.below(self.troubles_max + 1);
+        let mut troubles: Vec<(u64, Trouble)> = (0..count)
+            .map(|_| {
+                let trouble = match rng.below(6) {
+                    0 => Trouble::Pause(rng.log_between(10 * MILLISECOND, 30 * SECOND)),
+                    1 | 2 => Trouble::Stall(rng.log_between(50 * MILLISECOND, 5 * SECOND)),
+                    3 | 4 => Trouble::SlowCpu(rng.log_between(100 * MILLISECOND, 2 * SECOND)),
+                    _ => {
+                        let distance = rng.log_between(SECOND, 3_600 * SECOND) as i64;
+                        Trouble::WallJump(if rng.chance(500) { distance } else { -distance })
+                    }
+                };
+                (rng.log_between(10 * MILLISECOND, self.life), trouble)
+            })
+            .collect();
+        troubles.sort_by_key(|(at, _)| *at);
+        troubles
     }
 
     /// Draws how the next life of the process ends.
     pub fn draw_fate(&self, rng: &mut Rng) -> Fate {
         let number = rng.log_between(1, self.crash_number_max);
-        let delay = rng.log_between(MILLISECOND, 3 * SECOND);
+        let delay = rng.log_between(MILLISECOND, self.life);
         match draw_weighted(rng, &self.fate_weights) {
             2 => Fate::ErrorAt { number },
             3 => Fate::StopAfter { delay },
+            4 => Fate::NoSpace { delay, length: rng.log_between(10 * MILLISECOND, 2 * SECOND) },
             choice => {
                 let kind = if choice == 0 { CrashKind::Kill } else { CrashKind::PowerLoss };
                 let phases = [Phase::BeforeSubmit, Phase::AfterSubmit, Phase::AfterCompletion];
@@ -262,57 +360,73 @@ fn draw_weather(rng: &mut Rng) -> Weather {
         network: draw_latency(rng, 10 * MICROSECOND, 10 * MILLISECOND, 500 * MILLISECOND),
         send: draw_latency(rng, MICROSECOND, MILLISECOND, 300 * MILLISECOND),
         turn: if rng.chance(300) {
-            Latency { min: MICROSECOND, max: MILLISECOND, stall_per_mille: 3, stall_max: 5 * SECOND }
+            Latency { min: MICROSECOND, max: MILLISECOND, stall_per_mille: 3, stall_max: 500 * MILLISECOND }
         } else {
             Latency::steady(MICROSECOND, 200 * MICROSECOND)
         },
         timer_late: draw_latency(rng, MICROSECOND, MILLISECOND, 2 * SECOND),
-        segment_bytes_max: rng.log_between(1, 64 * 1024) as usize + 15,
-        witness_per_mille: if rng.chance(500) { 40 } else { 0 },
-        hang_up_per_mille: if rng.chance(300) { rng.between(1, 20) } else { 0 },
+        segment_bytes_max: rng.log_between(64, 64 * 1024) as usize + 15,
+        witness_per_mille: if rng.chance(500) { 3 } else { 0 },
+        hang_up_per_mille: if rng.chance(300) { rng.between(1, 10) } else { 0 },
+        disturb_per_mille: if rng.chance(300) { rng.between(1, 10) } else { 0 },
+        wall_drift_per_mille: rng.below(101) as i64 - 50,
         early_acknowledgement: false,
     }
 }
 
 fn draw_limits(large_values: bool, rng: &mut Rng) -> Limits {
-    let request_bytes_max: usize = if large_values { 256 << 10 } else { 16 << 10 };
+    let request_bytes_max: usize = if large_values { 1_536 << 10 } else { 16 << 10 };
     let entry_bytes_max = 2 * request_bytes_max;
     let segment_blocks_min = entry_bytes_max as u64 / 2048;
+    let segment_blocks_max = (2 * segment_blocks_min).max(256);
     Limits {
         request_bytes_max,
         entry_bytes_max,
-        wal_segment_bytes: 4096 * rng.log_between(segment_blocks_min, 512),
+        wal_segment_bytes: 4096 * rng.log_between(segment_blocks_min, segment_blocks_max),
         batch_bytes_max: rng.log_between(64, entry_bytes_max as u64) as usize,
         appends_in_flight_max: rng.between(1, 4) as usize,
         quiet_delay: rng.log_between(MILLISECOND, 50 * MILLISECOND),
         election_timeout: rng.log_between(100 * MILLISECOND, SECOND),
-        index_file_bytes: if large_values { 4 << 20 } else { (256 << 10) * rng.between(1, 4) },
-        row_segment_bytes: 4096 * rng.log_between(segment_blocks_min, 512),
+        index_file_bytes: if large_values { 16 << 20 } else { (256 << 10) * rng.between(1, 4) },
+        row_segment_bytes: 4096 * rng.log_between(segment_blocks_min, segment_blocks_max),
         row_block_bytes: 4096 * rng.log_between(1, 8) as u32,
         rows_resident_bytes_max: rng.log_between(1, 1 << 20),
         store_write_bytes_max: 4096 * rng.log_between(1, 16) as u32,
         store_writes_in_flight_max: rng.between(1, 4) as u32,
-        checkpoint_changes: rng.log_between(5, 1_000) as usize,
-        checkpoint_overlay_bytes: rng.log_between(1 << 10, 1 << 20),
-        checkpoint_log_bytes: 4096 * rng.log_between(8, 256),
+        checkpoint_changes: rng.log_between(20, 2_000) as usize,
+        checkpoint_overlay_bytes: rng.log_between(8 << 10, 1 << 20),
+        checkpoint_log_bytes: 4096 * rng.log_between(32, 512),
+        quota_bytes: if rng.chance(60) { rng.log_between(200 << 10, 4 << 20) as i64 } else { -1 },
     }
 }
 
-fn draw_workload(large_values: bool, rng: &mut Rng) -> Workload {
+fn draw_workload(large_values: bool, limits: &Limits, rng: &mut Rng) -> Workload {
+    let keys = match rng.below(20) {
+        0 => 10_000,
+        1 | 2 => 900,
+        3..8 => rng.between(1, 10),
+        _ => rng.log_between(5, 80),
+    };
+    let alarms = if limits.quota_bytes >= 0 || rng.chance(100) { rng.between(1, 2) } else { 0 };
     Workload {
-        clients: rng.between(1, 5) as usize,
-        outstanding_max: rng.log_between(1, 32) as usize,
-        keys: if rng.chance(100) { 900 } else { rng.log_between(1, 60) },
-        value_bytes_max: if large_values { 200_000 } else { rng.log_between(24, 8_000) },
+        clients: rng.between(2, 6) as usize,
+        outstanding_max: rng.log_between(4, 32) as usize,
+        keys,
+        value_bytes_max: rng.log_between(24, 2_000),
+        large_value_bytes_max: if large_values { 1_500_000 } else { 0 },
+        request_bytes_max: limits.request_bytes_max,
         weights: [
-            rng.between(1, 20),
+            rng.between(10, 40),
+            rng.between(1, 40),
+            rng.between(0, 12),
             rng.between(0, 20),
-            rng.between(0, 6),
-            rng.between(0, 10),
+            if rng.chance(300) { 0 } else { rng.between(1, 3) },
+            rng.below(3),
             rng.below(2),
-            rng.below(2),
+            if keys > 1_000 { 3 } else { 0 },
+            alarms,
         ],
-        think: draw_latency(rng, MICROSECOND, 20 * MILLISECOND, SECOND),
-        operations: rng.log_between(100, if large_values { 200 } else { 800 }),
+        think: draw_latency(rng, MICROSECOND, 20 * MILLISECOND, 200 * MILLISECOND),
+        rate: rng.between(110, 160),
     }
 }
