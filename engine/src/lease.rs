@@ -229,7 +229,7 @@ impl<'a, T: KeyTree> Attached<'a, T> {
     ///
     /// # Errors
     /// A page is not usable now; the walk is then abandoned.
-    pub fn next(&mut self) -> Result<Option<&'a [u8]>, Unavailable> {
+    pub fn next_key(&mut self) -> Result<Option<&'a [u8]>, Unavailable> {
         loop {
             let heads = [self.fresh.key(), self.frozen.as_ref().and_then(Walk::key), self.tree_head];
             let Some(key) = heads.into_iter().flatten().min() else { return Ok(None) };

@@ -174,8 +174,14 @@ impl<'c> Changes<'c> {
         Changes { main: self.main, first: self.first, list: self.list.into_owned(), by_key: self.by_key }
     }
 
-    pub(crate) fn into_list(self) -> Vec<Change<'c>> {
-        self.list.into_left().collect()
+    /// How many changes there are, of all commands.
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// A change by its place in the list.
+    pub(crate) fn change(&self, index: usize) -> Option<&Change<'c>> {
+        self.list.get(index)
     }
 
     /// The changes in order, to be installed.

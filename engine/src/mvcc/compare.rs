@@ -67,7 +67,7 @@ impl CompareWalk {
             },
             KeyRange::Between(from, to) if from >= to => Ok(()),
             range => {
-                let mut scan = view.scan(self.from.as_deref().unwrap_or(range.start()))?;
+                let mut scan = view.scan(self.from.as_deref().unwrap_or_else(|| range.start()))?;
                 let mut done = None;
                 let walked = self.keys(view, compare, range, at, &mut scan, &mut done, budget);
                 if matches!(walked, Err(Pause::Pages(_))) {

@@ -53,7 +53,7 @@ impl<'v, 'c, T: KeyTree> DeleteSlice<'_, 'v, 'c, T> {
             },
             KeyRange::Between(from, to) if from >= to => Ok(()),
             range => {
-                let mut scan = self.view.scan(self.walk.from.as_deref().unwrap_or(range.start()))?;
+                let mut scan = self.view.scan(self.walk.from.as_deref().unwrap_or_else(|| range.start()))?;
                 let mut done = None;
                 let walked = self.keys(range, &mut scan, &mut done, budget);
                 if matches!(walked, Err(Pause::Pages(_))) {
@@ -132,13 +132,13 @@ impl RevokeWalk {
         budget.spend(price::SEEK);
         let Some(leases) = view.layers.leases else { return Ok(()) };
         let mut attached = leases.attached(id, &self.from, view.pages)?;
-        while let Some(key) = attached.next()? {
+        while let Some(key) = attached.next_key()? {
             let entry = match view.entry(key) {
                 Ok(entry) => entry,
                 Err(unavailable) => {
                     // The next keys will be needed, too.
                     for _ in 0..LOOK_AHEAD {
-                        let Ok(Some(key)) = attached.next() else { break };
+                        let Ok(Some(key)) = attached.next_key() else { break };
                         let _: Result<bool, _> = view.entry(key).map(|entry| entry.is_some());
                     }
                     return Err(unavailable.into());

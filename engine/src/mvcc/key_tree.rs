@@ -32,6 +32,9 @@ pub trait KeyTree {
     fn scan<'a>(&'a self, from: &[u8], pages: &'a dyn PageSource) -> Result<Self::Scan<'a>, Unavailable>;
 }
 
+/// A key and what is stored under it.
+pub type RawEntry<'a> = (&'a [u8], &'a [u8]);
+
 /// An ascending walk over a [`KeyTree`].
 pub trait KeyScan<'a> {
     /// The next key and entry.
@@ -44,5 +47,5 @@ pub trait KeyScan<'a> {
     ///
     /// # Errors
     /// A page is not usable now; the walk is then abandoned.
-    fn next_raw(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Unavailable>;
+    fn next_raw(&mut self) -> Result<Option<RawEntry<'a>>, Unavailable>;
 }

@@ -273,7 +273,10 @@ impl RangeWalk {
             let shown = view.shown(key, &entry, self.at, budget)?;
             let value = match &shown {
                 // Sorted by it, even if it is not shown.
-                Some((at, _)) if query.sort_target == SortTarget::Value => view.value(*at)?,
+                Some((at, _)) if query.sort_target == SortTarget::Value => {
+                    budget.spend(price::ROW);
+                    view.value(*at)?
+                }
                 _ => &[],
             };
             *done = Some(key);

@@ -176,7 +176,7 @@ impl<'k> TxnRun<'k> {
             };
             match response {
                 Ok(response) => {
-                    self.open.last_mut().expect("an operation stands in a transaction").responses.push(response)
+                    self.open.last_mut().expect("an operation stands in a transaction").responses.push(response);
                 }
                 Err(error) => return Ok(Err(error)),
             }

@@ -44,7 +44,7 @@ impl Revoke {
     ) -> Result<(), Pause> {
         budget.spend(price::SEEK);
         let mut attached = leases.attached(self.lease, &self.from, pages)?;
-        while let Some(key) = attached.next()? {
+        while let Some(key) = attached.next_key()? {
             self.keys.entry(map.owner(key)).or_default().push(key.to_vec());
             self.from = key_after(key);
             budget.charge(price::ENTRY)?;
