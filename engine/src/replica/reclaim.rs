@@ -200,7 +200,7 @@ impl Replica {
     pub fn is_reclaimed(&self, revision: i64) -> bool {
         let rows = self.state.keyspace.rows();
         let cursor = rows.reclaim_cursor();
-        cursor.to >= revision && !cursor.is_walking() && !rows.is_rewriting() && rows.next_run(false).is_none()
+        cursor.to >= revision && !cursor.is_walking() && !rows.is_rewriting() && rows.is_dense()
     }
 
     /// Works on the running checkpoint, if any. `work_units` (about 0.1 us each) is the usual amount of a turn: while

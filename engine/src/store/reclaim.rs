@@ -64,7 +64,7 @@ pub fn step<T: KeyTree>(
             rewrite(keyspace, limits, budget, pages)
         } else if keyspace.rows().reclaim_cursor().is_walking() {
             walk(keyspace, limits, budget, pages)
-        } else if let Some(run) = keyspace.rows().next_run(limits.thorough) {
+        } else if let Some(run) = keyspace.rows_mut().next_run(limits.thorough) {
             if keyspace.rows_mut().begin_rewrite(run) { Ok(None) } else { Ok(Some(ReclaimStep::Waiting)) }
         } else if bound > keyspace.rows().reclaim_cursor().to {
             keyspace.rows_mut().begin_walk(bound);

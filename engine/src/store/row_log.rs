@@ -146,6 +146,8 @@ pub struct RowLog {
     /// How far the dead rows were counted.
     reclaim: ReclaimCursor,
     rewrite: Option<Rewrite>,
+    /// No segments call for a rewrite, and nothing has changed since that was found.
+    is_dense: bool,
     /// Segments that were replaced, whose files a retained checkpoint may name.
     retired: Vec<Retired>,
     /// Checkpoints begun and published by this process.
@@ -213,6 +215,7 @@ impl RowLog {
             unsynced: BTreeSet::new(),
             reclaim: ReclaimCursor::default(),
             rewrite: None,
+            is_dense: false,
             retired: Vec::new(),
             begun: 0,
             published: 0,
@@ -500,6 +503,7 @@ impl RowLog {
     fn add_segment(&mut self, above: Revision) {
         let file = self.next_file;
         self.next_file += 1;
+        self.is_dense = false;
         self.effects.push_back(RowEffect::CreateSegment(row_file(file)));
         self.segments.push(Segment { file, above, ..Segment::default() });
     }

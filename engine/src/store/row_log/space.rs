@@ -135,6 +135,7 @@ impl RowLog {
         let Some(segment) = above.checked_sub(1).map(|index| &mut self.segments[index]) else { return };
         let above = segment.blocks.partition_point(|entry| entry.first() <= at);
         let Some(entry) = above.checked_sub(1).map(|index| &segment.blocks[index]) else { return };
+        self.is_dense = false;
         segment.dead_rows = (segment.dead_rows + 1).min(segment.rows);
         segment.dead_bytes = (segment.dead_bytes + entry.len() / u64::from(entry.rows())).min(segment.block_bytes);
     }
@@ -155,7 +156,21 @@ impl RowLog {
     /// The next adjacent segments that should become one. Those over half dead; `thorough`: over an eighth. Small ones
     /// beside them join, and so do several small ones, so that the number of files follows the live bytes. The newest
     /// segment is appended to and left out.
-    pub(crate) fn next_run(&self, thorough: bool) -> Option<Range<usize>> {
+    pub(crate) fn next_run(&mut self, thorough: bool) -> Option<Range<usize>> {
+        if self.is_dense && !thorough {
+            return None;
+        }
+        let run = self.find_run(thorough);
+        self.is_dense = run.is_none();
+        run
+    }
+
+    /// Whether no segments call for a rewrite.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.is_dense || self.find_run(false).is_none()
+    }
+
+    fn find_run(&self, thorough: bool) -> Option<Range<usize>> {
         let segments = &self.segments[..self.segments.len().saturating_sub(1)];
         let share = if thorough { 7 } else { 4 };
         let sparse = |segment: &Segment| segment.live_bytes() * 8 < segment.used * share || !segment.has_live_rows();
@@ -231,6 +246,7 @@ impl RowLog {
 
     /// Segments are replaced by others, the files of the former are retired.
     pub(super) fn replace_segments(&mut self, sources: Range<usize>, outputs: Vec<Segment>) {
+        self.is_dense = false;
         self.used_bytes += outputs.iter().map(|segment| segment.used).sum::<u64>();
         let removed: Vec<_> = self.segments.splice(sources, outputs).collect();
         let files: BTreeSet<u32> = removed.iter().map(|segment| segment.file).collect();
