@@ -110,7 +110,7 @@ impl Append {
                 self.runs.pop_front();
                 continue;
             }
-            let change = &list.changes[list.next];
+            let change = list.changes.change(list.next).expect("as many changes as were counted");
             let row = Row {
                 at: *at,
                 key: &change.key,

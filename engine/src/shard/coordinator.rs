@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::budget::{Budget, Pause, price};
 use crate::command::Command;
 use crate::lease::{Lease, Leases};
+use crate::mvcc::changes::{Changes, Rest};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::lease_digest;
 use crate::mvcc::pins::Pins;
@@ -27,7 +28,9 @@ use crate::shard::balance::{Balance, Checkpoint};
 use crate::shard::load::LoadSample;
 use crate::shard::map::{ShardId, ShardMap};
 use crate::shard::merge::Merge;
-use crate::shard::message::{FrozenPart, ReadPoint, Report, ShardReport, ShardTask, StoredCommand, Task, WRITER};
+use crate::shard::message::{
+    ChangeList, FrozenPart, ReadPoint, Report, ShardReport, ShardTask, StoredCommand, Task, WRITER,
+};
 use crate::shard::ops;
 use crate::shard::reader::{Reader, range_error};
 use crate::shard::revoke::{Revoke, revoke_error};
@@ -78,6 +81,9 @@ pub struct Coordinator<T> {
     /// `Settled` reports to come.
     pub(super) unsettled: u32,
     outbox: VecDeque<(ShardId, ShardTask<T>)>,
+    /// Changes that the shards have installed or forgotten, or are about to: the last to hold them frees them bit by bit.
+    dropped: Vec<ChangeList>,
+    freeing: Option<Rest<'static>>,
     /// Of commands not published yet.
     evaluated: Vec<Answered>,
     answers: VecDeque<Answered>,
@@ -118,6 +124,8 @@ impl<T: KeyTree + Clone> Coordinator<T> {
             work: Work::None,
             unsettled: 0,
             outbox: VecDeque::new(),
+            dropped: Vec::new(),
+            freeing: None,
             evaluated: Vec::new(),
             answers: VecDeque::new(),
             readers: BTreeMap::new(),
@@ -178,7 +186,8 @@ impl<T: KeyTree + Clone> Coordinator<T> {
                 Err(pause) => return CoordinatorStep::Paused(pause),
             }
         }
-        match self.answer_readers(Shared { rows, pages }, budget) {
+        let freed = self.free_dropped(budget);
+        match self.answer_readers(Shared { rows, pages }, budget).and(freed) {
             Err(pause) => CoordinatorStep::Paused(pause),
             Ok(()) if self.is_idle() => CoordinatorStep::Idle,
             Ok(()) => CoordinatorStep::Waiting,
@@ -319,7 +328,10 @@ impl<T: KeyTree + Clone> Coordinator<T> {
         let at = self.read_point();
         let mut round = Round::new(at.revision);
         let mut tasks: BTreeMap<ShardId, Vec<(u32, StoredCommand)>> = BTreeMap::new();
-        while let Some((id, stored)) = self.queue.front().filter(|_| round.len() < self.options.round_commands_max) {
+        while let Some((id, stored)) = self.queue.front() {
+            if round.len() == self.options.round_commands_max || (round.len() > 0 && budget.is_used_up()) {
+                break;
+            }
             let (id, stored) = (*id, stored.clone());
             let command = stored.decode();
             budget.spend(price::SEEK);
@@ -422,12 +434,13 @@ impl<T: KeyTree + Clone> Coordinator<T> {
         let base = self.state.revision;
         let ran = match job.results() {
             Ok(ran) => ran,
-            Err(error) => {
+            Err(failed) => {
+                self.dropped.extend(failed.dropped);
                 for shard in job.owners.iter() {
                     self.unsettled += 1;
                     self.send(shard, Task::Discard);
                 }
-                return self.evaluated.push(Answered { id, result: Err(error) });
+                return self.evaluated.push(Answered { id, result: Err(failed.error) });
             }
         };
         let numbers = number_spanning(base, job.order(&ran), ran);
@@ -462,6 +475,7 @@ impl<T: KeyTree + Clone> Coordinator<T> {
         for (shard, list) in std::mem::take(&mut append.lists) {
             assert_eq!(list.next, list.changes.len(), "every change has its row");
             self.unsettled += 1;
+            self.dropped.push(list.changes);
             self.send(shard, Task::Settle(list.numbering));
         }
         let Some(lease) = ends else { return };
@@ -473,6 +487,18 @@ impl<T: KeyTree + Clone> Coordinator<T> {
             self.unsettled += 1;
             self.send(shard, Task::LeaseEnded(lease));
         }
+    }
+
+    /// Frees changes once no shard holds them.
+    fn free_dropped(&mut self, budget: &mut Budget) -> Result<(), Pause> {
+        while self.unsettled == 0 {
+            while self.freeing.as_mut().and_then(Rest::take_next).is_some() {
+                budget.charge(1)?;
+            }
+            let Some(list) = self.dropped.pop() else { break };
+            self.freeing = Arc::into_inner(list).map(Changes::into_rest);
+        }
+        Ok(())
     }
 
     fn answer_readers(&mut self, shared: Shared<'_>, budget: &mut Budget) -> Result<(), Pause> {

@@ -51,6 +51,8 @@ pub(super) const KEYS: [&[u8]; 22] = [
     b"z",
 ];
 
+pub(super) const LEASES: [i64; 4] = [1, 2, 3, -4];
+
 /// What a generator goes by.
 pub(super) struct Generator<'r> {
     pub(super) random: &'r mut Random,
@@ -218,7 +220,7 @@ impl Generator<'_> {
     }
 
     fn lease(&mut self) -> i64 {
-        self.random.pick(&[1, 2, 3, -4])
+        self.random.pick(&LEASES)
     }
 
     fn value(&mut self) -> &'static [u8] {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::command::{Command, decode_command};
 use crate::mvcc::MvccError;
-use crate::mvcc::changes::Change;
+use crate::mvcc::changes::Changes;
 use crate::mvcc::compare::Compared;
 use crate::shard::map::{ShardId, ShardMap};
 use crate::shard::numbering::Numbering;
@@ -114,7 +114,7 @@ pub(super) enum Report {
 }
 
 /// Changes with provisional numbers, in the order in which they were made.
-pub(super) type ChangeList = Arc<Vec<Change<'static>>>;
+pub(super) type ChangeList = Arc<Changes<'static>>;
 
 /// One command of a round, evaluated.
 #[derive(Debug)]

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::budget::{Budget, Pause};
-use crate::command::{Command, Entry, Op, Txn, append_command, begin_entry};
+use crate::command::{Command, Entry, Op, Put, Txn, append_command, begin_entry};
 use crate::lease::{Leases, encode_stored};
 use crate::mvcc::key_tree::{KeyScan, KeyTree};
 use crate::mvcc::{Evaluated, KeyRange, Keyspace, KeyspaceState, MvccError, OpOutcome, RangeCursor, RowList, TxnRange};
 use crate::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
-use crate::shard::generator::{Generator, KEYS, Random};
+use crate::shard::generator::{Generator, KEYS, LEASES, Random};
 use crate::shard::message::{Report, Task};
 use crate::shard::{
     Answer, Answered, Coordinator, CoordinatorStep, Shard, ShardId, ShardMap, ShardOptions, ShardReport, ShardStep,
@@ -436,6 +436,7 @@ impl Comparison {
         assert!(wanted.is_empty() && reads.wanted.is_empty(), "an answer to everything");
         assert_eq!(self.cluster.coordinator.state(), self.single.space.state(), "revision, compaction, digest");
         assert_eq!(self.cluster.coordinator.published(), self.single.space.published());
+        self.compare_leases();
         self.compare_events();
     }
 
@@ -495,6 +496,15 @@ impl Comparison {
         }
     }
 
+    /// Leases, and the keys attached to them.
+    fn compare_leases(&self) {
+        let (wanted, got) = (self.single.space.leases(), self.cluster.coordinator.leases());
+        assert_eq!(got.sum(), wanted.sum());
+        for lease in LEASES {
+            assert_eq!(attached(got, lease), attached(wanted, lease), "{lease}");
+        }
+    }
+
     /// Every row since the last look: what watchers would be told, in order.
     fn compare_events(&mut self) {
         loop {
@@ -504,6 +514,60 @@ impl Comparison {
             let Some((at, ..)) = got else { break };
             self.compared_to = at.next();
         }
+    }
+}
+
+fn attached(leases: &Leases<MapTree>, lease: i64) -> Vec<Vec<u8>> {
+    let mut keys = Vec::new();
+    let mut walk = leases.attached(lease, b"", &Resident).unwrap();
+    while let Some(key) = walk.next_key().unwrap() {
+        keys.push(key.to_vec());
+    }
+    keys
+}
+
+/// Pages of a [`MapTree`] that are never missing.
+struct Resident;
+
+impl PageSource for Resident {
+    fn block(&self, _: Block) -> Result<&[u8], Unavailable> {
+        Ok(&[])
+    }
+}
+
+/// Puts one key of many after the other, and publishes.
+fn put_all(cluster: &mut Cluster, random: &mut Random, keys: &[Vec<u8>], applied: u64) {
+    for (id, key) in keys.iter().enumerate() {
+        let put = Command::Put(Put { key, ..Put::default() });
+        cluster.coordinator.handle_command(id as u64, stored(&put));
+    }
+    cluster.until(random, |cluster| cluster.coordinator.is_settled());
+    cluster.coordinator.publish(applied);
+}
+
+#[test]
+fn boundaries_follow_the_load_after_a_checkpoint_and_not_during_it() {
+    let mut random = Random(77);
+    let mut cluster = Cluster::new(ShardMap::new(4));
+    let keys: Vec<Vec<u8>> = (0..4000).map(|index| format!("/r/{:04}", index * 7 % 1000).into_bytes()).collect();
+    put_all(&mut cluster, &mut random, &keys, 1);
+    let owner = |cluster: &Cluster, key: &Vec<u8>| cluster.coordinator.map().owner(key);
+    assert!(keys.iter().all(|key| owner(&cluster, key) == ShardId(0)), "before any load was seen");
+    cluster.checkpoint(&mut random);
+    cluster.until(&mut random, |cluster| cluster.coordinator.frozen().is_some());
+    put_all(&mut cluster, &mut random, &keys[..900], 2);
+    assert!(!cluster.coordinator.balance_step(), "nothing moves between freeze and installation");
+    cluster.checkpoint(&mut random);
+    cluster.until(&mut random, |cluster| cluster.coordinator.can_freeze());
+    let mut slices = 0;
+    while cluster.coordinator.balance_step() {
+        cluster.until(&mut random, |cluster| cluster.coordinator.is_idle());
+        slices += 1;
+    }
+    assert!(slices > 10, "{slices} slices: what changed since the freeze moves bit by bit");
+    let held = |shard: u8| keys[..1000].iter().filter(|key| owner(&cluster, key) == ShardId(shard)).count();
+    for shard in 0..4 {
+        assert!((150..350).contains(&held(shard)), "shard {shard} holds {} of 1000 keys", held(shard));
     }
 }
 

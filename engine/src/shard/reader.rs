@@ -74,7 +74,7 @@ impl Reader {
         if self.merge.is_none() {
             let ran = match self.job.results() {
                 Ok(ran) => ran,
-                Err(error) => return Ok(Some(Err(error))),
+                Err(failed) => return Ok(Some(Err(failed.error))),
             };
             let numbering = Numbering::new(revision, std::iter::empty());
             let contribution = |(shard, (parts, _)): (ShardId, (Vec<Part>, ChangeList))| Contribution {

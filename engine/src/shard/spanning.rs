@@ -44,6 +44,13 @@ pub(super) enum Stage {
     Ran,
 }
 
+/// A command that failed while it ran.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: MvccError,
+    pub(super) dropped: Vec<ChangeList>,
+}
+
 /// The parts and the changes of each shard.
 pub(super) type Ran = BTreeMap<ShardId, (Vec<Part>, ChangeList)>;
 
@@ -117,17 +124,21 @@ impl Spanning {
         Ok(())
     }
 
-    /// What round two brought; or the error of the earliest op that failed.
-    pub(super) fn results(&mut self) -> Result<Ran, MvccError> {
+    /// What round two brought; or the error of the earliest op that failed, and the changes to forget.
+    pub(super) fn results(&mut self) -> Result<Ran, Failed> {
         let mut parts = BTreeMap::new();
         let mut failed: Option<(usize, MvccError)> = None;
+        let mut dropped = Vec::new();
         for (shard, (result, changes)) in std::mem::take(&mut self.ran) {
             match result {
-                Ok(ran) => drop(parts.insert(shard, (ran, changes))),
+                Ok(ran) => {
+                    dropped.push(Arc::clone(&changes));
+                    parts.insert(shard, (ran, changes));
+                }
                 Err(error) => failed = Some(failed.filter(|first| first.0 <= error.0).unwrap_or(error)),
             }
         }
-        failed.map_or(Ok(parts), |(_, error)| Err(error))
+        failed.map_or(Ok(parts), |(_, error)| Err(Failed { error, dropped }))
     }
 
     /// Runs of changes in their final order: op by op, within an op shard by shard in key order.

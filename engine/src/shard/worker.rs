@@ -336,7 +336,7 @@ impl<T: KeyTree + Clone> Shard<T> {
         }
         let changes = progress.changes.take();
         // A reader's run may come between a writer's and its settling.
-        let changes = if job == WRITER { self.keep_pending(changes) } else { ChangeList::default() };
+        let changes = if job == WRITER { self.keep_pending(changes) } else { Arc::new(no_changes()) };
         Ok(Report::Ran { job, result, changes })
     }
 
@@ -368,7 +368,7 @@ impl<T: KeyTree + Clone> Shard<T> {
 
     fn keep_pending(&mut self, changes: Option<Changes<'static>>) -> ChangeList {
         assert!(self.pending.is_none(), "one evaluation waits to be settled");
-        let changes = Arc::new(changes.map_or_else(Vec::new, Changes::into_list));
+        let changes = Arc::new(changes.unwrap_or_else(no_changes));
         self.pending = Some(Arc::clone(&changes));
         changes
     }
@@ -376,7 +376,7 @@ impl<T: KeyTree + Clone> Shard<T> {
     /// Installs what was evaluated last.
     fn settle(&mut self, numbering: &Numbering, done: &mut usize, budget: &mut Budget) -> Result<Report, Pause> {
         let changes = self.pending.take().expect("something was evaluated");
-        while let Some(change) = changes.get(*done) {
+        while let Some(change) = changes.change(*done) {
             let entry = change.entry.renumbered(&|row| numbering.row(row), &|revision| numbering.revision(revision));
             self.fresh.put(&change.key, entry, change.was_live);
             *done += 1;
@@ -460,4 +460,8 @@ impl<T: KeyTree + Clone> Shard<T> {
             floor: at.floor,
         }
     }
+}
+
+fn no_changes() -> Changes<'static> {
+    Changes::new(1)
 }
