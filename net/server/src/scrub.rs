@@ -173,3 +173,21 @@ impl Scrubber {
         u64::try_from(share).unwrap_or(u64::MAX).clamp(PAUSE_MIN, PAUSE_MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_makes_a_pass_last_its_interval() {
+        const SECOND: u64 = 1_000_000_000;
+        let day = Scrubber::new(86_400 * SECOND, 0);
+        let reads = (10 << 30) / (256 << 10);
+        let pass = day.pause_after(256 << 10, 10 << 30) * reads;
+        assert_eq!(pass / SECOND, 86_400 * 9 / 10);
+        assert_eq!(day.pause_after(256 << 10, 1 << 20), PAUSE_MAX, "a small store is not waited for all day");
+        let hasty = Scrubber::new(SECOND, 0);
+        assert_eq!(hasty.pause_after(256 << 10, 10 << 30), PAUSE_MIN, "32 MiB a second at most");
+        assert_eq!(hasty.pause_after(256 << 10, 0), PAUSE_MAX.min(SECOND * 9 / 10 * (256 << 10)));
+    }
+}
