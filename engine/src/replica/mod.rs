@@ -455,7 +455,7 @@ impl Replica {
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         let keyspace = &self.state.keyspace;
-        let frozen = keyspace.frozen().map_or(0, |overlay| overlay.bytes());
+        let frozen = keyspace.frozen().map_or(0, Overlay::bytes);
         keyspace.rows().resident_bytes() + keyspace.overlay().bytes() + frozen
     }
 
