@@ -141,7 +141,9 @@ pub fn boot<P: Port + BootFiles>(options: &NodeOptions, port: &mut P) -> Result<
     let (identity, has_used_hard_state) = decide_identity(port, options, &hard_states)?;
     let store = open_store(port, &mut disk, options, identity, has_used_hard_state)?;
     open_reserve(port, &mut disk, options)?;
-    let (keyspace, tables, position) = open_contents(port, &disk, options, &store)?;
+    let (mut keyspace, tables, position) = open_contents(port, &disk, options, &store)?;
+    keyspace.rows_mut().forget_removed(|file| disk.store_file(file).is_some());
+    check_row_files(&disk, keyspace.rows())?;
     check_limits(options, store.key_bytes_max(), keyspace.rows().row_bytes_max())?;
     let recovered = recover_log(port, &mut disk, options, hard_states, &position)?;
     if let Some(dropped) = &recovered.dropped {
@@ -190,6 +192,15 @@ fn check_layout<P: BootFiles>(port: &mut P) -> Result<(), BootError> {
         return Err(BootError::UnknownFile(name));
     }
     Ok(())
+}
+
+/// Every row file that the checkpoint in use names is there. One that is lost whole is told at once, not when it is read
+/// from, written to or removed, maybe much later.
+fn check_row_files(disk: &Disk, rows: &RowLog) -> Result<(), BootError> {
+    match rows.files().into_iter().find(|&file| disk.store_file(file).is_none()) {
+        Some(lost) => Err(BootError::Store(format!("{} is missing", store_file_name(lost)))),
+        None => Ok(()),
+    }
 }
 
 /// Whatever a client may send must fit a log entry, a row and, as a key, an index page: nothing later can refuse it.

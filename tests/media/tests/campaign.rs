@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use trilith_media::coverage;
 use trilith_media::power_cut::{Case, choose, survey, try_cases};
 use trilith_media::recording::{Recording, record};
+use trilith_media::rot::{Kind, Outcome, Struck, judge};
 use trilith_media::trace::Step;
 
 fn recorded(seed: u64) -> Recording {
@@ -59,6 +60,26 @@ fn a_medium_that_lies_about_syncs_is_noticed() {
     }
     let cases = choose(&survey(&recording.steps), 200, 9);
     assert!(!violations(&recording, cases).is_empty());
+}
+
+#[test]
+fn a_row_file_that_is_lost_is_told_at_the_start() {
+    let mut outcomes = BTreeMap::new();
+    for seed in 0..6 {
+        let recording = recorded(seed);
+        for closed in &recording.closed {
+            for name in closed.image.files.keys().filter(|name| name.starts_with("store/rows")) {
+                let (family, kind) = ("store/rows".to_owned(), Kind::Missing);
+                let mut image = closed.image.clone();
+                image.files.remove(name);
+                let struck = Struck { image, family, kind, text: name.clone() };
+                let judged = judge(&recording.geometry, &struck, &recording.epochs[closed.epoch], closed.count, 5);
+                *outcomes.entry(judged.map(|(outcome, _)| outcome)).or_insert(0) += 1;
+            }
+        }
+    }
+    assert!(outcomes.contains_key(&Ok(Outcome::Refused)));
+    assert!(outcomes.keys().all(|outcome| matches!(outcome, Ok(Outcome::Right | Outcome::Refused))), "{outcomes:?}");
 }
 
 #[test]

@@ -14,9 +14,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-#[cfg(test)]
-use crate::page_source::StoreFile;
-use crate::page_source::{PageSource, Unavailable};
+use crate::page_source::{PageSource, StoreFile, Unavailable};
 use crate::store::key_entry::Revision;
 use crate::store::row_block::{self, BlockKind, DirectoryEntry, TableRecord, UNIT_BYTES};
 use crate::store::row_log::{RowEffect, RowLog, RowLogOptions, RowLogRoot, Segment, read_meta, row_file};
@@ -279,10 +277,19 @@ impl RowLog {
         Ok(())
     }
 
+    /// Forgets retired files that are not there: two later checkpoints were durable and they were removed, and one of
+    /// the two is lost since, so that a start finds an older one beside the other.
+    pub fn forget_removed(&mut self, is_there: impl Fn(StoreFile) -> bool) {
+        let (there, gone): (Vec<_>, Vec<_>) = self.retired.iter().partition(|retired| is_there(row_file(retired.file)));
+        self.retired = there;
+        self.used_bytes -= gone.iter().map(|retired| retired.used).sum::<u64>();
+    }
+
     /// Files of segments, those retired included.
-    #[cfg(test)]
-    pub(crate) fn files(&self) -> BTreeSet<StoreFile> {
+    #[must_use]
+    pub fn files(&self) -> BTreeSet<StoreFile> {
         let retired = self.retired.iter().map(|retired| retired.file);
-        self.segments.iter().map(|segment| segment.file).chain(retired).map(row_file).collect()
+        let all = self.segments.iter().map(|segment| segment.file).chain(retired);
+        all.filter(|&file| file != u32::MAX).map(row_file).collect()
     }
 }
