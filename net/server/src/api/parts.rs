@@ -45,7 +45,7 @@ enum Node {
     /// One embedded KeyValue per row.
     Rows(RowField),
     /// An embedded message.
-    Message { tag: u32, body: Vec<Node> },
+    Message { tag: u32, body: Vec<Self> },
 }
 
 #[derive(Debug)]
