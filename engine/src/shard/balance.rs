@@ -3,11 +3,12 @@
 //! Owns: the way from the present map to the one the load asks for, in slices between batches. Does not know: why the
 //! load falls as it does, what is written of a checkpoint.
 //!
-//! A boundary between two shards moves by slices of changed keys. Their present owner names every so many-th key on the
-//! way (a survey); then slice after slice is copied to the new owner, and the map with the boundary at that slice's far
-//! end goes to all: a shard looks only at keys within its bounds, so the copies left behind are out of sight until the
-//! next checkpoint takes them out of memory. A move holds up writes for the time of one slice, and readers not at all:
-//! messages to one shard keep their order, so each read meets every shard on one side of the move.
+//! A boundary between two shards moves by slices of changed keys. Their present owner names every so many-th key on
+//! the way (a survey); then slice after slice is copied to the new owner, and the map with the boundary at that
+//! slice's far end goes to all: a shard looks only at keys within its bounds, so the copies left behind are out of
+//! sight until the next checkpoint takes them out of memory. A move holds up writes for the time of one slice, and
+//! readers not at all: messages to one shard keep their order, so each read meets every shard on one side of the
+//! move.
 //!
 //! Invariants
 //! - I1: ownership changes between batches, never between a freeze and the installation of its tree everywhere.
@@ -58,8 +59,8 @@ impl Balance {
 
 impl<T: KeyTree + Clone> Coordinator<T> {
     /// Goes on with moving boundaries to where the load before the last checkpoint asked for, by one exchange of
-    /// messages. To be called between batches; false: nothing is left to move. While it waits for a shard, what is handed
-    /// in waits, too.
+    /// messages. To be called between batches; false: nothing is left to move. While it waits for a shard, what is
+    /// handed in waits, too.
     pub fn balance_step(&mut self) -> bool {
         if !self.is_settled() || !matches!(self.checkpoint, Checkpoint::None) {
             return !matches!(self.balance, Balance::None) || self.wanted.is_some();
@@ -67,7 +68,8 @@ impl<T: KeyTree + Clone> Coordinator<T> {
         match std::mem::replace(&mut self.balance, Balance::None) {
             Balance::None => return self.begin_move(),
             Balance::Surveying { boundary, to, keys: Some(mut way) } => {
-                // Upwards the keys come in the order of the way, downwards the other way round; the last is popped first.
+                // Upwards the keys come in the order of the way, downwards the other way round; the last is popped
+                // first.
                 if to > self.map.boundaries()[boundary] {
                     way.push(to);
                     way.reverse();
@@ -92,8 +94,8 @@ impl<T: KeyTree + Clone> Coordinator<T> {
         self.wanted = Some(wanted);
     }
 
-    /// Starts a checkpoint between batches, after everything is published: what changed so far is frozen. The row log's
-    /// part is `RowLog::handle_checkpoint`, in the same step.
+    /// Starts a checkpoint between batches, after everything is published: what changed so far is frozen. The row
+    /// log's part is `RowLog::handle_checkpoint`, in the same step.
     pub fn freeze(&mut self) {
         assert!(self.can_freeze(), "I1: between batches, and nothing moves");
         self.checkpoint = Checkpoint::Freezing(BTreeMap::new());

@@ -5,8 +5,8 @@
 //! raft, the wire, when a batch begins or a checkpoint is due.
 //!
 //! Invariants
-//! - I1: one round, or one command of several shards, at a time; the next begins when the rows of the one before stand
-//!   in the row log and their numbers are on their way to the shards.
+//! - I1: one round, or one command of several shards, at a time; the next begins when the rows of the one before
+//!   stand in the row log and their numbers are on their way to the shards.
 //! - I2: what a shard is told to install names only rows that are in the row log.
 //! - I3: a publication follows the settling of everything before it; answers leave after it.
 
@@ -81,7 +81,8 @@ pub struct Coordinator<T> {
     /// `Settled` reports to come.
     pub(super) unsettled: u32,
     outbox: VecDeque<(ShardId, ShardTask<T>)>,
-    /// Changes that the shards have installed or forgotten, or are about to: the last to hold them frees them bit by bit.
+    /// Changes that the shards have installed or forgotten, or are about to: the last to hold them frees them bit by
+    /// bit.
     dropped: Vec<ChangeList>,
     freeing: Option<Rest<'static>>,
     /// Of commands not published yet.
@@ -137,8 +138,8 @@ impl<T: KeyTree + Clone> Coordinator<T> {
         }
     }
 
-    /// Takes the next command of the committed batch: of keys, of leases, or a compaction. What an alarm refuses is not
-    /// handed in: alarms change between commands, where their table is.
+    /// Takes the next command of the committed batch: of keys, of leases, or a compaction. What an alarm refuses is
+    /// not handed in: alarms change between commands, where their table is.
     pub fn handle_command(&mut self, id: u64, command: StoredCommand) {
         self.queue.push_back((id, command));
     }

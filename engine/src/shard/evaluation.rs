@@ -1,6 +1,7 @@
 //! Running a command's operations, or one shard's part of them.
 //!
-//! Owns: the order of execution, and how far it has come. Does not know: which branches are taken and why, other shards.
+//! Owns: the order of execution, and how far it has come. Does not know: which branches are taken and why, other
+//! shards.
 //!
 //! Invariants
 //! - I1: operations run in list order and see what earlier ones of the command wrote.

@@ -4,8 +4,8 @@
 //! when boundaries move.
 //!
 //! Every `STRIDE`-th operation is kept, so the sample follows the load and costs nothing between; when it is full,
-//! every second entry goes and the stride doubles, so it covers everything since the last boundaries alike. No chance is
-//! involved: the same operations leave the same sample.
+//! every second entry goes and the stride doubles, so it covers everything since the last boundaries alike. No chance
+//! is involved: the same operations leave the same sample.
 
 use crate::shard::map::ShardMap;
 
@@ -55,8 +55,8 @@ impl LoadSample {
         self.until_next = self.stride;
     }
 
-    /// The map that would have shared the sampled load evenly, as far as single keys allow; starts a new sample. `None`
-    /// if too little was seen.
+    /// The map that would have shared the sampled load evenly, as far as single keys allow; starts a new sample.
+    /// `None` if too little was seen.
     pub(super) fn take_map(&mut self, shards: usize) -> Option<ShardMap> {
         if self.entries.len() < ENTRIES_MIN * shards {
             return None;

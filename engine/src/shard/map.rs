@@ -1,13 +1,13 @@
 //! Which shard owns which keys.
 //!
-//! Owns: the boundaries between shards and how a range of keys falls into parts. Does not know: what a shard holds, why
-//! a boundary stands where it does (`load`).
+//! Owns: the boundaries between shards and how a range of keys falls into parts. Does not know: what a shard holds,
+//! why a boundary stands where it does (`load`).
 //!
 //! Invariants
 //! - I1: every key has exactly one owner; owners ascend with keys. A shard may own nothing: boundaries may coincide.
 //! - I2: the parts of a range, in shard order, are the range: disjoint, complete, in key order.
-//! - I3: no boundary is the single zero byte, which as the end of a range would mean "no end". Keys are not empty, so the
-//!   empty boundary says the same.
+//! - I3: no boundary is the single zero byte, which as the end of a range would mean "no end". Keys are not empty, so
+//!   the empty boundary says the same.
 
 use crate::mvcc::KeyRange;
 
@@ -66,7 +66,8 @@ impl ShardMap {
         ShardId(self.boundaries.partition_point(|boundary| boundary.as_slice() <= key) as u8)
     }
 
-    /// The part of a request's range (key, range end) that a shard owns, as such a pair; `None` if it owns nothing of it.
+    /// The part of a request's range (key, range end) that a shard owns, as such a pair; `None` if it owns nothing of
+    /// it.
     #[must_use]
     pub fn part<'a>(&'a self, shard: ShardId, key: &'a [u8], range_end: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         let end = match KeyRange::new(key, range_end) {

@@ -1,11 +1,11 @@
 //! From the parts of a command's answer to the answer.
 //!
-//! Owns: the joining of parts in key order, limits, sorting, counts, and the final numbers in what is answered. Does not
-//! know: who evaluated a part, the state.
+//! Owns: the joining of parts in key order, limits, sorting, counts, and the final numbers in what is answered. Does
+//! not know: who evaluated a part, the state.
 //!
 //! Invariants
-//! - I1: the answer is that of one keyspace: rows with equal sort keys stand in key order, the limit cuts after sorting
-//!   but for the sort without an order, which sorts the first rows in key order.
+//! - I1: the answer is that of one keyspace: rows with equal sort keys stand in key order, the limit cuts after
+//!   sorting but for the sort without an order, which sorts the first rows in key order.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,7 @@
 //! What the coordinator and the shards say to each other.
 //!
-//! Owns: the messages. Does not know: who evaluates them, how they travel. They own all they hold or share it immutably
-//! (`Arc`), so they may cross threads; to whoever carries them they are opaque.
+//! Owns: the messages. Does not know: who evaluates them, how they travel. They own all they hold or share it
+//! immutably (`Arc`), so they may cross threads; to whoever carries them they are opaque.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ pub struct StoredCommand {
 }
 
 impl StoredCommand {
-    /// The command (kind and body) at `at` of a payload. It was decoded before: the payload holds what can be applied.
+    /// The command (kind and body) at `at` of a payload. It was decoded before: the payload holds what can be
+    /// applied.
     #[must_use]
     pub fn new(payload: Arc<Vec<u8>>, at: Range<usize>) -> Self {
         Self { payload, at }
@@ -53,7 +54,8 @@ pub(super) const WRITER: u64 = 0;
 /// What a shard is to do. Those to one shard are done in the order in which they were sent.
 #[derive(Debug)]
 pub(super) enum Task<T> {
-    /// Evaluate commands that concern this shard alone, and take note of leases granted among them; answer with [`Report::Round`].
+    /// Evaluate commands that concern this shard alone, and take note of leases granted among them; answer with
+    /// [`Report::Round`].
     Round { at: ReadPoint, commands: Vec<(u32, StoredCommand)> },
     /// Look at the compares and the preconditions of a transaction; answer with [`Report::Gathered`].
     Gather { job: u64, at: ReadPoint, command: StoredCommand },
@@ -73,8 +75,8 @@ pub(super) enum Task<T> {
     InstallTree(T),
     /// Name every so many-th changed key above the first and below the second; answer with [`Report::Surveyed`].
     Survey { from: Vec<u8>, to: Vec<u8>, stride: u32 },
-    /// Copy the changes of these keys; answer with [`Report::HandedOver`]. They are the shard's own until a map without
-    /// them arrives.
+    /// Copy the changes of these keys; answer with [`Report::HandedOver`]. They are the shard's own until a map
+    /// without them arrives.
     HandOver { from: Vec<u8>, to: Vec<u8> },
     /// Take over changes, none above the revision, and then the map; answer with [`Report::Settled`].
     Adopt { entries: Vec<HandedOver>, revision: i64, map: Arc<ShardMap> },

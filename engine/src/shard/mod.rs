@@ -1,8 +1,8 @@
 //! Shards: one keyspace whose changes are held and evaluated by several owners of keys.
 //!
-//! Owns: how a committed batch is evaluated by several shards with the outcome of one keyspace, to the byte: responses,
-//! rows (and so events), revisions, digest. Does not know: cores, threads, raft, the wire, when a batch or a checkpoint
-//! is due.
+//! Owns: how a committed batch is evaluated by several shards with the outcome of one keyspace, to the byte:
+//! responses, rows (and so events), revisions, digest. Does not know: cores, threads, raft, the wire, when a batch or
+//! a checkpoint is due.
 //!
 //! A shard owns ranges of keys of the changes since the last checkpoint, in memory, and nothing on disk: there is one
 //! key index and one row log. The coordinator stands where the batch comes from and the row log is written.
@@ -15,10 +15,11 @@
 //! publish   when everybody has settled: one revision, one applied index, and the answers leave
 //! ```
 //!
-//! What a command names decides whether it may share a round: a revision that commands before it in the round may take
-//! (to compare with, to read at, to filter by) is undecided, so such a command begins the next round, where it is known.
-//! A revision at or below the round's base, or above all that the round can reach, compares alike with provisional
-//! numbers. A compaction stands between rounds.
+//! What a command names decides whether it may share a round: a revision that commands before it in the round may
+//! take (to compare with, to read at, to filter by) is undecided, so such a command begins the next round, where it
+//! is known. A revision at or below the round's base, or above all that the round can reach, compares alike with
+//! provisional numbers. A compaction and the end of a lease stand between rounds; a lease that begins is noted by all
+//! shards at its place in the round.
 //!
 //! Carrying messages. [`ShardTask`] and [`ShardReport`] own what they hold or share it immutably, so the mesh between
 //! cores carries them as they are, one batch for each destination and turn: the coordinator's core drains

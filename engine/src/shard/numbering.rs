@@ -2,10 +2,10 @@
 //!
 //! Owns: the arithmetic. Does not know: what was changed, messages.
 //!
-//! Shards evaluate a round without knowing which commands of other shards change something. So they number as if every
-//! command did: command i of a round over revision `base` (i from 0) reads at `base + i` and writes at `base + i + 1`.
-//! The final number of `base + i` is `base` plus the commands below i that changed something: this keeps the order of
-//! all rows, is never above the provisional one, and maps a header's revision by the same rule.
+//! Shards evaluate a round without knowing which commands of other shards change something. So they number as if
+//! every command did: command i of a round over revision `base` (i from 0) reads at `base + i` and writes at `base +
+//! i + 1`. The final number of `base + i` is `base` plus the commands below i that changed something: this keeps the
+//! order of all rows, is never above the provisional one, and maps a header's revision by the same rule.
 //!
 //! A command of several shards stands alone in its round, so its revision is final; its subs are not, as each shard
 //! counts its own changes from 0. The final subs are prefix sums over (op, shard in key order).
@@ -23,7 +23,8 @@ pub(super) struct Numbering {
     base: i64,
     /// For every command of the round: how many before it changed something. One more at the end: how many in all.
     changed_before: Arc<[u32]>,
-    /// Runs of subs in one command: the first provisional one of each run and its final number. Empty: they are final.
+    /// Runs of subs in one command: the first provisional one of each run and its final number. Empty: they are
+    /// final.
     subs: Vec<(u32, u32)>,
 }
 
@@ -39,7 +40,8 @@ impl Numbering {
         Self { base, changed_before: before.into(), subs: Vec::new() }
     }
 
-    /// The same, for a shard whose changes of the round's only command fall into these runs: length and final first sub.
+    /// The same, for a shard whose changes of the round's only command fall into these runs: length and final first
+    /// sub.
     pub(super) fn with_runs(&self, runs: impl Iterator<Item = (u32, u32)>) -> Self {
         let mut local = 0;
         let subs = runs.map(|(len, first)| {

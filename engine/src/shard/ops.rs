@@ -1,8 +1,8 @@
 //! The operations of a command, flat.
 //!
-//! Owns: the orders in which all shards and the coordinator walk a command, so that answers need no names: the leaves of
-//! the taken branches in the order of execution, the probes of all branches in the order of the text. Does not know:
-//! shards, state.
+//! Owns: the orders in which all shards and the coordinator walk a command, so that answers need no names: the leaves
+//! of the taken branches in the order of execution, the probes of all branches in the order of the text. Does not
+//! know: shards, state.
 
 use std::sync::Arc;
 
@@ -104,8 +104,9 @@ pub(super) fn nothing_gathered(txn: &Txn<'_>) -> Gathered {
     Gathered { compares: compares.map(|_| Compared::NOTHING).collect(), puts: Vec::new() }
 }
 
-/// The branches a transaction takes, one for each transaction it reaches in the order in which it reaches them; or the
-/// first precondition on that way that does not hold. `revision` and `compacted` are those before the transaction.
+/// The branches a transaction takes, one for each transaction it reaches in the order in which it reaches them; or
+/// the first precondition on that way that does not hold. `revision` and `compacted` are those before the
+/// transaction.
 pub(super) fn decide(
     txn: &Txn<'_>,
     gathered: &Gathered,

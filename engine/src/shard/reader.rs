@@ -1,7 +1,7 @@
 //! Reads by several shards, without the log.
 //!
-//! Owns: a read on its way: its rounds, the pin it holds, its answer being put together. Does not know: when a read may
-//! begin.
+//! Owns: a read on its way: its rounds, the pin it holds, its answer being put together. Does not know: when a read
+//! may begin.
 //!
 //! Invariants
 //! - I1: a read sees the revision that was published when it began, to its end.

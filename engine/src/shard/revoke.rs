@@ -1,6 +1,7 @@
 //! The end of a lease: a delete of single keys in any shard, at one revision.
 //!
-//! Owns: the keys attached to the lease, by owner, and what the owners have done. Does not know: the lease table's form.
+//! Owns: the keys attached to the lease, by owner, and what the owners have done. Does not know: the lease table's
+//! form.
 
 use std::collections::BTreeMap;
 

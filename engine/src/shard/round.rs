@@ -77,8 +77,8 @@ impl Round {
         self.reports.values().any(Option::is_none)
     }
 
-    /// Every command's change count is known: prefix sums give the revisions. `digest` takes in what is no change of a
-    /// key.
+    /// Every command's change count is known: prefix sums give the revisions. `digest` takes in what is no change of
+    /// a key.
     pub(super) fn number(self, digest: &mut u128) -> Append {
         let (mut lists, mut reported) = (BTreeMap::new(), BTreeMap::new());
         for (shard, report) in self.reports {

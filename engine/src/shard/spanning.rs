@@ -3,8 +3,8 @@
 //! Owns: who was asked, who has answered, and what. Does not know: numbers of changes, the row log.
 //!
 //! Round one (transactions only) gathers every compare of every level and the preconditions of both branches on the
-//! state before the command. Round two runs the whole list of ops along the path that they decide, every shard its part.
-//! A read takes the same two rounds at a published revision and changes nothing; it may come between anything.
+//! state before the command. Round two runs the whole list of ops along the path that they decide, every shard its
+//! part. A read takes the same two rounds at a published revision and changes nothing; it may come between anything.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

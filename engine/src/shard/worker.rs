@@ -8,7 +8,8 @@
 //! Invariants
 //! - I1: tasks are done in the order in which they came, each to its end, over as many steps as it takes.
 //! - I2: nothing is installed but by `Settle`, and a reader never sees what is not installed.
-//! - I3: entries beyond the shard's bounds (handed over since) are never looked at: each request is cut to the bounds.
+//! - I3: entries beyond the shard's bounds (handed over since) are never looked at: each request is cut to the
+//!   bounds.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
