@@ -203,8 +203,8 @@ impl Replica {
         cursor.to >= revision && !cursor.is_walking() && !rows.is_rewriting() && rows.is_dense()
     }
 
-    /// Works on the running checkpoint, if any. `work_units` (about 0.1 us each) is the usual amount of a turn: while
-    /// the overlay is far from holding up writes a quarter of it is done, and up to four times as much when it is near.
+    /// Works on the running checkpoint, if any. `work_units` is what a step may do at most: while the overlay is far
+    /// from holding up writes a quarter of it is done. Near that, [`Self::checkpoint_steps`] are due in a turn.
     pub fn checkpoint_step(&mut self, work_units: u32, pages: &dyn PageSource) -> CheckpointStep {
         if !self.store.is_checkpointing() {
             return CheckpointStep::Idle;
@@ -214,21 +214,32 @@ impl Replica {
         self.store.step(work_units, frozen, pages)
     }
 
-    /// What is written since the running checkpoint began, in eighths of what would call for the next one, sets the
-    /// pace. Writes are held up at sixteen.
+    /// How many steps of the running checkpoint are due in a turn.
+    #[must_use]
+    pub fn checkpoint_steps(&self) -> u32 {
+        match self.written_eighths() {
+            0..=7 => 1,
+            8..=11 => 2,
+            _ => 4,
+        }
+    }
+
     pub(super) fn paced(&self, work_units: u32) -> u32 {
-        let overlay = self.state.keyspace.overlay();
-        let eighths = |now: u64, trigger: u64| now.saturating_mul(8) / trigger.max(1);
-        let written = eighths(overlay.bytes(), self.options.checkpoint_overlay_bytes)
-            .max(eighths(overlay.len() as u64, self.options.checkpoint_changes as u64))
-            .max(eighths(self.log_bytes_since_checkpoint, self.options.checkpoint_log_bytes));
         let waited_for = self.reclaim.running.is_some_and(|running| running.stage != Stage::Counting);
-        match written {
+        match self.written_eighths() {
             0..=1 if !waited_for => work_units / 4,
             2..=3 if !waited_for => work_units / 2,
-            0..=7 => work_units,
-            8..=11 => work_units.saturating_mul(2),
-            _ => work_units.saturating_mul(4),
+            _ => work_units,
         }
+    }
+
+    /// What is written since the running checkpoint began, in eighths of what would call for the next one. Writes are
+    /// held up at sixteen.
+    fn written_eighths(&self) -> u64 {
+        let overlay = self.state.keyspace.overlay();
+        let eighths = |now: u64, trigger: u64| now.saturating_mul(8) / trigger.max(1);
+        eighths(overlay.bytes(), self.options.checkpoint_overlay_bytes)
+            .max(eighths(overlay.len() as u64, self.options.checkpoint_changes as u64))
+            .max(eighths(self.log_bytes_since_checkpoint, self.options.checkpoint_log_bytes))
     }
 }

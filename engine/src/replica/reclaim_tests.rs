@@ -285,4 +285,9 @@ fn a_merge_goes_faster_the_more_is_written_meanwhile() {
     }
     let expected = [250, 250, 500, 500, 1000, 1000, 1000, 1000];
     assert_eq!(paces.values().copied().collect::<Vec<_>>(), expected);
+    let mut steps_at = |eighths: usize| {
+        world.replica.options.checkpoint_changes = fresh(&world) * 8 / eighths;
+        (world.replica.paced(1000), world.replica.checkpoint_steps())
+    };
+    assert_eq!([7, 9, 13].map(|eighths| steps_at(eighths)), [(1000, 1), (1000, 2), (1000, 4)]);
 }

@@ -51,8 +51,8 @@ const RECLAIM_UNITS_PER_TURN: u32 = 1_500;
 const UNITS_PER_JOB_STEP: u32 = 10;
 /// Work units of long jobs in one turn: short, because every put waits for the turn.
 const JOB_UNITS_PER_TURN: u32 = 2_500;
-/// Merge work of a checkpoint in one turn (units of about 0.1 us), when nothing presses.
-const CHECKPOINT_UNITS_PER_TURN: u32 = 5_000;
+/// Merge work of a checkpoint in one step, in units of about 0.2 us.
+const CHECKPOINT_UNITS_PER_STEP: u32 = 2_500;
 /// How long a graceful stop waits for open requests: etcd's 7 s.
 const DRAIN_TIMEOUT: u64 = 7_000_000_000;
 /// Memory for partly received requests.
@@ -545,16 +545,18 @@ impl Node {
     }
 
     fn checkpoint<P: Port>(&mut self, port: &mut P) {
-        let pages = Pages { port: &*port, disk: &self.disk };
-        let started = port.cpu_now();
-        let step = self.service.replica.checkpoint_step(CHECKPOINT_UNITS_PER_TURN, &pages);
-        if matches!(step, CheckpointStep::More | CheckpointStep::NeedPages(_)) {
-            self.metrics.observe_step(StepKind::Checkpoint, port.cpu_now().saturating_sub(started));
-        }
-        match step {
-            CheckpointStep::Idle | CheckpointStep::Waiting => {}
-            CheckpointStep::More => self.more = true,
-            CheckpointStep::NeedPages(unavailable) => self.load(port, unavailable),
+        for _ in 0..self.service.replica.checkpoint_steps() {
+            let pages = Pages { port: &*port, disk: &self.disk };
+            let started = port.cpu_now();
+            let step = self.service.replica.checkpoint_step(CHECKPOINT_UNITS_PER_STEP, &pages);
+            if matches!(step, CheckpointStep::More | CheckpointStep::NeedPages(_)) {
+                self.metrics.observe_step(StepKind::Checkpoint, port.cpu_now().saturating_sub(started));
+            }
+            match step {
+                CheckpointStep::Idle | CheckpointStep::Waiting => return,
+                CheckpointStep::More => self.more = true,
+                CheckpointStep::NeedPages(unavailable) => return self.load(port, unavailable),
+            }
         }
     }
 
