@@ -177,7 +177,6 @@ impl SnapshotStream {
     }
 
     /// Ends the snapshot, wherever it stands.
-    #[must_use]
     pub fn into_pin(self) -> Pin {
         self.pin
     }
