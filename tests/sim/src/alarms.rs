@@ -1,7 +1,7 @@
 //! What is known of the alarms: they have no revision, so only certainties are judged.
 //!
-//! Owns: which alarms were asked for, and which are certainly on. Does not know: why a server raises one by itself; with
-//! a quota it may.
+//! Owns: which alarms were asked for, and which are certainly on. Does not know: why a server raises one by itself;
+//! with a quota it may.
 //!
 //! Invariants
 //! - I1: an alarm is certainly on from an acknowledged activation until anybody asks for its end; an end that was asked

@@ -1,8 +1,8 @@
 //! The revision witness: decides from revisions alone whether a history is linearizable and durable.
 //!
 //! Owns: every operation with what was known when it was invoked, the claims of acknowledged writes on revisions, and
-//! the reference model that they add up to. Does not know: connections, crashes. After each recovery the caller asks for
-//! [`Checker::unclaimed`] revisions, reads the store there, and calls [`Checker::settle`].
+//! the reference model that they add up to. Does not know: connections, crashes. After each recovery the caller asks
+//! for [`Checker::unclaimed`] revisions, reads the store there, and calls [`Checker::settle`].
 //!
 //! Invariants
 //! - I1: an acknowledged write stands exactly once, at the revision it returned, with exactly the model's response.

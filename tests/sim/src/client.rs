@@ -1,4 +1,5 @@
-//! One client: keeps several requests under way on one connection, reconnects, gives calls up, and reports every outcome.
+//! One client: keeps several requests under way on one connection, reconnects, gives calls up, and reports every
+//! outcome.
 //!
 //! Owns: the state of its connection. Does not know: what is asked ([`crate::grammar`]), whether answers are right.
 //!

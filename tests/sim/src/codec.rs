@@ -1,7 +1,7 @@
 //! Requests to messages and messages to answers.
 //!
-//! Owns: paths, the protobuf form of every request, and the reading of every answer. Does not know: whether an answer is
-//! right.
+//! Owns: paths, the protobuf form of every request, and the reading of every answer. Does not know: whether an answer
+//! is right.
 
 use trilith_wire::proto::codec::Limits;
 use trilith_wire::proto::etcdserverpb as pb;

@@ -1,7 +1,7 @@
 //! HashKV of the reference model: etcd's definition, computed from the history that the model remembers.
 //!
-//! Owns: the definition (CRC-32C over "key", then every kept row's key and serialized pair). Does not know: the server's
-//! code for it, which it must not share.
+//! Owns: the definition (CRC-32C over "key", then every kept row's key and serialized pair). Does not know: the
+//! server's code for it, which it must not share.
 
 use std::collections::BTreeSet;
 

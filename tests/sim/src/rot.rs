@@ -1,7 +1,7 @@
 //! Damage to data at rest: what the disk may do to bytes that nobody is writing.
 //!
-//! Owns: the kinds of damage and the atlas, which says where they may strike. Does not know: when, what the server makes
-//! of it.
+//! Owns: the kinds of damage and the atlas, which says where they may strike. Does not know: when, what the server
+//! makes of it.
 //!
 //! Invariants
 //! - I1: redundant damage leaves one intact copy of everything: it strikes one of two copies that are both whole, or

@@ -3,8 +3,8 @@
 //! Owns: their making and their short form. Does not know: who compares them.
 //!
 //! Invariants
-//! - I1: two values of the workload are equal if and only if their short forms are (up to a collision of 64-bit hashes),
-//!   and they are in the same order: the name of the operation leads, and one operation's values differ in length only.
+//! - I1: two values of the workload are equal if and only if their short forms are (up to a collision of hashes), and
+//!   they are in the same order: the name of the operation leads, and one operation's values differ in length only.
 
 use std::cmp::Ordering;
 use std::fmt;

@@ -116,7 +116,8 @@ pub enum Fate {
     CrashOnFile { prefix: &'static str, number: u64, phase: Phase, kind: CrashKind },
     /// A crash between turns, so many nanoseconds after the start.
     CrashAfter { delay: u64, kind: CrashKind },
-    /// A file operation at or after this submission fails, with EIO or because a write was short: the server has to stop.
+    /// A file operation at or after this submission fails, with EIO or because a write was short: the server has to
+    /// stop.
     ErrorAt { number: u64 },
     /// No file can be created from so many nanoseconds after the start on, for so long.
     NoSpace { delay: u64, length: u64 },
