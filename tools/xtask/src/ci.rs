@@ -16,7 +16,7 @@ use crate::workspace::Workspace;
 use crate::{arrows, compare, e2e, generate, media, mutants, sim, tidy};
 
 /// Seeds of the simulation that every run tries.
-const CRASH_SEEDS: &str = "200";
+const CRASH_SEEDS: &str = "40";
 /// Images of power cuts, and faults, that every run tries.
 const CRASH_STATES: &str = "4000";
 const CORRUPTIONS: &str = "2000";
