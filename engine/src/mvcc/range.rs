@@ -64,7 +64,8 @@ impl<'v, T: KeyTree> View<'v, T> {
         }
     }
 
-    fn range_at(&self, query: &RangeQuery<'_>, at: i64, budget: &mut Budget) -> Result<Ranged<'v>, Pause> {
+    /// Evaluates a range at a revision that may be read.
+    pub(crate) fn range_at(&self, query: &RangeQuery<'_>, at: i64, budget: &mut Budget) -> Result<Ranged<'v>, Pause> {
         let range = KeyRange::new(query.key, query.range_end);
         if self.layers.is_above(at) || (query.sort_target != SortTarget::Key && !query.count_only) {
             return self.range_walked(query, at, budget);

@@ -24,7 +24,7 @@ use crate::mvcc::delete::{DeleteSlice, DeleteWalk};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::Evaluated;
 use crate::mvcc::outcome::{DeleteOutcome, MvccError, OpOutcome, PutOutcome, TxnOutcome, TxnRange};
-use crate::mvcc::range::{revision_read, shape};
+use crate::mvcc::range::{Ranged, revision_read, shape};
 use crate::mvcc::range_walk::RangeWalk;
 use crate::mvcc::view::{Layers, View};
 use crate::page_source::PageSource;
@@ -201,7 +201,8 @@ impl<'k> TxnRun<'k> {
         ground: &Ground<'_, T>,
         budget: &mut Budget,
     ) -> Result<Vec<Step<'t, 'c>>, Pause> {
-        let (mut steps, mut met, mut stack) = (Vec::new(), 0, Vec::new());
+        let (mut met, mut stack) = (0, Vec::with_capacity(1));
+        let mut steps = Vec::with_capacity(2 + txn.success.len().max(txn.failure.len()));
         let mut next = Some(txn);
         loop {
             if let Some(txn) = next.take() {
@@ -302,6 +303,16 @@ impl<'k> TxnRun<'k> {
         // Its own changes are above everything that was there before.
         let changes = (at > self.base).then_some(&self.changes);
         let view = View { layers: ground.layers, changes, pages: ground.pages };
+        if query.range_end.is_empty() {
+            // A single key takes no walk.
+            let Ranged { rows, count, more } = view.range_at(query, at, &mut Budget::unlimited())?;
+            budget.spend(price::SEEK + price::ROW);
+            for found in &rows {
+                view.value(found.at)?;
+            }
+            let rows = rows.iter().map(|found| found.at).collect();
+            return Ok(Ok(TxnRange { revision, rows, count, more, shape: shape(query) }));
+        }
         let mut walk = self.range.take().unwrap_or_else(|| Box::new(RangeWalk::new(query, at)));
         // The rows are looked at even for keys alone: the answer is made from them, and if it takes no more than this
         // step, nothing may be missing after the installation.
