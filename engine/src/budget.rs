@@ -1,10 +1,10 @@
 //! How much work a step may do, and why one stopped before its end.
 //!
-//! Owns: the account of work units and the prices of the usual pieces of work. Does not know: clocks, what is evaluated.
+//! Owns: the account of work units and the prices of the usual pieces of work. Does not know: clocks, what is done.
 //!
-//! The core has no clock, so a step is bounded by units; one is worth about 0.1 us of CPU on the reference machine. Work
-//! is paid for after it is done and in pieces of at most one row, so a step exceeds its budget by at most the work of
-//! one row, and a step with any budget gets at least one row further.
+//! The core has no clock, so a step is bounded by units; one is worth about 0.1 us of CPU on the reference machine.
+//! Work is paid for after it is done and in pieces of at most one row, so a step exceeds its budget by at most the work
+//! of one row, and a step with any budget gets at least one row further.
 
 use crate::page_source::Unavailable;
 

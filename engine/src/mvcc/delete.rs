@@ -1,7 +1,7 @@
 //! Deletes in slices.
 //!
-//! Owns: the walk over the keys that a delete or the end of a lease removes, left and taken up again at any key. Does not know: where the
-//! tombstones are installed, and when.
+//! Owns: the walk over the keys that a delete or the end of a lease removes, left and taken up again at any key. Does
+//! not know: where the tombstones are installed, and when.
 
 use std::borrow::Cow;
 
@@ -91,7 +91,7 @@ impl<'v, 'c, T: KeyTree> DeleteSlice<'_, 'v, 'c, T> {
             return Ok(());
         }
         if self.del.prev_kv {
-            // Read now even for the answer: nothing may be missing when it is given, if it takes no more than this step.
+            // Read now even for the answer: nothing may be missing when it is given, if this step is the only one.
             self.view.value(entry.row)?;
             budget.spend(price::ROW);
             if self.walk.prev.len() == MANY

@@ -3,9 +3,9 @@
 //! Owns: what is hashed, in which form. Does not know: RPCs, which members are compared.
 //!
 //! HashKV at revision R is the CRC-32C of the bytes `key`, then of each row in order of revision: main, `_`, sub
-//! (big-endian, 8 bytes each), `t` for a tombstone; then the row as a protobuf `mvccpb.KeyValue`, of a tombstone the key
-//! alone. Rows are those in (C, R], C being the compacted revision, and of those at or below C the ones live at R, or
-//! the ones live at C if no key is live at R.
+//! (big-endian, 8 bytes each), `t` for a tombstone; then the row as a protobuf `mvccpb.KeyValue`, of a tombstone the
+//! key alone. Rows are those in (C, R], C being the compacted revision, and of those at or below C the ones live at R,
+//! or the ones live at C if no key is live at R.
 //!
 //! Hash is the CRC-32C of the bytes `trilith`, of the whole visible history in the same form, tombstones at C included,
 //! after revision, compacted revision and the sum of the leases' hashes (big-endian, 8 bytes each).

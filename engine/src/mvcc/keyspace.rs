@@ -23,8 +23,8 @@ use crate::store::key_entry::Revision;
 use crate::store::overlay::Overlay;
 use crate::store::row_log::{Row, RowLog};
 
-/// What apply and range return: the outer error pauses (call again with the same arguments, after the pages are loaded if
-/// some are missing), the inner one is the client's answer.
+/// What apply and range return: the outer error pauses (call again with the same arguments, after the pages are loaded
+/// if some are missing), the inner one is the client's answer.
 pub type Evaluated<T> = Result<Result<T, MvccError>, Pause>;
 
 /// The scalars of the state; a checkpoint stores them, a start restores them.
