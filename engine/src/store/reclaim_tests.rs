@@ -281,6 +281,9 @@ impl World {
     fn poll(&mut self) -> bool {
         let effect = self.store.poll_effect(self.space.rows_mut());
         let some = effect.is_some();
+        if let Some(StoreEffect::Discard { file, .. } | StoreEffect::RemoveFile { file, .. }) = &effect {
+            assert_ne!(Some(*file), self.space.rows().newest_file(), "it is appended to");
+        }
         self.in_flight.extend(effect);
         some
     }

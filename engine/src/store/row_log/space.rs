@@ -20,7 +20,7 @@ use crate::store::row_block::{self, BlockKind, DirectoryEntry, TableRecord, UNIT
 use crate::store::row_log::{RowEffect, RowLog, RowLogOptions, RowLogRoot, Segment, read_meta, row_file};
 
 /// Shortest rest of a file that is given back: shorter ones are worth no call.
-const TAIL_BYTES_MIN: u64 = 64 << 10;
+const TAIL_BYTES_MIN: u64 = 16 << 10;
 /// Rests from this length on are given back again at the first checkpoint of a process: a crash may have come first.
 const TAIL_BYTES_AGAIN: u64 = 1 << 20;
 
@@ -283,6 +283,12 @@ impl RowLog {
         let (there, gone): (Vec<_>, Vec<_>) = self.retired.iter().partition(|retired| is_there(row_file(retired.file)));
         self.retired = there;
         self.used_bytes -= gone.iter().map(|retired| retired.used).sum::<u64>();
+    }
+
+    /// The file that is appended to.
+    #[cfg(test)]
+    pub(crate) fn newest_file(&self) -> Option<StoreFile> {
+        self.segments.last().map(|segment| row_file(segment.file))
     }
 
     /// Files of segments, those retired included.
