@@ -280,8 +280,8 @@ impl Replica {
         self.store.poll_effect(self.state.keyspace.rows_mut()).map(Effect::Store)
     }
 
-    /// Applies the next committed command, or a part of a large one, or says why not. A checkpoint that is due begins at
-    /// the end of an entry, not when the shell looks: under load that would be in mid-entry almost always.
+    /// Applies the next committed command, or a part of a large one, or says why not. A checkpoint that is due begins
+    /// at the end of an entry, not when the shell looks: under load that would be in mid-entry almost always.
     pub fn apply_step(&mut self, budget: &mut Budget, pages: &dyn PageSource) -> ApplyStep {
         if self.state.is_between_entries() {
             if self.state.applied() >= self.commit {

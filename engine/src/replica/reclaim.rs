@@ -176,7 +176,8 @@ impl Replica {
     /// A checkpoint for reclaim's sake needs no entry to end first, but must not fall into one.
     fn begin_wanted_checkpoint(&mut self) {
         let overlay = &self.state.keyspace.overlay();
-        let due = self.reclaim.wants_checkpoint || overlay.bytes() >= self.options.checkpoint_overlay_bytes;
+        let due =
+            self.reclaim.wants_checkpoint || reclaim::is_overlay_full(overlay, self.options.checkpoint_overlay_bytes);
         if due && self.state.is_between_entries() && !self.store.is_checkpointing() {
             self.begin_checkpoint();
         }

@@ -289,5 +289,5 @@ fn a_merge_goes_faster_the_more_is_written_meanwhile() {
         world.replica.options.checkpoint_changes = fresh(&world) * 8 / eighths;
         (world.replica.paced(1000), world.replica.checkpoint_steps())
     };
-    assert_eq!([7, 9, 13].map(|eighths| steps_at(eighths)), [(1000, 1), (1000, 2), (1000, 4)]);
+    assert_eq!([7, 9, 13].map(&mut steps_at), [(1000, 1), (1000, 2), (1000, 4)]);
 }

@@ -1,7 +1,7 @@
 //! The catalogue of a native snapshot.
 //!
-//! Owns: what a reader must know before it fetches a chunk, its archive form and the checking of chunks against it. Does
-//! not know: rows.
+//! Owns: what a reader must know before it fetches a chunk, its archive form and the checking of chunks against it.
+//! Does not know: rows.
 //!
 //! The archive is rkyv's, validated before any access: the catalogue comes from another member or a file.
 //!

@@ -1,7 +1,7 @@
 //! Chunks of the native snapshot.
 //!
-//! Owns: their binary form, both ways, and where a chunk ends. Does not know: which rows belong to a snapshot, who reads
-//! it. Byte layout: `docs/format/snapshot.md`.
+//! Owns: their binary form, both ways, and where a chunk ends. Does not know: which rows belong to a snapshot, who
+//! reads it. Byte layout: `docs/format/snapshot.md`.
 //!
 //! Invariants
 //! - I1: the same items in the same order make the same chunks.

@@ -1,6 +1,7 @@
 //! A native snapshot under way.
 //!
-//! Owns: the order of chunks, where one ends, the limits of age and growth. Does not know: who takes the chunks, clocks.
+//! Owns: the order of chunks, where one ends, the limits of age and growth. Does not know: who takes the chunks,
+//! clocks.
 //!
 //! Invariants
 //! - I1: what is written from the first chunk to the catalogue belongs to one applied index, whatever is applied

@@ -18,12 +18,15 @@ use crate::budget::Budget;
 use crate::mvcc::{KeyTree, Keyspace};
 use crate::page_source::{PageSource, Unavailable};
 use crate::store::key_entry::Revision;
+use crate::store::overlay::Overlay;
 use crate::store::row_log::{Rewrite, Row};
 
 /// Units for a row that a walk or a rewrite passes.
 const ROW_UNITS: u32 = 4;
 /// Units for a lookup in the key index.
 const LOOKUP_UNITS: u32 = 12;
+/// Marks of erased keys that an overlay takes in whatever its size.
+const ERASED_MIN: usize = 256;
 /// Bytes copied for a unit.
 const COPY_BYTES_PER_UNIT: usize = 256;
 
@@ -81,6 +84,12 @@ pub fn step<T: KeyTree>(
     }
 }
 
+/// Whether marks of erased keys have to wait for a checkpoint. However small the overlay may be, some fit: a checkpoint
+/// for each of them would be no progress worth the name.
+pub(crate) fn is_overlay_full(overlay: &Overlay, bytes_max: u64) -> bool {
+    overlay.bytes() >= bytes_max && overlay.erased() >= ERASED_MIN
+}
+
 /// Why a part of the work ended early, if it did.
 type Worked = Result<Option<ReclaimStep>, Unavailable>;
 
@@ -93,7 +102,7 @@ fn walk<T: KeyTree>(
     let cursor = keyspace.rows().reclaim_cursor();
     let mut next = cursor.next;
     loop {
-        if keyspace.overlay().bytes() >= limits.overlay_bytes_max {
+        if is_overlay_full(keyspace.overlay(), limits.overlay_bytes_max) {
             return Ok(Some(ReclaimStep::Waiting));
         }
         let Some(row) = keyspace.rows().row_from(next, pages)?.filter(|row| row.at.main <= cursor.to) else {

@@ -194,8 +194,8 @@ fn check_layout<P: BootFiles>(port: &mut P) -> Result<(), BootError> {
     Ok(())
 }
 
-/// Every row file that the checkpoint in use names is there. One that is lost whole is told at once, not when it is read
-/// from, written to or removed, maybe much later.
+/// Every row file that the checkpoint in use names is there. One that is lost whole is told at once, not when it is
+/// read from, written to or removed, maybe much later.
 fn check_row_files(disk: &Disk, rows: &RowLog) -> Result<(), BootError> {
     match rows.files().into_iter().find(|&file| disk.store_file(file).is_none()) {
         Some(lost) => Err(BootError::Store(format!("{} is missing", store_file_name(lost)))),
@@ -399,7 +399,8 @@ fn open_contents<P: Port + BootFiles>(
             Err(Unavailable::Missing(_)) => pages.load_wanted(port, disk)?,
             Err(Unavailable::Corrupt(block)) => {
                 let name = store_file_name(block.file);
-                return Err(BootError::Store(format!("{name} is damaged at offset {}", block.offset)));
+                let what = if pages.lacks(block) { "does not reach" } else { "is damaged at" };
+                return Err(BootError::Store(format!("{name} {what} offset {}", block.offset)));
             }
         }
     }
@@ -494,7 +495,9 @@ fn read_range<P: BootFiles>(port: &mut P, id: FileId, bytes: u64, offset: u64, l
 /// Blocks read at boot: those that were asked for in vain are loaded before the next attempt.
 #[derive(Debug, Default)]
 struct BootPages {
-    blocks: BTreeMap<Block, Vec<u8>>,
+    /// `None`: no file holds it. What may be missing (the older checkpoint's part, once it was let go) is no error
+    /// here.
+    blocks: BTreeMap<Block, Option<Vec<u8>>>,
     wanted: RefCell<BTreeSet<Block>>,
 }
 
@@ -505,19 +508,26 @@ impl BootPages {
             let name = store_file_name(block.file);
             let read = media.read(block.file, block.offset, block.len as usize);
             let bytes = read.map_err(|reason| BootError::Store(format!("reading {name}: {reason}")))?;
-            let bytes =
-                bytes.ok_or_else(|| BootError::Store(format!("{name} does not reach offset {}", block.offset)))?;
             self.blocks.insert(block, bytes);
         }
         Ok(())
+    }
+
+    /// Whether no file holds this block, which was asked for.
+    fn lacks(&self, block: Block) -> bool {
+        self.blocks.get(&block).is_some_and(Option::is_none)
     }
 }
 
 impl PageSource for BootPages {
     fn block(&self, block: Block) -> Result<&[u8], Unavailable> {
-        self.blocks.get(&block).map(Vec::as_slice).ok_or_else(|| {
-            self.wanted.borrow_mut().insert(block);
-            Unavailable::Missing(block)
-        })
+        match self.blocks.get(&block) {
+            Some(Some(bytes)) => Ok(bytes),
+            Some(None) => Err(Unavailable::Corrupt(block)),
+            None => {
+                self.wanted.borrow_mut().insert(block);
+                Err(Unavailable::Missing(block))
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Metrics of one core, and their text form.
 //!
-//! Owns: the histograms that the turn fills, and the Prometheus text format (version 0.0.4). Does not know: sockets; who
-//! scrapes.
+//! Owns: the histograms that the turn fills, and the Prometheus text format (version 0.0.4). Does not know: sockets;
+//! who scrapes.
 //!
 //! Values are plain numbers in plain arrays: a core has its own, nothing is locked or hashed. Buckets are cumulative
 //! only in the text.

@@ -193,7 +193,7 @@ impl Request {
             // Its answer has no header at all.
             Self::Defragment => {
                 let message = decode::<pb::DefragmentResponse>(bytes)?;
-                plain(message.header.or(Some(pb::ResponseHeader::default())))
+                plain(message.header.or_else(|| Some(pb::ResponseHeader::default())))
             }
             Self::HashKv { .. } => {
                 let message = decode::<pb::HashKVResponse>(bytes)?;

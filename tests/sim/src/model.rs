@@ -75,7 +75,7 @@ impl KeyRange {
     }
 
     /// Its bounds for an ordered map; `None` if it holds nothing.
-    fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    fn bounds(&self) -> Option<Bounds<'_>> {
         let from = Bound::Included(self.key.as_slice());
         match self.range_end.as_slice() {
             [] => Some((from, Bound::Included(self.key.as_slice()))),
@@ -84,6 +84,9 @@ impl KeyRange {
         }
     }
 }
+
+/// A range of an ordered map's keys.
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// What a request does to keys, in order: a pair, or a deletion.
 pub type Changes = Vec<(Vec<u8>, Option<KeyValue>)>;
@@ -415,5 +418,4 @@ fn relates(compare: &Compare, pair: Option<&KeyValue>) -> bool {
 }
 
 #[cfg(test)]
-#[path = "model_tests.rs"]
 mod tests;

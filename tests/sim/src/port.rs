@@ -485,10 +485,10 @@ impl SimPort {
     }
 
     /// The error of a creation now, if there is no space.
-    fn creation_error(&mut self, fails: Option<Error>) -> Option<Error> {
+    fn creation_error(&self, fails: Option<Error>) -> Option<Error> {
         let Fate::NoSpace { delay, length } = self.fate else { return fails };
         let from = self.life_began + delay;
-        fails.or((from..from + length).contains(&self.now).then_some(Error::NoSpace))
+        fails.or_else(|| (from..from + length).contains(&self.now).then_some(Error::NoSpace))
     }
 
     fn cause(&mut self, trouble: Trouble) {

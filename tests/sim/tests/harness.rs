@@ -520,7 +520,7 @@ impl<const MUTANT: u8> Toy<MUTANT> {
 /// Pairs with their values' bytes.
 struct Pairs {
     kvs: Vec<(KeyValue, Vec<u8>)>,
-    inner: Vec<Pairs>,
+    inner: Vec<Self>,
 }
 
 impl Pairs {

@@ -1,7 +1,7 @@
 //! Where wire messages and engine types meet: conversions both ways and the errors between them.
 //!
-//! Owns: [`request`], [`response`], [`parts`] and the mapping of engine errors to the one error table of `trilith_wire`. Does not
-//! know: connections or who waits.
+//! Owns: [`request`], [`response`], [`parts`] and the mapping of engine errors to the one error table of
+//! `trilith_wire`. Does not know: connections or who waits.
 
 pub mod parts;
 pub mod request;

@@ -4,8 +4,8 @@
 //! hold. Does not know: how a slice is evaluated; when a turn has time for one.
 //!
 //! A read that does not fit one step becomes a job: its cursor walks the pinned revision slice by slice and collects
-//! addresses; the answer is measured; then it is sent in parts as the client takes them. An applied command whose answer
-//! is long starts at the measuring.
+//! addresses; the answer is measured; then it is sent in parts as the client takes them. An applied command whose
+//! answer is long starts at the measuring.
 //!
 //! Invariants
 //! - I1: a job is in exactly one queue; a job that ended has given back its pin.
