@@ -25,6 +25,14 @@ fn seeds_pass() {
     assert!(acknowledged > 1_000 && crashes > 50, "{acknowledged} acknowledged operations, {crashes} crashes");
 }
 
+/// Seeds that once found something: a removed file asked for, a start refused beside a stale superblock.
+#[test]
+fn seeds_that_failed_once() {
+    for seed in [29, 228] {
+        assert_eq!(run_seed(seed, false).failure, None, "seed {seed}");
+    }
+}
+
 #[test]
 fn same_seed_same_trace() {
     for seed in 0..2 {

@@ -20,6 +20,8 @@ const CRASH_SEEDS: &str = "40";
 /// Images of power cuts, and faults, that every run tries.
 const CRASH_STATES: &str = "4000";
 const CORRUPTIONS: &str = "2000";
+/// Seeded bugs that every run tries.
+const MUTANTS: usize = 4;
 /// Cycles of kill -9 that every run tries.
 const KILL_CYCLES: &str = "50";
 
@@ -48,7 +50,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "media", run: media },
     Stage { name: "end-to-end", run: end_to_end },
     Stage { name: "bench", run: bench },
-    Stage { name: "mutants", run: |context| mutants::hunt(&context.workspace, &[]) },
+    Stage { name: "mutants", run: |context| mutants::hunt_some(&context.workspace, MUTANTS) },
 ];
 
 /// `ci [--require-all] [--only STAGE,..]`.

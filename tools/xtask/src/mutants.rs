@@ -39,6 +39,22 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Tries a few of them: others at each commit, so that a run of the gate stays short and all have their turn.
+pub(crate) fn hunt_some(workspace: &Workspace, count: usize) -> Result<Tally> {
+    let mutants = read_mutants(&workspace.root.join("tests/mutants"))?;
+    let mut git = Command::new("git");
+    let commit = process::capture(git.current_dir(&workspace.root).args(["rev-parse", "HEAD"])).unwrap_or_default();
+    let names = rotation(&mutants.iter().map(|mutant| mutant.name.clone()).collect::<Vec<_>>(), &commit, count);
+    println!("of {} mutants: {}; all: cargo xtask mutants", mutants.len(), names.join(", "));
+    hunt(workspace, &names)
+}
+
+/// The names whose turn it is at a commit.
+fn rotation(names: &[String], commit: &str, count: usize) -> Vec<String> {
+    let start = usize::from_str_radix(commit.get(..8).unwrap_or("0"), 16).unwrap_or(0);
+    (0..count.min(names.len())).map(|step| names[(start + step) % names.len()].clone()).collect()
+}
+
 /// Tries the named mutants; each harness that catches its mutant counts as passed.
 pub(crate) fn hunt(workspace: &Workspace, names: &[String]) -> Result<Tally> {
     let mutants = read_mutants(&workspace.root.join("tests/mutants"))?;
@@ -182,6 +198,18 @@ impl Copy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_name_has_its_turn() {
+        let names: Vec<String> = (0..7).map(|number| number.to_string()).collect();
+        let at = |commit: u32| rotation(&names, &format!("{commit:08x}0123"), 3);
+        assert_eq!(at(5), ["5", "6", "0"]);
+        assert_eq!(rotation(&names, "no commit", 9).len(), 7);
+        let mut seen: Vec<String> = (0..7).flat_map(at).collect();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen, names);
+    }
 
     #[test]
     fn a_patch_opens_with_its_harnesses() {
