@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 const UNFINISHED: &str = ".new";
 /// Size of one zeroing or reading system call.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Zeros written at once: short, so that a log record that comes meanwhile is not long behind them.
+const ZEROS_BYTES: usize = 256 << 10;
 const LOCK_POLL: Duration = Duration::from_millis(2);
 
 /// A file that is open, locked and, in [`FileMode::Store`], mapped.
@@ -186,10 +188,10 @@ fn finish_open(file: File, mode: FileMode) -> io::Result<OpenFile> {
 }
 
 fn write_zeros(file: &File, bytes: u64, pause: &mut dyn FnMut()) -> io::Result<()> {
-    let zeros = AlignedBuffer::new(CHUNK_BYTES);
+    let zeros = AlignedBuffer::new(ZEROS_BYTES);
     let mut offset = 0;
     while offset < bytes {
-        let len = CHUNK_BYTES.min(usize::try_from(bytes - offset).unwrap_or(CHUNK_BYTES));
+        let len = ZEROS_BYTES.min(usize::try_from(bytes - offset).unwrap_or(ZEROS_BYTES));
         file.write_all_at(zeros.bytes(len), offset)?;
         offset += len as u64;
         pause();

@@ -21,10 +21,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 const OUTSTANDING_MAX: usize = 256;
 /// Populates whose reads are with the device at once.
 const PAGES_AT_ONCE: usize = 32;
+/// Pause between two chunks of zeros of a file under creation.
+const CREATION_PAUSE: Duration = Duration::from_millis(1);
 
 pub(crate) enum Request {
     Create { token: Token, name: String, bytes: u64, mode: FileMode, preparation: Preparation },
@@ -142,7 +145,12 @@ impl Shared {
     fn serve(&self, request: Request) {
         let reply = match request {
             Request::Create { token, name, bytes, mode, preparation } => {
-                let mut pages_first = || while self.serve_pages() {};
+                // A file is made ahead of its need: the disk is left to the log's records most of the time. A request
+                // about pages ends the pause.
+                let mut pages_first = || {
+                    thread::park_timeout(CREATION_PAUSE);
+                    while self.serve_pages() {}
+                };
                 let result = self.directory.create(&name, bytes, mode, preparation, &mut pages_first);
                 Reply::Created { token, result }
             }

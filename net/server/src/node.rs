@@ -53,6 +53,10 @@ const UNITS_PER_JOB_STEP: u32 = 10;
 const JOB_UNITS_PER_TURN: u32 = 2_500;
 /// Merge work of a checkpoint in one step, in units of about 0.2 us.
 const CHECKPOINT_UNITS_PER_STEP: u32 = 2_500;
+/// Pause after a step of a checkpoint that nothing presses, in nanoseconds. A step makes up to 70 KiB of pages.
+const CHECKPOINT_PAUSE: u64 = 1_000_000;
+/// Pause after a step of reclaim, in nanoseconds.
+const RECLAIM_PAUSE: u64 = 500_000;
 /// How long a graceful stop waits for open requests: etcd's 7 s.
 const DRAIN_TIMEOUT: u64 = 7_000_000_000;
 /// Memory for partly received requests.
@@ -211,6 +215,9 @@ pub struct Node {
     scrubber: Scrubber,
     clients: Clients,
     metrics: Metrics,
+    /// Background work pauses until these times; 0: it does not.
+    checkpoint_at: u64,
+    reclaim_at: u64,
     failed: bool,
     /// More work is ready than the turn's budget allowed.
     more: bool,
@@ -245,6 +252,8 @@ impl Node {
             scrubber: Scrubber::new(options.scrub_interval, port.now()),
             clients,
             metrics: Metrics::default(),
+            checkpoint_at: 0,
+            reclaim_at: 0,
             failed: false,
             more: false,
             options,
@@ -430,8 +439,8 @@ impl Node {
         self.service.replica.propose_batch();
         self.carry_out(port);
         self.apply(port, now);
-        self.checkpoint(port);
-        self.reclaim(port);
+        self.checkpoint(port, now);
+        self.reclaim(port, now);
         // What apply released may let the log take more: no event would tell.
         self.service.replica.propose_batch();
         self.carry_out(port);
@@ -544,8 +553,15 @@ impl Node {
         None
     }
 
-    fn checkpoint<P: Port>(&mut self, port: &mut P) {
-        for _ in 0..self.service.replica.checkpoint_steps() {
+    /// Steps the running checkpoint: when nothing presses, one step at a time with a pause after it, so that its pages
+    /// reach the disk in between the log's records and not in one long row.
+    fn checkpoint<P: Port>(&mut self, port: &mut P, now: u64) {
+        let steps = self.service.replica.checkpoint_steps();
+        if steps == 1 && self.checkpoint_at > now {
+            return;
+        }
+        self.checkpoint_at = now + CHECKPOINT_PAUSE;
+        for _ in 0..steps {
             let pages = Pages { port: &*port, disk: &self.disk };
             let started = port.cpu_now();
             let step = self.service.replica.checkpoint_step(CHECKPOINT_UNITS_PER_STEP, &pages);
@@ -553,15 +569,23 @@ impl Node {
                 self.metrics.observe_step(StepKind::Checkpoint, port.cpu_now().saturating_sub(started));
             }
             match step {
-                CheckpointStep::Idle | CheckpointStep::Waiting => return,
-                CheckpointStep::More => self.more = true,
-                CheckpointStep::NeedPages(unavailable) => return self.load(port, unavailable),
+                CheckpointStep::Idle | CheckpointStep::Waiting => return self.checkpoint_at = 0,
+                CheckpointStep::More => {}
+                CheckpointStep::NeedPages(unavailable) => {
+                    self.checkpoint_at = 0;
+                    return self.load(port, unavailable);
+                }
             }
         }
+        self.more |= steps > 1;
     }
 
     /// Gives back what compactions left, and the memory of merged overlays.
-    fn reclaim<P: Port>(&mut self, port: &mut P) {
+    fn reclaim<P: Port>(&mut self, port: &mut P, now: u64) {
+        if self.reclaim_at > now {
+            return;
+        }
+        self.reclaim_at = 0;
         let pages = Pages { port: &*port, disk: &self.disk };
         let started = port.cpu_now();
         let step = self.service.replica.reclaim_step(&mut Budget::new(RECLAIM_UNITS_PER_TURN), &pages);
@@ -572,7 +596,7 @@ impl Node {
         self.service.handle_stored();
         match step {
             ReclaimStep::Idle | ReclaimStep::Waiting => {}
-            ReclaimStep::More => self.more = true,
+            ReclaimStep::More => self.reclaim_at = now + RECLAIM_PAUSE,
             ReclaimStep::NeedPages(unavailable) => self.load(port, unavailable),
         }
     }
@@ -699,7 +723,9 @@ impl Node {
         };
         let own = [self.service.replica.deadline(), self.service.deadline()];
         let scrub = self.scrubber.deadline(now).filter(|_| self.phase == Phase::Serving);
-        let deadlines = own.into_iter().chain([self.clients.deadline(), self.disk.deadline(), drain, scrub]);
+        let paused = [self.checkpoint_at, self.reclaim_at].map(|at| (at > now).then_some(at));
+        let others = [self.clients.deadline(), self.disk.deadline(), drain, scrub];
+        let deadlines = own.into_iter().chain(others).chain(paused);
         port.set_deadline(deadlines.flatten().min());
     }
 }
