@@ -13,6 +13,7 @@
 use crate::budget::{Budget, Pause, price};
 use crate::command::{RangeQuery, SortOrder, SortTarget};
 use crate::mvcc::KeyRange;
+use crate::mvcc::changes::Changes;
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::Keyspace;
 use crate::mvcc::outcome::{MvccError, RowShape, RowView};
@@ -384,7 +385,9 @@ impl RangeWalk {
         range: KeyRange<'_>,
         budget: &mut Budget,
     ) -> Result<(), Pause> {
-        budget.spend(price::COUNT);
+        // The transaction's own changes are counted one by one.
+        let own = view.changes.map_or(0, Changes::len);
+        budget.spend(price::COUNT.saturating_add(u32::try_from(own).unwrap_or(u32::MAX)));
         self.count = view.count(range)? - self.newer.delta;
         Ok(())
     }

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use trilith_engine::budget::{Budget, Pause};
-use trilith_engine::command::{Alarm, Command, SortOrder, SortTarget};
+use trilith_engine::command::{Alarm, Command, Op, SortOrder, SortTarget, Txn};
 use trilith_engine::mvcc::{HashCursor, MvccError, RangeCursor, RowView, TxnCursor, check};
 use trilith_engine::page_source::{Block, PageSource, Unavailable};
 use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyError, ApplyStep, Outcome};
@@ -81,6 +81,8 @@ pub struct Service {
     part: Vec<u8>,
     /// Compactions that are answered when their room is given back, by sequence.
     physical: BTreeMap<u64, i64>,
+    /// The oldest revision that a transaction on its way asks for, by sequence, where it asks for one.
+    asked: BTreeMap<u64, i64>,
     /// Alarms of this member that are being raised, by the sequence of the command.
     alarms_on_their_way: BTreeMap<u64, Alarm>,
     /// The disk is full, whatever the quota says.
@@ -114,6 +116,7 @@ impl Service {
             jobs: Jobs::default(),
             part: Vec::new(),
             physical: BTreeMap::new(),
+            asked: BTreeMap::new(),
             alarms_on_their_way: BTreeMap::new(),
             is_short_of_space: false,
         }
@@ -193,7 +196,10 @@ impl Service {
             return self.start_read(caller, ReadKind::Txn, message.to_vec(), serializable, now);
         }
         self.admission.check_size(message.len())?;
-        self.submit(caller, &Command::Txn(txn), now)
+        let asked = oldest_asked(&txn);
+        let sequence = self.submit_for(caller, &Command::Txn(txn), now)?;
+        self.asked.extend(asked.map(|revision| (sequence, revision)));
+        Ok(Verdict::Pending)
     }
 
     fn handle_compact(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
@@ -394,10 +400,13 @@ impl Service {
                 let sequence = applied.id.sequence;
                 self.alarms_on_their_way.remove(&sequence);
                 let physical = self.physical.remove(&sequence);
+                // Its answer may show rows that no reader at `before` sees any more.
+                let compacted = self.replica.keyspace().state().compacted;
+                let held = self.asked.remove(&sequence).map_or(before, |asked| asked.max(compacted).min(before));
                 match (self.waiters.complete(sequence), physical) {
                     (None, _) => {}
                     (Some(caller), Some(revision)) => self.answer_physical(clients, caller, revision, applied, now),
-                    (Some(caller), None) => self.answer_command(clients, caller, applied, before, pages, now),
+                    (Some(caller), None) => self.answer_command(clients, caller, applied, held, pages, now),
                 }
                 Ok(Progress::Own(sequence))
             }
@@ -693,6 +702,16 @@ pub enum Progress {
     Moved,
     /// A command of this boot with this sequence was applied.
     Own(u64),
+}
+
+/// The oldest revision that a range of a transaction asks for, at any depth; `None`: all read the newest.
+fn oldest_asked(txn: &Txn<'_>) -> Option<i64> {
+    let of_op = |op: &Op<'_>| match op {
+        Op::Range(query) => Some(query.revision).filter(|&revision| revision > 0),
+        Op::Txn(nested) => oldest_asked(nested),
+        Op::Put(_) | Op::DeleteRange(_) | Op::Unset => None,
+    };
+    txn.success.iter().chain(&txn.failure).filter_map(of_op).min()
 }
 
 fn submit_status(error: SubmitError) -> Status {

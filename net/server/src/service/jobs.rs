@@ -162,6 +162,11 @@ impl Jobs {
         self.rows_held < ROWS_HELD_MAX
     }
 
+    /// Whether a job that holds so many addresses, and was taken out, would hold too much together with the others.
+    pub(super) fn is_too_much(&self, rows: usize) -> bool {
+        self.rows_held.saturating_add(rows) > ROWS_HELD_MAX
+    }
+
     /// Puts a job into the queue of what it waits for.
     pub(super) fn push(&mut self, job: Job, wait: Wait) {
         self.rows_held += job.work.rows();

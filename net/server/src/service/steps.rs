@@ -11,9 +11,7 @@ use trilith_wire::api::status::{self, Status};
 use trilith_wire::connection::limits::STREAM_BACKLOG_LOW_BYTES;
 use trilith_wire::proto::{Message, etcdserverpb as pb};
 
-use super::jobs::{
-    AGE_MAX, Job, MESSAGE_BYTES_MAX, PART_BYTES, ROWS_HELD_MAX, RangeStream, WHOLE_BYTES_MAX, Wait, Work,
-};
+use super::jobs::{AGE_MAX, Job, MESSAGE_BYTES_MAX, PART_BYTES, RangeStream, WHOLE_BYTES_MAX, Wait, Work};
 use super::{KeyspaceRows, Service, decode, refuse, send};
 use crate::api::parts::Answer;
 use crate::api::response::Rows as _;
@@ -134,7 +132,7 @@ impl Service {
     }
 
     fn evaluate(&self, pages: &dyn PageSource, budget: &mut Budget, job: &mut Job) -> Result<Next, Pause> {
-        if job.work.rows() > ROWS_HELD_MAX {
+        if self.jobs.is_too_much(job.work.rows()) {
             return Ok(Next::Fails(status::TOO_MANY_REQUESTS));
         }
         match &mut job.work {
@@ -225,10 +223,26 @@ impl Service {
         }
         let range = &chunks.range;
         let end = range.rows.len().min(chunks.next.saturating_add(chunks.rows_next));
-        let is_last = end == range.rows.len();
         let rows = KeyspaceRows { replica: &self.replica, pages };
-        let show = |&at| rows.row(at).map(|row| response::key_value(&range.shape.show(row)));
-        let kvs = range.rows[chunks.next..end].iter().map(show).collect::<Result<Vec<_>, _>>()?;
+        let (mut kvs, mut bytes) = (Vec::new(), 0);
+        for &at in &range.rows[chunks.next..end] {
+            match rows.row(at) {
+                Ok(row) => {
+                    let kv = response::key_value(&range.shape.show(row));
+                    bytes += kv.encoded_len();
+                    kvs.push(kv);
+                }
+                // What is there is sent: the rows of a chunk need not be in memory together.
+                Err(_) if !kvs.is_empty() => break,
+                Err(unavailable) => return Err(unavailable.into()),
+            }
+            // Small rows before made the chunks long; large ones must not fill them.
+            if bytes >= self.admission.request_bytes_max {
+                break;
+            }
+        }
+        let end = chunks.next + kvs.len();
+        let is_last = end == range.rows.len();
         let part = if is_last {
             let header = Some(self.header(range.revision));
             pb::RangeResponse { header, kvs, more: range.more, count: range.count }

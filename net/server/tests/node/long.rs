@@ -207,6 +207,32 @@ fn long_answers_of_writes_are_sent_in_parts_too() {
 }
 
 #[test]
+fn a_writing_transaction_that_reads_an_old_revision_holds_it() {
+    let mut bench = Bench::new();
+    for number in 0..KEYS {
+        bench.put(number, 2);
+    }
+    let range = pb::RangeRequest { revision: i64::from(KEYS) + 1, ..all() };
+    let range = pb::RequestOp { request: Some(pb::RequestOpRequest::Range(range)) };
+    let put = pb::PutRequest { key: b"other", ..pb::PutRequest::default() };
+    let put = pb::RequestOp { request: Some(pb::RequestOpRequest::Put(put)) };
+    let txn = pb::TxnRequest { success: vec![put, range], ..pb::TxnRequest::default() };
+    let reader = bench.read(2, TXN_PATH, &txn);
+    assert_eq!(bench.pinned(), Some(i64::from(KEYS) + 1));
+    let compact = pb::CompactionRequest { revision: 2 * i64::from(KEYS) + 2, physical: false };
+    assert!(has(&bench.ask(COMPACT_PATH, &compact), "grpc-status: 0"));
+    assert!(has(
+        &bench.ask("/etcdserverpb.Maintenance/Defragment", &pb::DefragmentRequest::default()),
+        "grpc-status: 0"
+    ));
+    let found = bench.finish(reader);
+    let response = pb::TxnResponse::decode(&found[0]).unwrap();
+    let Some(pb::ResponseOpResponse::Range(range)) = &response.responses[1].response else { panic!("a range") };
+    assert_first_generation(range);
+    assert_eq!(bench.pinned(), None);
+}
+
+#[test]
 fn maintenance_is_answered_when_its_work_is_done() {
     let mut bench = Bench::new();
     for generation in 2..5 {
