@@ -38,8 +38,8 @@ enum Stage {
     Rows(LogicalRows),
 }
 
-/// Every key.
-const EVERYTHING: RangeQuery<'static> = RangeQuery {
+/// The number of all keys.
+pub(super) const EVERYTHING: RangeQuery<'static> = RangeQuery {
     key: b"\0",
     range_end: b"\0",
     limit: 0,

@@ -7,7 +7,8 @@
 
 use crate::budget::{Budget, Pause};
 use crate::command::{DeleteRange, Op, Put, Txn};
-use crate::mvcc::model_bed::{Backing, Maps, Pages, Warm};
+use crate::mvcc::map_tree::{Pages, Warm};
+use crate::mvcc::model_bed::{Backing, Maps};
 use crate::mvcc::{HashCursor, Keyspace, MvccError};
 
 const RECORDED: &str = include_str!("hash_vectors.txt");

@@ -70,7 +70,7 @@ impl LogicalRows {
                 visit(&row);
                 budget.spend_bytes(row.key.len() + row.value.len());
             }
-            self.next = after(row.at);
+            self.next = row.at.next();
             budget.charge(price::NEXT_ROW)?;
         }
         Ok(())
@@ -100,22 +100,14 @@ impl LogicalRows {
 
     /// A page of the index is missing: asks for those of the next rows' keys, too.
     fn look_ahead<T: KeyTree>(&self, view: &View<'_, T>, from: Revision) {
-        let mut next = after(from);
+        let mut next = from.next();
         for _ in 0..LOOK_AHEAD {
             let Ok(Some(row)) = view.layers.rows.row_from(next, view.pages) else { return };
             if row.at.main > self.compacted {
                 return;
             }
             let _: Result<bool, _> = view.entry(row.key).map(|entry| entry.is_some());
-            next = after(row.at);
+            next = row.at.next();
         }
-    }
-}
-
-/// The least address above another.
-pub(crate) fn after(at: Revision) -> Revision {
-    match at.sub.checked_add(1) {
-        Some(sub) => Revision { main: at.main, sub },
-        None => Revision { main: at.main + 1, sub: 0 },
     }
 }

@@ -47,6 +47,8 @@ pub use range_walk::{RangeCursor, RowList};
 #[cfg(test)]
 mod hash_test;
 #[cfg(test)]
+pub(crate) mod map_tree;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod model_bed;

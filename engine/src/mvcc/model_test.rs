@@ -10,8 +10,9 @@ use crate::command::{
     Txn, append_command, begin_entry,
 };
 use crate::mvcc::check::{check_delete_range, check_put, check_range, check_txn};
+use crate::mvcc::map_tree::{Pages, Random, Warm};
 use crate::mvcc::model::{Answer, Answered, Event, Kv, Model};
-use crate::mvcc::model_bed::{Backing, Maps, Pages, Random, Warm};
+use crate::mvcc::model_bed::{Backing, Maps};
 use crate::mvcc::{
     DeleteOutcome, HashCursor, Keyspace, MvccError, OpOutcome, Pin, PutOutcome, RangeCursor, RowView, TxnCursor,
     TxnOutcome, TxnRange,

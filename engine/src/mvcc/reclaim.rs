@@ -8,9 +8,10 @@
 
 use std::borrow::Cow;
 
+use crate::budget::Budget;
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::Keyspace;
-use crate::mvcc::view::{MISSING_ROW, View};
+use crate::mvcc::view::View;
 use crate::page_source::{PageSource, Unavailable};
 use crate::store::key_entry::{KeyEntry, Revision};
 
@@ -31,16 +32,8 @@ impl<T: KeyTree> Keyspace<T> {
         bound: i64,
         pages: &dyn PageSource,
     ) -> Result<Option<Revision>, Unavailable> {
-        let Some(entry) = self.newest_entry(key, pages)? else { return Ok(None) };
-        let mut place = entry.row;
-        // The oldest root above the bound heads the tree that holds the answer, or is followed by it.
-        if let Some(&root) = entry.chain.older().iter().take_while(|root| root.main > bound).last() {
-            place = root;
-        }
-        while place.main > bound {
-            let row = self.rows().row(place, pages)?.ok_or(MISSING_ROW)?;
-            place = if row.jump.main > bound { row.jump } else { row.prev };
-        }
-        Ok((!place.is_none()).then_some(place))
+        let view = View { layers: self.layers(), changes: None, pages };
+        let Some(entry) = view.entry(key)? else { return Ok(None) };
+        view.place_at(&entry, bound, &mut Budget::unlimited())
     }
 }

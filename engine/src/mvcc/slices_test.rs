@@ -4,28 +4,16 @@ use crate::budget::{Budget, Pause, price};
 use crate::command::{
     Compare, CompareResult, CompareTarget, DeleteRange, Op, Put, RangeQuery, SortOrder, SortTarget, Txn,
 };
-use crate::mvcc::model_bed::{Backing, Maps, Pages, Warm};
+use crate::mvcc::hash::EVERYTHING;
+use crate::mvcc::map_tree::{Pages, Warm};
+use crate::mvcc::model_bed::{Backing, Maps};
 use crate::mvcc::{HashCursor, Keyspace, LogicalRows, MvccError, OpOutcome, RangeCursor, TxnCursor};
 use crate::page_source::Unavailable;
 
 type Space = Keyspace<<Maps as Backing>::Tree>;
 
 const KEYS: usize = 3000;
-const ALL: RangeQuery<'static> = RangeQuery {
-    key: b"\0",
-    range_end: b"\0",
-    limit: 0,
-    revision: 0,
-    sort_order: SortOrder::None,
-    sort_target: SortTarget::Key,
-    serializable: false,
-    keys_only: false,
-    count_only: false,
-    min_mod_revision: 0,
-    max_mod_revision: 0,
-    min_create_revision: 0,
-    max_create_revision: 0,
-};
+const ALL: RangeQuery<'static> = RangeQuery { count_only: false, ..EVERYTHING };
 const DELETE_ALL: DeleteRange<'static> = DeleteRange { key: b"\0", range_end: b"\0", prev_kv: true };
 
 fn fresh() -> (Space, Pages) {

@@ -141,26 +141,30 @@ impl<'v, T: KeyTree> View<'v, T> {
         if entry.row.main <= at {
             return if entry.is_tombstone() { Ok(None) } else { self.present(entry.row).map(Some) };
         }
+        let Some(place) = self.place_at(entry, at, budget)? else { return Ok(None) };
+        // At or below the compacted revision a missing row means absent.
+        let row = self.layers.rows.row(place, self.pages)?;
+        Ok(row.filter(|row| !row.is_tombstone()))
+    }
+
+    /// The address of a key's newest row at or below `at`, tombstones included; at or below the compacted revision the
+    /// row may be gone.
+    pub(crate) fn place_at(
+        &self,
+        entry: &KeyEntry,
+        at: i64,
+        budget: &mut Budget,
+    ) -> Result<Option<Revision>, Unavailable> {
         // The oldest root above `at` heads the tree that holds the answer or is followed by it.
         let older = entry.chain.older();
         let above = older.partition_point(|root| root.main > at);
         let mut place = if above > 0 { older[above - 1] } else { entry.row };
-        loop {
+        while place.main > at {
             let row = self.present(place)?;
             budget.spend(price::ROW);
-            let Row { prev, jump, .. } = row;
-            if jump.main > at {
-                place = jump;
-            } else if prev.main > at {
-                place = prev;
-            } else if prev.is_none() {
-                return Ok(None);
-            } else {
-                // At or below the compacted revision a missing row means absent.
-                let row = self.layers.rows.row(prev, self.pages)?;
-                return Ok(row.filter(|row| !row.is_tombstone()));
-            }
+            place = if row.jump.main > at { row.jump } else { row.prev };
         }
+        Ok((!place.is_none()).then_some(place))
     }
 
     /// The value of a row this view showed.

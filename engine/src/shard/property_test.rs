@@ -2,24 +2,22 @@
 //! number of shards, the boundaries, their moves, the order in which messages travel, checkpoints and missing pages.
 //! `TRILITH_SHARD_OPS` scales the run.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::budget::{Budget, Pause};
 use crate::command::{Command, Entry, Op, Put, Txn, append_command, begin_entry};
-use crate::lease::{Leases, encode_stored};
-use crate::mvcc::key_tree::{KeyScan, KeyTree};
-use crate::mvcc::{Evaluated, KeyRange, Keyspace, KeyspaceState, MvccError, OpOutcome, RangeCursor, RowList, TxnRange};
-use crate::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
-use crate::shard::generator::{Generator, KEYS, LEASES, Random};
+use crate::lease::Leases;
+use crate::mvcc::map_tree::{MapTree, Pages, Random};
+use crate::mvcc::{Evaluated, Keyspace, KeyspaceState, MvccError, OpOutcome, RangeCursor, RowList, TxnRange};
+use crate::page_source::{Block, PageSource, Unavailable};
+use crate::shard::generator::{Generator, KEYS, LEASES};
 use crate::shard::message::{Report, Task};
 use crate::shard::{
     Answer, Answered, Coordinator, CoordinatorStep, Shard, ShardId, ShardMap, ShardOptions, ShardReport, ShardStep,
     ShardTask, Shared, StoredCommand,
 };
-use crate::store::key_entry::{KeyEntry, Revision};
-use crate::store::overlay::Overlay;
+use crate::store::key_entry::Revision;
 use crate::store::row_log::{RowLog, RowLogOptions};
 use crate::store::test_disk::Disk;
 
@@ -29,113 +27,6 @@ const ROWS: RowLogOptions = RowLogOptions {
     rows_resident_bytes_max: 16 * 1024,
     write_bytes_max: 8192,
 };
-
-/// A page source where a block is missing until it was asked for.
-#[derive(Debug, Default)]
-struct Pages {
-    disk: Disk,
-    resident: RefCell<BTreeSet<Block>>,
-    misses: Cell<u64>,
-}
-
-const TREE_FILE: StoreFile = StoreFile { kind: FileKind::Index, number: u32::MAX };
-
-impl PageSource for Pages {
-    fn block(&self, block: Block) -> Result<&[u8], Unavailable> {
-        if self.resident.borrow_mut().insert(block) {
-            self.misses.set(self.misses.get() + 1);
-            return Err(Unavailable::Missing(block));
-        }
-        if block.file == TREE_FILE { Ok(&[]) } else { self.disk.block(block) }
-    }
-}
-
-/// A key tree as an ordered map; each key stands on a page of its own. Entries are held in their binary form.
-#[derive(Clone, Debug, Default)]
-struct MapTree(Arc<BTreeMap<Vec<u8>, Vec<u8>>>);
-
-fn page_of(key: &[u8]) -> Block {
-    let offset = key.iter().fold(0, |sum, &byte| (sum * 257 + u64::from(byte)) % 4096);
-    Block { file: TREE_FILE, offset, len: 1 }
-}
-
-struct MapScan<'a> {
-    entries: std::collections::btree_map::Range<'a, Vec<u8>, Vec<u8>>,
-    pages: &'a dyn PageSource,
-}
-
-impl KeyTree for MapTree {
-    type Scan<'a> = MapScan<'a>;
-
-    fn get(&self, key: &[u8], pages: &dyn PageSource) -> Result<Option<KeyEntry>, Unavailable> {
-        pages.block(page_of(key))?;
-        Ok(self.0.get(key).map(|bytes| KeyEntry::decode(bytes).unwrap()))
-    }
-
-    fn count_live(&self, range: KeyRange<'_>, pages: &dyn PageSource) -> Result<u64, Unavailable> {
-        pages.block(page_of(range.start()))?;
-        let inside = self.0.iter().filter(|(key, _)| range.contains(key));
-        Ok(inside.filter(|(_, bytes)| KeyEntry::decode_is_live(bytes).unwrap()).count() as u64)
-    }
-
-    fn scan<'a>(&'a self, from: &[u8], pages: &'a dyn PageSource) -> Result<MapScan<'a>, Unavailable> {
-        Ok(MapScan { entries: self.0.range(from.to_vec()..), pages })
-    }
-}
-
-impl<'a> KeyScan<'a> for MapScan<'a> {
-    fn next(&mut self) -> Result<Option<(&'a [u8], KeyEntry)>, Unavailable> {
-        let next = self.next_raw()?;
-        Ok(next.map(|(key, bytes)| (key, KeyEntry::decode(bytes).unwrap())))
-    }
-
-    fn next_raw(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Unavailable> {
-        let Some((key, bytes)) = self.entries.next() else { return Ok(None) };
-        self.pages.block(page_of(key))?;
-        Ok(Some((key, bytes)))
-    }
-}
-
-/// Frozen changes from a key on, up to another.
-type Frozen<'a> = (&'a Overlay, &'a [u8], Option<&'a [u8]>);
-
-impl MapTree {
-    /// The tree after a merge of frozen changes; tombstones that nobody can see leave it at times.
-    fn merged(&self, parts: &[Frozen<'_>], compacted: i64, random: &mut Random) -> Self {
-        let mut map = BTreeMap::clone(&self.0);
-        for (overlay, from, to) in parts {
-            let mut cursor = overlay.seek(from);
-            while let Some((key, entry, after)) = overlay.next(cursor).filter(|(key, ..)| to.is_none_or(|to| *key < to))
-            {
-                let mut bytes = Vec::new();
-                entry.encode_into(&mut bytes);
-                map.insert(key.to_vec(), bytes);
-                cursor = after;
-            }
-        }
-        if random.one_in(2) {
-            let seen = |entry: KeyEntry| !entry.is_tombstone() || entry.row.main >= compacted;
-            map.retain(|_, bytes| seen(KeyEntry::decode(bytes).unwrap()));
-        }
-        Self(Arc::new(map))
-    }
-
-    /// The tree of leases after a merge.
-    fn merged_leases(&self, frozen: &Overlay) -> Self {
-        let mut map = BTreeMap::clone(&self.0);
-        let mut cursor = frozen.seek(b"");
-        while let Some((key, entry, after)) = frozen.next(cursor) {
-            let mut bytes = Vec::new();
-            if encode_stored(key, entry, &mut bytes) {
-                map.insert(key.to_vec(), bytes);
-            } else {
-                map.remove(key);
-            }
-            cursor = after;
-        }
-        Self(Arc::new(map))
-    }
-}
 
 /// A budget that ends soon, or late.
 fn some_budget(random: &mut Random) -> Budget {
