@@ -334,6 +334,12 @@ impl Caller {
         Self { slot, connection, stream }
     }
 
+    /// Its name among all callers, in the order of connections.
+    #[must_use]
+    pub fn key(&self) -> (ConnectionId, StreamId) {
+        (self.connection, self.stream)
+    }
+
     /// Whether it waits on this connection.
     #[must_use]
     pub fn is_of(&self, connection: ConnectionId) -> bool {

@@ -424,11 +424,18 @@ impl Node {
                         }
                     }
                 }
-                // No streaming method exists yet; its request was refused, so its stream is over.
-                ConnectionEvent::GrpcMessage { .. } | ConnectionEvent::GrpcHalfClose { .. } => {}
-                ConnectionEvent::StreamReset { stream } | ConnectionEvent::StreamWritable { stream } => {
-                    service.handle_stream(Caller::new(slot, id, stream));
+                ConnectionEvent::GrpcMessage { stream, message } => {
+                    if let Err(status) = service.handle_message(Caller::new(slot, id, stream), message, now) {
+                        client.connection.finish(stream, u32::from(status.code.number()), &status.message);
+                    }
                 }
+                ConnectionEvent::GrpcHalfClose { stream } => {
+                    if service.handle_half_close(Caller::new(slot, id, stream)) {
+                        client.connection.finish(stream, 0, "");
+                    }
+                }
+                ConnectionEvent::StreamReset { stream } => service.handle_reset(Caller::new(slot, id, stream)),
+                ConnectionEvent::StreamWritable { stream } => service.handle_writable(Caller::new(slot, id, stream)),
             }
         }
     }
@@ -690,6 +697,9 @@ impl Node {
             }
             Phase::Draining { signal, until } => {
                 let done = self.service.is_idle() && !self.service.replica.has_pending_commands();
+                if done {
+                    self.service.end_open_calls(&mut self.clients);
+                }
                 if (done && self.clients.is_empty()) || now >= until {
                     self.begin_closing(signal, now);
                 }

@@ -31,14 +31,17 @@ use crate::http::{CLUSTER_VERSION, Probe, SERVER_VERSION};
 
 mod admission;
 mod jobs;
+mod leases;
 mod reads;
 mod steps;
+mod streams;
 mod waiters;
 
 pub use admission::Admission;
 use jobs::{Job, Jobs, WHOLE_BYTES_MAX, Wait, Work};
 use reads::{Read, ReadKind, Reads};
 pub use steps::JobStep;
+use streams::OpenCalls;
 use waiters::Waiters;
 
 /// Response bytes of reads in one step.
@@ -77,6 +80,7 @@ pub struct Service {
     waiters: Waiters,
     reads: Reads,
     jobs: Jobs,
+    open_calls: OpenCalls,
     /// The part of a long answer that is being made; kept for its memory.
     part: Vec<u8>,
     /// Compactions that are answered when their room is given back, by sequence.
@@ -114,6 +118,7 @@ impl Service {
             waiters: Waiters::default(),
             reads: Reads::default(),
             jobs: Jobs::default(),
+            open_calls: OpenCalls::default(),
             part: Vec::new(),
             physical: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -128,7 +133,7 @@ impl Service {
         self.waiters.is_empty() && self.reads.is_empty() && self.jobs.is_empty()
     }
 
-    /// Handles a unary call.
+    /// Handles a call: with its only message, or at its head if many follow.
     pub fn handle_call(
         &mut self,
         caller: Caller,
@@ -150,6 +155,7 @@ impl Service {
             Method::Hash => self.handle_hash(caller, message, now),
             Method::HashKv => self.handle_hash_kv(caller, message, now),
             Method::Defragment => self.handle_defragment(caller, message, now),
+            Method::LeaseKeepAlive => Ok(self.open_keep_alive(caller)),
             Method::HealthCheck => health_check(message),
             other => Err(api::not_implemented(other)),
         });
@@ -372,7 +378,7 @@ impl Service {
 
     fn refuse_round(&mut self, clients: &mut Clients, context: u64, status: &Status) {
         for read in self.reads.end_round(context) {
-            refuse_read(clients, read, status);
+            self.refuse_read(clients, read, status);
         }
     }
 
@@ -488,6 +494,10 @@ impl Service {
         for _ in 0..READS_PER_STEP {
             let Some(read) = self.reads.take_ready(self.replica.applied().0) else { break };
             let given = budget.left();
+            if let ReadKind::KeepAlive(id) = read.kind {
+                self.answer_keep_alive(clients, read.caller, id);
+                continue;
+            }
             match self.answer_read(clients, &read, budget, pages) {
                 Ok(sent) => bytes += sent,
                 // It had less than a whole step.
@@ -581,6 +591,7 @@ impl Service {
                 }
             }
             ReadKind::MemberList => send(connection, caller, &self.member_list()),
+            ReadKind::KeepAlive(_) => unreachable!("answered where the state may change"),
             ReadKind::Alarms(kind) => {
                 let wanted = |alarm: &&Alarm| *kind == 0 || alarm.alarm == *kind;
                 let alarms = self.replica.tables().alarms().iter().filter(wanted).map(|a| alarm_member(*a)).collect();
@@ -630,7 +641,20 @@ impl Service {
             }
         }
         while let Some(read) = self.reads.take_started_before(time) {
-            refuse_read(clients, read, status);
+            self.refuse_read(clients, read, status);
+        }
+    }
+
+    fn refuse_read(&mut self, clients: &mut Clients, read: Read, status: &Status) {
+        let caller = read.caller;
+        if matches!(read.kind, ReadKind::KeepAlive(_)) {
+            self.handle_call_ended(caller);
+        }
+        let wall_now = clients.wall_now;
+        let Some(connection) = clients.answer(caller) else { return };
+        match read.kind {
+            ReadKind::Probe(probe) => send_http(connection, caller, &probe.finish(Some(&status.message), wall_now)),
+            _ => refuse(connection, caller, status),
         }
     }
 
@@ -739,6 +763,11 @@ fn decode<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
     M::decode(message).map_err(|error| status::undecodable(&error))
 }
 
+/// Decodes a message of an open call.
+fn decode_streamed<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
+    M::decode(message).map_err(|error| status::undecodable_message(&error))
+}
+
 fn encode<'a>(message: &impl Message<'a>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(message.encoded_len());
     message.encode_into(&mut bytes);
@@ -764,16 +793,6 @@ fn send_whole<'a>(connection: &mut Connection, caller: Caller, message: &impl Me
 
 fn refuse(connection: &mut Connection, caller: Caller, status: &Status) {
     connection.finish(caller.stream, u32::from(status.code.number()), &status.message);
-}
-
-fn refuse_read(clients: &mut Clients, read: Read, status: &Status) {
-    let caller = read.caller;
-    let wall_now = clients.wall_now;
-    let Some(connection) = clients.answer(caller) else { return };
-    match read.kind {
-        ReadKind::Probe(probe) => send_http(connection, caller, &probe.finish(Some(&status.message), wall_now)),
-        _ => refuse(connection, caller, status),
-    }
 }
 
 /// Sends a plain HTTP response.

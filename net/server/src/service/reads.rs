@@ -28,6 +28,8 @@ pub(super) enum ReadKind {
     Alarms(u32),
     /// Maintenance.Alarm that names no alarm.
     NoAlarms,
+    /// One request of Lease.LeaseKeepAlive: the lease.
+    KeepAlive(i64),
     /// An HTTP health probe.
     Probe(Box<Probe>),
 }

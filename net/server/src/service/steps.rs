@@ -6,7 +6,6 @@
 use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::mvcc::{HashCursor, RowList, TxnRange};
 use trilith_engine::page_source::{PageSource, Unavailable};
-use trilith_reactor::ConnectionId;
 use trilith_wire::api::status::{self, Status};
 use trilith_wire::connection::limits::STREAM_BACKLOG_LOW_BYTES;
 use trilith_wire::proto::{Message, etcdserverpb as pb};
@@ -322,16 +321,6 @@ impl Service {
         }
         let pin = Some(self.replica.pin_at(before));
         self.jobs.push(Job { caller, pin, started: now, work: Work::Measure(answer) }, Wait::Turn);
-    }
-
-    /// Bytes of a stream were taken by the client, or it gave the stream up.
-    pub fn handle_stream(&mut self, caller: Caller) {
-        self.jobs.handle_stream(caller);
-    }
-
-    /// A connection is gone.
-    pub fn handle_connection_closed(&mut self, connection: ConnectionId) {
-        self.jobs.handle_closed(connection);
     }
 
     /// The store may have moved on.

@@ -354,6 +354,11 @@ pub fn undecodable(error: &dyn fmt::Display) -> Status {
     Status::with_message(Code::Internal, format!("grpc: error unmarshalling request: {error}"))
 }
 
+/// A message of a stream that is not the method's (grpc-go's text).
+pub fn undecodable_message(error: &dyn fmt::Display) -> Status {
+    Status::with_message(Code::Internal, format!("grpc: failed to unmarshal the received message: {error}"))
+}
+
 /// A path that names no method: what grpc-go says depends on whether the service is known.
 pub fn unknown_method(path: &[u8]) -> Status {
     let path = String::from_utf8_lossy(path);
