@@ -194,6 +194,8 @@ pub struct Disk {
     changes: BTreeMap<u64, NameChange>,
     next_id: u64,
     remembers_previous: bool,
+    /// No write of a killed process lands before this time.
+    landing_from: u64,
 }
 
 fn directory_of(name: &str) -> &str {
@@ -407,17 +409,27 @@ impl Disk {
 
     /// Lands the writes of killed processes that are due.
     pub fn advance(&mut self, now: u64) {
+        if now < self.landing_from {
+            return;
+        }
+        self.landing_from = u64::MAX;
         for inode in self.inodes.values_mut() {
             let due =
                 inode.unsettled.iter().filter(|write| matches!(write.state, WriteState::LandsAt(at) if at <= now));
             for id in due.map(|write| write.id).collect::<Vec<_>>() {
                 inode.land(id);
             }
+            for write in &inode.unsettled {
+                if let WriteState::LandsAt(at) = write.state {
+                    self.landing_from = self.landing_from.min(at);
+                }
+            }
         }
     }
 
     /// The process was killed: writes in flight land within `landing_max` nanoseconds or never began.
     pub fn kill(&mut self, now: u64, landing_max: u64, rng: &mut Rng) {
+        self.landing_from = 0;
         for inode in self.inodes.values_mut() {
             inode.unsettled.retain_mut(|write| {
                 if write.state != WriteState::InFlight {

@@ -3,7 +3,7 @@
 //! Owns: the definition (CRC-32C over "key", then every kept row's key and serialized pair). Does not know: the
 //! server's code for it, which it must not share.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use trilith_wire::proto::{Message, mvccpb};
 
@@ -31,18 +31,23 @@ pub(crate) fn check(model: &Model, request: &Request, answer: &Answer) -> Result
 fn hash(model: &Model, revision: i64, compacted: i64) -> Option<u32> {
     // What the compaction left, and of that what one at the hashed revision would leave; if that is nothing, it does
     // not count.
-    let left = kept_at(model, compacted);
-    let live = kept_at(model, revision);
+    let something_lives = model.keys().any(|key| kept_at(model.versions(key), revision).is_some());
     let mut crc = crc32c(!0, b"key");
+    let mut next_of_key: BTreeMap<&[u8], usize> = BTreeMap::new();
     for main in 2..=revision {
-        let mut seen: Vec<&[u8]> = Vec::new();
+        // A revision may change a key several times: its versions of that revision stand in the order of the changes.
+        next_of_key.clear();
         for (sub, key) in model.changed_at(main).iter().enumerate() {
-            let nth = seen.iter().filter(|other| *other == key).count();
-            seen.push(key);
-            let mut of_key = model.versions(key).iter().enumerate().filter(|(_, (at, _))| *at == main);
-            let (position, (_, pair)) = of_key.nth(nth).expect("a change has its version");
-            let row = (key.as_slice(), position);
-            let is_gone = !left.contains(&row) || (!live.is_empty() && !live.contains(&row));
+            let versions = model.versions(key);
+            let next = next_of_key
+                .entry(key.as_slice())
+                .or_insert_with(|| versions.partition_point(|(changed_at, _)| *changed_at < main));
+            let position = *next;
+            *next += 1;
+            let (changed_at, pair) = &versions[position];
+            assert_eq!(*changed_at, main, "a change has its version");
+            let is_gone = kept_at(versions, compacted) != Some(position)
+                || (something_lives && kept_at(versions, revision) != Some(position));
             if main <= compacted && is_gone {
                 continue;
             }
@@ -52,18 +57,11 @@ fn hash(model: &Model, revision: i64, compacted: i64) -> Option<u32> {
     Some(!crc)
 }
 
-/// The rows that a compaction keeps: of each key the newest at or below, unless that is a deletion. (A deletion at the
-/// compacted revision itself stays too, but never counts.)
-fn kept_at(model: &Model, compacted: i64) -> BTreeSet<(&[u8], usize)> {
-    let mut kept = BTreeSet::new();
-    for key in model.keys() {
-        let versions = model.versions(key);
-        let newest = versions.partition_point(|(at, _)| *at <= compacted).checked_sub(1);
-        if let Some(position) = newest.filter(|position| versions[*position].1.is_some()) {
-            kept.insert((key, position));
-        }
-    }
-    kept
+/// Of a key's versions, the one that a compaction keeps: the newest at or below, unless that is a deletion. (A deletion
+/// at the compacted revision itself stays too, but never counts.)
+fn kept_at(versions: &[(i64, Option<KeyValue>)], compacted: i64) -> Option<usize> {
+    let newest = versions.partition_point(|(changed_at, _)| *changed_at <= compacted).checked_sub(1);
+    newest.filter(|position| versions[*position].1.is_some())
 }
 
 fn hash_row(crc: u32, at: (i64, usize), key: &[u8], pair: Option<&KeyValue>) -> Option<u32> {

@@ -12,6 +12,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 
@@ -176,8 +177,8 @@ pub struct SimPort {
     queue: BTreeMap<(u64, u64), Due>,
     sequence: u64,
     handles: Vec<Option<Handle>>,
-    /// Pages that were populated and not written since.
-    resident: BTreeSet<(InodeId, u64)>,
+    /// Of each file, by page: populated and not written since.
+    resident: BTreeMap<InodeId, Vec<bool>>,
     /// How often a mapped page was read that is not resident.
     stalls: Cell<u64>,
     connections: BTreeMap<ConnectionId, Connection>,
@@ -219,7 +220,7 @@ impl SimPort {
             queue: BTreeMap::new(),
             sequence: 0,
             handles: Vec::new(),
-            resident: BTreeSet::new(),
+            resident: BTreeMap::new(),
             stalls: Cell::new(0),
             connections: BTreeMap::new(),
             next_connection: 1,
@@ -568,7 +569,7 @@ impl SimPort {
             events.push(Event::Timer);
         }
         for event in events.iter() {
-            self.trace.event(self.now, format_args!("<- {}", describe(event)));
+            self.trace.event(self.now, format_args!("<- {}", Described(event)));
             if let Event::Received { bytes, .. } | Event::Read { result: Ok(bytes), .. } = event {
                 self.trace.bytes(bytes);
             }
@@ -784,13 +785,13 @@ impl SimPort {
 
     /// Populated pages are resident; a direct write drops what it covers.
     fn set_resident(&mut self, inode: InodeId, offset: u64, len: usize, resident: bool) {
-        for page in pages(offset, len) {
-            if resident {
-                self.resident.insert((inode, page));
-            } else {
-                self.resident.remove(&(inode, page));
-            }
+        let marks = self.resident.entry(inode).or_default();
+        let pages = pages(offset, len);
+        if marks.len() < pages.end && resident {
+            marks.resize(pages.end, false);
         }
+        let (from, to) = (pages.start.min(marks.len()), pages.end.min(marks.len()));
+        marks[from..to].fill(resident);
     }
 
     /// Counts the writes that a campaign must have seen.
@@ -840,8 +841,8 @@ impl SimPort {
 }
 
 /// The pages that a range touches.
-fn pages(offset: u64, len: usize) -> std::ops::Range<u64> {
-    offset / PAGE_BYTES..(offset + len as u64).div_ceil(PAGE_BYTES)
+fn pages(offset: u64, len: usize) -> std::ops::Range<usize> {
+    (offset / PAGE_BYTES) as usize..(offset + len as u64).div_ceil(PAGE_BYTES) as usize
 }
 
 fn crash_error() -> io::Error {
@@ -849,14 +850,18 @@ fn crash_error() -> io::Error {
 }
 
 /// An event without its bytes.
-fn describe(event: &Event) -> String {
-    match event {
-        Event::Read { token, result } => {
-            format!("Read {{ token: {token:?}, result: {:?} }}", result.as_ref().map(Vec::len))
+struct Described<'a>(&'a Event);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Event::Read { token, result } => {
+                write!(f, "Read {{ token: {token:?}, result: {:?} }}", result.as_ref().map(Vec::len))
+            }
+            Event::Received { connection, bytes } => write!(f, "Received {{ {connection:?}, {} bytes }}", bytes.len()),
+            Event::Sent { connection, .. } => write!(f, "Sent {{ {connection:?} }}"),
+            other => write!(f, "{other:?}"),
         }
-        Event::Received { connection, bytes } => format!("Received {{ {connection:?}, {} bytes }}", bytes.len()),
-        Event::Sent { connection, .. } => format!("Sent {{ {connection:?} }}"),
-        other => format!("{other:?}"),
     }
 }
 
@@ -998,7 +1003,8 @@ impl Port for SimPort {
         if handle.mode != FileMode::Store {
             return None;
         }
-        if pages(offset, len).any(|page| !self.resident.contains(&(handle.inode, page))) {
+        let marks = self.resident.get(&handle.inode).and_then(|marks| marks.get(pages(offset, len)));
+        if marks.is_none_or(|marks| marks.contains(&false)) {
             self.stalls.set(self.stalls.get() + 1);
         }
         self.disk.visible(handle.inode, offset, len)

@@ -8,7 +8,9 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::fmt;
+use std::fmt::{self, Write as _};
+
+use crate::weather::MILLISECOND;
 
 /// How many events a report shows.
 const TAIL_EVENTS: usize = 200;
@@ -41,14 +43,15 @@ impl Trace {
 
     /// Adds an event at `now`; its text is part of the hash.
     pub fn event(&mut self, now: u64, text: fmt::Arguments<'_>) {
-        let line = format!("{}{:>14.6} {text}", self.prefix, now as f64 / 1e6);
-        self.hash = xxhash_rust::xxh3::xxh3_64_with_seed(line.as_bytes(), self.hash);
-        if self.verbose {
-            eprintln!("{line}");
-        }
+        let (milliseconds, nanoseconds) = (now / MILLISECOND, now % MILLISECOND);
         TAIL.with_borrow_mut(|tail| {
-            if tail.len() == TAIL_EVENTS {
-                tail.pop_front();
+            // The oldest line's room is taken again: a run has hundreds of thousands of events.
+            let mut line = if tail.len() < TAIL_EVENTS { String::new() } else { tail.pop_front().unwrap_or_default() };
+            line.clear();
+            write!(line, "{}{milliseconds:>7}.{nanoseconds:06} {text}", self.prefix).expect("a string takes any text");
+            self.hash = xxhash_rust::xxh3::xxh3_64_with_seed(line.as_bytes(), self.hash);
+            if self.verbose {
+                eprintln!("{line}");
             }
             tail.push_back(line);
         });
