@@ -21,7 +21,7 @@ const SPARE_BUFFERS_MAX: usize = 64;
 const SPARE_BUFFER_BYTES_MAX: usize = 256 << 10;
 
 /// Who waits for an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Caller {
     /// The connection's place in the table.
     slot: usize,
@@ -238,6 +238,13 @@ impl Clients {
         }
         self.touch(caller.slot);
         self.slots[caller.slot].as_mut().map(|client| &mut client.connection)
+    }
+
+    /// Whether somebody still waits for an answer.
+    #[must_use]
+    pub fn is_open(&self, caller: Caller) -> bool {
+        let client = self.slots.get(caller.slot).and_then(Option::as_ref);
+        client.is_some_and(|client| client.id == caller.connection && client.connection.is_open(caller.stream))
     }
 
     /// Sends what the touched connections have ready, one write each, and closes those that are finished.

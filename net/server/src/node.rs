@@ -272,6 +272,12 @@ impl Node {
         &self.service.replica
     }
 
+    /// Calls with deadlines of their own that are remembered, for inspection.
+    #[must_use]
+    pub fn deadlines_kept(&self) -> usize {
+        self.service.deadlines_kept()
+    }
+
     fn handle_event<P: Port>(&mut self, port: &mut P, event: Event, now: u64) {
         let event = match self.disk.handle_event(port, event) {
             Ok(completion) => return self.handle_completion(port, completion, now),

@@ -30,6 +30,7 @@ use crate::clients::{Caller, Clients};
 use crate::http::{CLUSTER_VERSION, Probe, SERVER_VERSION};
 
 mod admission;
+mod deadlines;
 mod jobs;
 mod leases;
 mod reads;
@@ -38,6 +39,7 @@ mod streams;
 mod waiters;
 
 pub use admission::Admission;
+use deadlines::Deadlines;
 use jobs::{Job, Jobs, WHOLE_BYTES_MAX, Wait, Work};
 use reads::{Read, ReadKind, Reads};
 pub use steps::JobStep;
@@ -81,6 +83,7 @@ pub struct Service {
     reads: Reads,
     jobs: Jobs,
     open_calls: OpenCalls,
+    deadlines: Deadlines,
     /// The part of a long answer that is being made; kept for its memory.
     part: Vec<u8>,
     /// Compactions that are answered when their room is given back, by sequence.
@@ -119,6 +122,7 @@ impl Service {
             reads: Reads::default(),
             jobs: Jobs::default(),
             open_calls: OpenCalls::default(),
+            deadlines: Deadlines::default(),
             part: Vec::new(),
             physical: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -159,7 +163,11 @@ impl Service {
             Method::HealthCheck => health_check(message),
             other => Err(api::not_implemented(other)),
         });
-        result.unwrap_or_else(Verdict::Refused)
+        let verdict = result.unwrap_or_else(Verdict::Refused);
+        if let (Verdict::Pending, Some(timeout)) = (&verdict, head.timeout()) {
+            self.deadlines.insert(now.saturating_add(timeout), caller);
+        }
+        verdict
     }
 
     /// etcd's interceptor: API version, then leadership.
@@ -612,6 +620,7 @@ impl Service {
     pub fn handle_time(&mut self, clients: &mut Clients, now: u64) {
         // Not before the timeout has passed; earlier than time zero nothing began.
         self.refuse_before(clients, now.saturating_sub(self.timeout), &status::TIMEOUT);
+        self.end_overdue(clients, now);
         self.jobs.wake_started_before(now.saturating_sub(jobs::AGE_MAX));
     }
 
@@ -621,7 +630,7 @@ impl Service {
         let oldest = [self.waiters.oldest(), self.reads.oldest()];
         let waiting = oldest.into_iter().flatten().min().map(|since| since.saturating_add(self.timeout + 1));
         let working = self.jobs.oldest().map(|since| since.saturating_add(jobs::AGE_MAX + 1));
-        waiting.into_iter().chain(working).min()
+        [waiting, working, self.deadlines.first()].into_iter().flatten().min()
     }
 
     /// Answers everything that waits with "server stopped".

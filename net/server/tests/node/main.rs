@@ -5,6 +5,7 @@
 
 mod disk;
 mod long;
+mod open;
 mod port;
 
 use port::MemoryPort;
@@ -85,6 +86,11 @@ fn greeting() -> Vec<u8> {
 
 /// A call with `message` of which all but the last `missing` bytes are sent.
 fn call(stream: u32, path: &str, message: &[u8], missing: usize) -> Vec<u8> {
+    [head(stream, path, &[]), body(stream, message, missing)].concat()
+}
+
+/// The head of a call, with further fields.
+fn head(stream: u32, path: &str, further: &[(&str, &str)]) -> Vec<u8> {
     let fields = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -94,16 +100,25 @@ fn call(stream: u32, path: &str, message: &[u8], missing: usize) -> Vec<u8> {
         ("te", "trailers"),
     ];
     let mut block = Vec::new();
-    for (name, value) in fields {
+    for &(name, value) in fields.iter().chain(further) {
         block.push(0);
         for part in [name, value] {
             block.push(u8::try_from(part.len()).unwrap());
             block.extend_from_slice(part.as_bytes());
         }
     }
+    frame(HEADERS, 4, stream, &block)
+}
+
+/// The last message of a call, all but the last `missing` bytes.
+fn body(stream: u32, message: &[u8], missing: usize) -> Vec<u8> {
+    frame(0, u8::from(missing == 0), stream, &prefixed(message, missing))
+}
+
+/// A message in gRPC's framing, of which `missing` bytes are to follow.
+fn prefixed(message: &[u8], missing: usize) -> Vec<u8> {
     let length = u32::try_from(message.len() + missing).unwrap().to_be_bytes();
-    let body = [&[0], &length[..], message].concat();
-    [frame(HEADERS, 4, stream, &block), frame(0, u8::from(missing == 0), stream, &body)].concat()
+    [&[0], &length[..], message].concat()
 }
 
 #[derive(Default)]
