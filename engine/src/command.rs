@@ -55,6 +55,20 @@ pub enum Command<'a> {
         /// The lease.
         id: i64,
     },
+    /// A leader saw a lease expire: it ends like a revoked one, unless another leader decides on leases by now.
+    LeaseExpire {
+        /// The lease.
+        id: i64,
+        /// The leader's term: in an entry of another term the command changes nothing.
+        term: u64,
+    },
+    /// A leader notes how much of a lease is left, for the next one.
+    LeaseCheckpoint {
+        /// The lease.
+        id: i64,
+        /// Seconds left; 0: renewed, the note is void.
+        remaining: i64,
+    },
 }
 
 /// A put request.
@@ -308,6 +322,8 @@ const KIND_PUBLISH_MEMBER: u8 = 7;
 const KIND_RANGE: u8 = 8;
 const KIND_LEASE_GRANT: u8 = 9;
 const KIND_LEASE_REVOKE: u8 = 10;
+const KIND_LEASE_EXPIRE: u8 = 11;
+const KIND_LEASE_CHECKPOINT: u8 = 12;
 
 /// Begins an entry's payload; commands are then appended with [`append_command`].
 pub fn begin_entry(payload: &mut Vec<u8>, member: u64, boot: u64, first_sequence: u64) {
@@ -338,6 +354,8 @@ pub fn command_len(command: &Command<'_>) -> usize {
     match command {
         Command::Put(put) => return 5 + put_len(put),
         Command::DeleteRange(del) => return 5 + delete_len(del),
+        // A leader proposes them by the ten thousand.
+        Command::LeaseExpire { .. } => return 5 + 16,
         other => put_command(&mut bytes, other),
     }
     4 + bytes.len()
@@ -370,6 +388,16 @@ fn put_command(out: &mut Vec<u8>, command: &Command<'_>) {
         Command::LeaseRevoke { id } => {
             out.push(KIND_LEASE_REVOKE);
             out.extend_from_slice(&id.to_le_bytes());
+        }
+        Command::LeaseExpire { id, term } => {
+            out.push(KIND_LEASE_EXPIRE);
+            out.extend_from_slice(&id.to_le_bytes());
+            out.extend_from_slice(&term.to_le_bytes());
+        }
+        Command::LeaseCheckpoint { id, remaining } => {
+            out.push(KIND_LEASE_CHECKPOINT);
+            out.extend_from_slice(&id.to_le_bytes());
+            out.extend_from_slice(&remaining.to_le_bytes());
         }
         Command::PublishMember(member) => {
             out.push(KIND_PUBLISH_MEMBER);
@@ -580,6 +608,8 @@ pub fn decode_command(bytes: &[u8]) -> Result<Command<'_>, CommandError> {
         KIND_PUBLISH_MEMBER => Command::PublishMember(input.publish_member()?),
         KIND_LEASE_GRANT => input.lease_grant()?,
         KIND_LEASE_REVOKE => Command::LeaseRevoke { id: input.i64()? },
+        KIND_LEASE_EXPIRE => Command::LeaseExpire { id: input.i64()?, term: input.u64()? },
+        KIND_LEASE_CHECKPOINT => input.lease_checkpoint()?,
         other => return Err(CommandError::UnknownKind(other)),
     };
     if input.0.is_empty() { Ok(command) } else { Err(CommandError::TrailingBytes) }
@@ -673,6 +703,15 @@ impl<'a> Input<'a> {
         };
         [query.keys_only, query.count_only] = self.flags()?;
         Ok(query)
+    }
+
+    fn lease_checkpoint(&mut self) -> Result<Command<'a>, CommandError> {
+        let (id, remaining) = (self.i64()?, self.i64()?);
+        if remaining >= 0 {
+            Ok(Command::LeaseCheckpoint { id, remaining })
+        } else {
+            Err(CommandError::UnknownValue(KIND_LEASE_CHECKPOINT))
+        }
     }
 
     /// A lease that cannot be is an unknown value: no member may grant what another cannot read.
@@ -845,13 +884,17 @@ mod tests {
         }
 
         fn command(&mut self) -> Command<'static> {
-            match self.below(7) {
+            match self.below(11) {
                 0 => Command::Put(self.put()),
                 1 => Command::DeleteRange(self.delete_range()),
                 2 => Command::Txn(self.txn(1)),
                 3 => Command::Compact { revision: self.number() },
                 4 => Command::AlarmActivate(Alarm { member: self.below(9), alarm: 1 }),
                 5 => Command::AlarmDeactivate(Alarm { member: self.below(9), alarm: 2 }),
+                6 => Command::LeaseGrant { id: self.number() | 1, ttl: self.number().max(1) },
+                7 => Command::LeaseRevoke { id: self.number() },
+                8 => Command::LeaseExpire { id: self.number(), term: self.below(9) },
+                9 => Command::LeaseCheckpoint { id: self.number(), remaining: self.number().max(0) },
                 _ => {
                     let client_urls = (0..self.below(3)).map(|_| self.bytes()).collect();
                     Command::PublishMember(PublishMember { member: self.below(9), name: self.bytes(), client_urls })

@@ -182,6 +182,11 @@ impl<T: KeyTree> Keyspace<T> {
         Ok(())
     }
 
+    /// Notes how much of a lease is left, in seconds; 0 forgets the note. A lease that has ended needs none.
+    pub fn apply_lease_checkpoint(&mut self, id: i64, remaining: i64) {
+        self.note_remaining(id, remaining);
+    }
+
     /// Ends a lease: all its keys are deleted, in key order and at one revision.
     ///
     /// # Errors

@@ -274,11 +274,19 @@ impl<T: KeyTree> Keyspace<T> {
     pub(super) fn change_lease(&mut self, id: i64, ttl: Option<i64>) {
         let ended = self.leases.get(id).map_or(0, |lease| lease.ttl);
         match ttl {
-            Some(ttl) => self.leases.grant(id, Lease { ttl }),
+            Some(ttl) => self.leases.grant(id, Lease::granted(ttl)),
             None => self.leases.remove(id),
         }
         let change = lease_digest(id, ttl.unwrap_or(ended), ttl.is_some(), self.state.revision);
         self.state.digest = self.state.digest.wrapping_add(change);
+    }
+
+    /// Notes how much of a lease is left, if it exists.
+    pub(super) fn note_remaining(&mut self, id: i64, remaining: i64) {
+        if self.leases.checkpoint(id, remaining) {
+            let change = checkpoint_digest(id, remaining, self.state.revision);
+            self.state.digest = self.state.digest.wrapping_add(change);
+        }
     }
 
     /// Everything of the next revision is installed.
@@ -299,11 +307,20 @@ impl<T: KeyTree> Keyspace<T> {
 
 /// The hash of a lease's beginning or end after a revision.
 pub(crate) fn lease_digest(id: i64, ttl: i64, begins: bool, revision: i64) -> u128 {
+    digest_of_lease(id, ttl, revision, u8::from(begins))
+}
+
+/// The hash of a note of how much of a lease is left.
+pub(crate) fn checkpoint_digest(id: i64, remaining: i64, revision: i64) -> u128 {
+    digest_of_lease(id, remaining, revision, 2)
+}
+
+fn digest_of_lease(id: i64, seconds: i64, revision: i64, what: u8) -> u128 {
     let mut bytes = [0; 25];
     bytes[..8].copy_from_slice(&id.to_le_bytes());
-    bytes[8..16].copy_from_slice(&ttl.to_le_bytes());
+    bytes[8..16].copy_from_slice(&seconds.to_le_bytes());
     bytes[16..24].copy_from_slice(&revision.to_le_bytes());
-    bytes[24] = u8::from(begins);
+    bytes[24] = what;
     xxh3_128(&bytes)
 }
 

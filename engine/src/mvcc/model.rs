@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use crate::command::{
     Compare, CompareResult, CompareTarget, DeleteRange, Op, Put, RangeQuery, SortOrder, SortTarget, Txn,
 };
+use crate::lease::Lease;
 use crate::mvcc::MvccError;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub(super) enum Answer {
     Txn { revision: i64, succeeded: bool, answers: Vec<Self> },
     Compact { revision: i64 },
     Grant,
+    Checkpoint,
     Revoke { revision: i64, deleted: i64 },
 }
 
@@ -47,8 +49,8 @@ pub(super) struct Model {
     pub(super) events: Vec<Event>,
     /// Whether a request is under way.
     busy: bool,
-    /// Leases and their TTLs.
-    pub(super) leases: BTreeMap<i64, i64>,
+    /// Leases.
+    pub(super) leases: BTreeMap<i64, Lease>,
 }
 
 impl Model {
@@ -82,8 +84,13 @@ impl Model {
         if self.leases.contains_key(&id) {
             return Err(MvccError::LeaseExists);
         }
-        self.leases.insert(id, ttl);
+        self.leases.insert(id, Lease::granted(ttl));
         Ok(Answer::Grant)
+    }
+
+    pub(super) fn checkpoint(&mut self, id: i64, remaining: i64) -> Answered {
+        self.leases.entry(id).and_modify(|lease| lease.remaining = remaining);
+        Ok(Answer::Checkpoint)
     }
 
     pub(super) fn revoke(&mut self, id: i64) -> Answered {

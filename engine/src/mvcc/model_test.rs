@@ -9,6 +9,7 @@ use crate::command::{
     Command, Compare, CompareResult, CompareTarget, DeleteRange, Entry, Op, Put, RangeQuery, SortOrder, SortTarget,
     Txn, append_command, begin_entry,
 };
+use crate::lease::Lease;
 use crate::mvcc::check::{check_delete_range, check_put, check_range, check_txn};
 use crate::mvcc::map_tree::{Pages, Random, Warm};
 use crate::mvcc::model::{Answer, Answered, Event, Kv, Model};
@@ -232,7 +233,7 @@ impl<B: Backing> Machine<B> {
         if self.space.is_mid_command() {
             return;
         }
-        let leases: BTreeMap<i64, i64> = self.space.leases().iter().map(|(id, lease)| (id, lease.ttl)).collect();
+        let leases: BTreeMap<i64, Lease> = self.space.leases().iter().collect();
         assert_eq!(leases, self.model.leases);
         let pages = Warm(&self.pages.disk);
         for &id in leases.keys() {
@@ -256,6 +257,7 @@ impl<B: Backing> Machine<B> {
             Command::Compact { revision } => self.model.compact(*revision),
             Command::LeaseGrant { id, ttl } => self.model.grant(*id, *ttl),
             Command::LeaseRevoke { id } => self.model.revoke(*id),
+            Command::LeaseCheckpoint { id, remaining } => self.model.checkpoint(*id, *remaining),
             other => unreachable!("{other:?} is not generated"),
         };
         assert_eq!(got, wanted, "{command:?}");
@@ -270,6 +272,7 @@ impl<B: Backing> Machine<B> {
             (Command::Compact { .. }, Ok(_)) => "compact",
             (Command::LeaseGrant { .. }, Ok(_)) => "grant",
             (Command::LeaseRevoke { .. }, Ok(_)) => "revoke",
+            (Command::LeaseCheckpoint { .. }, Ok(_)) => "checkpoint",
             _ => "error",
         };
         self.note(what);
@@ -341,6 +344,10 @@ impl<B: Backing> Machine<B> {
                 .map(|outcome| Outcome::Plain(Answer::Compact { revision: outcome.revision })),
             Command::LeaseGrant { id, ttl } => {
                 space.apply_lease_grant(*id, *ttl).map(|()| Outcome::Plain(Answer::Grant))
+            }
+            Command::LeaseCheckpoint { id, remaining } => {
+                space.apply_lease_checkpoint(*id, *remaining);
+                Ok(Outcome::Plain(Answer::Checkpoint))
             }
             Command::LeaseRevoke { id } => space
                 .apply_lease_revoke(*id, budget, pages)?
@@ -448,6 +455,7 @@ impl<B: Backing> Machine<B> {
                 }
                 93..95 => return Command::LeaseGrant { id: self.lease(), ttl: 1 + self.random.below(9) as i64 },
                 95..97 => return Command::LeaseRevoke { id: self.lease() },
+                97 => return Command::LeaseCheckpoint { id: self.lease(), remaining: self.random.below(3) as i64 },
                 _ => return Command::Compact { revision: self.revision() },
             }
         }

@@ -33,6 +33,8 @@ pub enum MvccError {
     LeaseNotFound,
     /// `etcdserver: lease already exists`.
     LeaseExists,
+    /// `etcdserver: too large lease TTL`.
+    LeaseTtlTooLarge,
 }
 
 /// One key-value, borrowed from memory or pages.

@@ -11,10 +11,11 @@
 
 use std::sync::Arc;
 
-use trilith_raftlog::{Entry as LogEntry, EntryType, Index};
+use trilith_raftlog::{Entry as LogEntry, EntryType, Index, Term};
 
 use crate::budget::{Budget, Pause};
 use crate::command::{Alarm, Command, Entry};
+use crate::lease::TTL_MAX;
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::{CompactOutcome, DeleteOutcome, Keyspace, LeaseRevokeOutcome, MvccError, PutOutcome, TxnOutcome};
 use crate::page_source::{PageSource, Unavailable};
@@ -45,6 +46,8 @@ pub enum ApplyError {
     NoSpace,
     /// The corruption alarm is on.
     Corrupt,
+    /// A leader of another term saw a lease expire; who leads now counts anew.
+    OtherTerm,
 }
 
 /// What a command answered.
@@ -72,8 +75,18 @@ pub enum Outcome {
         /// Its time to live in seconds.
         ttl: i64,
     },
-    /// Lease.LeaseRevoke.
-    LeaseRevoke(LeaseRevokeOutcome),
+    /// A lease ended: by Lease.LeaseRevoke, or it expired.
+    LeaseEnd {
+        /// The lease.
+        id: i64,
+        /// What came of it.
+        outcome: LeaseRevokeOutcome,
+    },
+    /// How much of a lease is left was noted, if it still exists.
+    LeaseCheckpoint {
+        /// The lease.
+        id: i64,
+    },
     /// A member published itself.
     Published,
 }
@@ -106,6 +119,7 @@ pub enum ApplyStep {
 #[derive(Debug)]
 struct Cursor {
     index: Index,
+    term: Term,
     payload: Arc<Vec<u8>>,
     position: usize,
     next_sequence: u64,
@@ -163,7 +177,7 @@ impl<T: KeyTree> State<T> {
             }
             EntryType::Configuration | EntryType::NoOp => 0,
         };
-        self.cursor = Some(Cursor { index: entry.index, payload, position: 0, next_sequence });
+        self.cursor = Some(Cursor { index: entry.index, term: entry.term, payload, position: 0, next_sequence });
     }
 
     /// Applies the next command of the entry handed in.
@@ -181,7 +195,7 @@ impl<T: KeyTree> State<T> {
         let Some(command) = entry.next_command() else { return self.finish_entry(cursor.index) };
         let command = command.expect("checked when it was handed in");
         let id = CommandId { member: header.member, boot: header.boot, sequence: cursor.next_sequence };
-        match self.apply(&command, budget, pages) {
+        match self.apply(&command, cursor.term, budget, pages) {
             Ok(result) => {
                 let position = entry.position();
                 let next_sequence = cursor.next_sequence + 1;
@@ -208,6 +222,7 @@ impl<T: KeyTree> State<T> {
     fn apply(
         &mut self,
         command: &Command<'_>,
+        term: Term,
         budget: &mut Budget,
         pages: &dyn PageSource,
     ) -> Result<Result<Outcome, ApplyError>, Pause> {
@@ -230,12 +245,19 @@ impl<T: KeyTree> State<T> {
             Command::AlarmDeactivate(alarm) => {
                 Ok(Outcome::Alarm { alarm: *alarm, listed: self.tables.apply_deactivate(*alarm) })
             }
+            Command::LeaseGrant { ttl, .. } if *ttl > TTL_MAX => Err(mvcc(MvccError::LeaseTtlTooLarge)),
             Command::LeaseGrant { id, ttl } => {
                 let granted = self.keyspace.apply_lease_grant(*id, *ttl);
                 granted.map(|()| Outcome::LeaseGrant { id: *id, ttl: *ttl }).map_err(mvcc)
             }
-            Command::LeaseRevoke { id } => {
-                self.keyspace.apply_lease_revoke(*id, budget, pages)?.map(Outcome::LeaseRevoke).map_err(mvcc)
+            Command::LeaseExpire { term: leading, .. } if *leading != term.0 => Err(ApplyError::OtherTerm),
+            Command::LeaseRevoke { id } | Command::LeaseExpire { id, .. } => {
+                let ended = self.keyspace.apply_lease_revoke(*id, budget, pages)?;
+                ended.map(|outcome| Outcome::LeaseEnd { id: *id, outcome }).map_err(mvcc)
+            }
+            Command::LeaseCheckpoint { id, remaining } => {
+                self.keyspace.apply_lease_checkpoint(*id, *remaining);
+                Ok(Outcome::LeaseCheckpoint { id: *id })
             }
             Command::PublishMember(publish) => {
                 self.tables.apply_publish(publish);
@@ -251,8 +273,13 @@ impl<T: KeyTree> State<T> {
             return None;
         }
         let active = |kind: u32| alarms.iter().any(|alarm| alarm.alarm == kind);
-        let writes =
-            !matches!(command, Command::AlarmActivate(_) | Command::AlarmDeactivate(_) | Command::PublishMember(_));
+        let writes = !matches!(
+            command,
+            Command::AlarmActivate(_)
+                | Command::AlarmDeactivate(_)
+                | Command::PublishMember(_)
+                | Command::LeaseCheckpoint { .. }
+        );
         if writes && active(ALARM_CORRUPT) {
             return Some(ApplyError::Corrupt);
         }
@@ -267,10 +294,11 @@ impl<T: KeyTree> State<T> {
 
 #[cfg(test)]
 mod tests {
-    use trilith_raftlog::{ClusterId, Digest, Identity, Incarnation, MemberId, Term};
+    use trilith_raftlog::{ClusterId, Digest, Identity, Incarnation, MemberId};
 
     use super::*;
     use crate::command::{Put, append_command, begin_entry};
+    use crate::lease::Lease;
     use crate::mvcc::KeyspaceState;
     use crate::store::row_log::{RowLog, RowLogOptions};
     use crate::store::test_disk::Disk;
@@ -325,6 +353,27 @@ mod tests {
         append_command(&mut payload, &Command::Put(Put { key: b"b", ..Put::default() }));
         payload.truncate(cut);
         state().begin_entry(&entry(payload));
+    }
+
+    #[test]
+    fn a_lease_expires_only_by_the_word_of_who_leads() {
+        let mut state = state();
+        let put = Command::Put(Put { key: b"k", lease: 5, ..Put::default() });
+        let grant = |ttl| Command::LeaseGrant { id: 5, ttl };
+        let expire = |term| Command::LeaseExpire { id: 5, term };
+        let note = Command::LeaseCheckpoint { id: 5, remaining: 7 };
+        let found = apply(&mut state, &[grant(TTL_MAX + 1), grant(TTL_MAX), put, note.clone(), expire(1), expire(3)]);
+        assert_eq!(found[0], Err(ApplyError::Mvcc(MvccError::LeaseTtlTooLarge)));
+        assert_eq!(found[1], Ok(Outcome::LeaseGrant { id: 5, ttl: TTL_MAX }));
+        assert_eq!(found[3], Ok(Outcome::LeaseCheckpoint { id: 5 }));
+        assert_eq!(found[4..], [Err(ApplyError::OtherTerm), Err(ApplyError::OtherTerm)]);
+        let lease = Lease { ttl: TTL_MAX, remaining: 7 };
+        assert_eq!(state.keyspace.leases().iter().collect::<Vec<_>>(), [(5, lease)]);
+        let outcome = LeaseRevokeOutcome { revision: 3, deleted: 1 };
+        let found = apply(&mut state, &[expire(2), expire(2), note]);
+        assert_eq!(found[0], Ok(Outcome::LeaseEnd { id: 5, outcome }));
+        assert_eq!(found[1], Err(ApplyError::Mvcc(MvccError::LeaseNotFound)));
+        assert!(state.keyspace.leases().is_empty(), "a note of a lease that ended makes none");
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub enum Answer {
     LeaseGrant,
     /// Of a lease that was ended.
     LeaseRevoke(LeaseRevokeOutcome),
+    /// Of a note of how much of a lease is left.
+    LeaseCheckpoint,
 }
 
 /// An answer and whose it is.

@@ -18,7 +18,7 @@ use crate::command::Command;
 use crate::lease::{Lease, Leases};
 use crate::mvcc::changes::{Changes, Rest};
 use crate::mvcc::key_tree::KeyTree;
-use crate::mvcc::keyspace::lease_digest;
+use crate::mvcc::keyspace::{checkpoint_digest, lease_digest};
 use crate::mvcc::pins::Pins;
 use crate::mvcc::{CompactOutcome, KeyspaceState, MvccError, Published};
 use crate::page_source::PageSource;
@@ -377,7 +377,7 @@ impl<T: KeyTree + Clone> Coordinator<T> {
     fn grant(&mut self, lease: i64, ttl: i64) -> bool {
         let is_new = self.leases.get(lease).is_none();
         if is_new {
-            self.leases.grant(lease, Lease { ttl });
+            self.leases.grant(lease, Lease::granted(ttl));
         }
         is_new
     }
@@ -389,10 +389,19 @@ impl<T: KeyTree + Clone> Coordinator<T> {
                 let result = self.compact(*revision).map(Answer::Compact);
                 self.evaluated.push(Answered { id, result });
             }
-            Command::LeaseRevoke { id: lease } => match revoke_error(&self.leases, *lease) {
-                Some(error) => self.evaluated.push(Answered { id, result: Err(error) }),
-                None => self.work = Work::Revoke(Revoke::new(id, *lease)),
-            },
+            Command::LeaseRevoke { id: lease } | Command::LeaseExpire { id: lease, .. } => {
+                match revoke_error(&self.leases, *lease) {
+                    Some(error) => self.evaluated.push(Answered { id, result: Err(error) }),
+                    None => self.work = Work::Revoke(Revoke::new(id, *lease)),
+                }
+            }
+            Command::LeaseCheckpoint { id: lease, remaining } => {
+                if self.leases.checkpoint(*lease, *remaining) {
+                    let change = checkpoint_digest(*lease, *remaining, self.state.revision);
+                    self.state.digest = self.state.digest.wrapping_add(change);
+                }
+                self.evaluated.push(Answered { id, result: Ok(Answer::LeaseCheckpoint) });
+            }
             _ => {
                 let mut job = Box::new(Spanning::new(WRITER, stored.clone(), &self.map, at));
                 if let Command::Txn(_) = command {

@@ -61,6 +61,7 @@ impl Generator<'_> {
                 }
                 93..95 => return Command::LeaseGrant { id: self.lease(), ttl: 60 },
                 95..97 => return Command::LeaseRevoke { id: self.lease() },
+                97 => return Command::LeaseCheckpoint { id: self.lease(), remaining: self.random.below(3) as i64 },
                 _ => return Command::Compact { revision: self.revision() },
             }
         }

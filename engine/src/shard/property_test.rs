@@ -73,6 +73,10 @@ impl Single {
             Command::LeaseRevoke { id } => {
                 self.until_done(|space, pages| space.apply_lease_revoke(*id, budget, pages)).map(Answer::LeaseRevoke)
             }
+            Command::LeaseCheckpoint { id, remaining } => {
+                self.space.apply_lease_checkpoint(*id, *remaining);
+                Ok(Answer::LeaseCheckpoint)
+            }
             other => unreachable!("{other:?} is not generated"),
         }
     }

@@ -207,7 +207,7 @@ impl<T: KeyTree + Clone> Shard<T> {
             if let Command::LeaseGrant { id, ttl } = command {
                 // One that exists is refused by the coordinator, and stays as it is.
                 if self.leases.get(id).is_none() {
-                    self.leases.note(id, Some(Lease { ttl }));
+                    self.leases.note(id, Some(Lease::granted(ttl)));
                 }
                 progress.done += 1;
                 continue;

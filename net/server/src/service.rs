@@ -478,7 +478,8 @@ impl Service {
                 let alarms = listed.then(|| alarm_member(alarm)).into_iter().collect();
                 send(connection, caller, &pb::AlarmResponse { header: Some(self.current_header()), alarms });
             }
-            Outcome::LeaseGrant { .. } | Outcome::LeaseRevoke(_) => unreachable!("no call asks for leases yet"),
+            Outcome::LeaseGrant { .. } | Outcome::LeaseEnd { .. } => unreachable!("no call asks for leases yet"),
+            Outcome::LeaseCheckpoint { .. } => unreachable!("only the server itself notes what is left of leases"),
             Outcome::Published => unreachable!("only the server itself publishes"),
         }
     }

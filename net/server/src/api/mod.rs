@@ -28,6 +28,7 @@ pub fn mvcc_status(error: MvccError) -> Status {
         MvccError::FutureRevision => status::FUTURE_REVISION,
         MvccError::LeaseNotFound => status::LEASE_NOT_FOUND,
         MvccError::LeaseExists => status::LEASE_EXISTS,
+        MvccError::LeaseTtlTooLarge => status::LEASE_TTL_TOO_LARGE,
     }
 }
 
@@ -38,6 +39,7 @@ pub fn apply_status(error: ApplyError) -> Status {
         ApplyError::Mvcc(error) => mvcc_status(error),
         ApplyError::NoSpace => status::NO_SPACE,
         ApplyError::Corrupt => status::CORRUPT,
+        ApplyError::OtherTerm => status::LEADER_CHANGED,
     }
 }
 

@@ -1,16 +1,20 @@
 //! Leases as replicated state: which exist, and which keys are attached to them.
 //!
 //! Owns: the table of granted leases, the attachments, and their form in the lease tree of a checkpoint. Does not know:
-//! time. When a lease expires is its leader's business; here it ends by a command like everything else.
+//! time. When a lease expires is its leader's business ([`lessor`]); here it ends by a command like everything else.
 //!
-//! The tree holds `0x00 id` -> TTL in seconds (i64, little-endian) for each lease and `0x01 id key` -> nothing for each
-//! attachment, ids as big-endian numbers with the sign bit turned, so that leases stand together and the keys of one
-//! lease stand in order. Leases are held in memory, too; attachments only as far as they changed since the last
+//! The tree holds `0x00 id` -> TTL in seconds (i64, little-endian), and the noted rest if there is one (i64), for each
+//! lease and `0x01 id key` -> nothing for each attachment, ids as big-endian numbers with the sign bit turned, so that
+//! leases stand together and the keys of one lease stand in order. Leases are held in memory, too; attachments only as far as they changed since the last
 //! checkpoint, so that a start reads the leases alone.
 //!
 //! Invariants
 //! - I1: a key is attached to at most one lease: the one that its newest row names, and only while the key is alive.
 //! - I2: an attachment's lease exists.
+
+pub mod lessor;
+#[cfg(test)]
+mod lessor_test;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,11 +30,25 @@ const LEASE: u8 = 0;
 const ATTACHMENT: u8 = 1;
 const ID_BYTES: usize = 9;
 
+/// The longest time to live that can be granted, in seconds (etcd's limit).
+pub const TTL_MAX: i64 = 9_000_000_000;
+
 /// A lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Granted time to live, in seconds.
     pub ttl: i64,
+    /// What was left of it when that was last noted in the log, in seconds: a new leader counts from there. 0: nothing
+    /// was noted, or the lease was renewed since.
+    pub remaining: i64,
+}
+
+impl Lease {
+    /// A lease as it is granted.
+    #[must_use]
+    pub fn granted(ttl: i64) -> Self {
+        Self { ttl, remaining: 0 }
+    }
 }
 
 /// The leases of a keyspace.
@@ -82,6 +100,23 @@ impl<T: KeyTree> Leases<T> {
         self.granted.iter().map(|(&id, &lease)| (id, lease))
     }
 
+    /// The leases from an id on, in order of their ids.
+    pub fn iter_from(&self, id: i64) -> impl Iterator<Item = (i64, Lease)> {
+        self.granted.range(id..).map(|(&id, &lease)| (id, lease))
+    }
+
+    /// How many leases there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.granted.len()
+    }
+
+    /// Whether there is no lease.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.granted.is_empty()
+    }
+
     /// The sum of hashes of all leases: equal on members that hold the same.
     #[must_use]
     pub fn sum(&self) -> u64 {
@@ -106,14 +141,23 @@ impl<T: KeyTree> Leases<T> {
         let before = self.granted.insert(id, lease);
         assert_eq!(before, None, "a lease is granted once");
         self.sum = self.sum.wrapping_add(digest(id, lease));
-        self.write(&key_of_lease(id), lease.ttl);
+        self.write(&key_of_lease(id), lease);
+    }
+
+    /// Notes how much of a lease is left; 0 forgets what was noted. False: there is no such lease.
+    pub(crate) fn checkpoint(&mut self, id: i64, remaining: i64) -> bool {
+        let Some(lease) = self.granted.get_mut(&id) else { return false };
+        lease.remaining = remaining;
+        let lease = *lease;
+        self.write(&key_of_lease(id), lease);
+        true
     }
 
     /// Removes a lease without attachments.
     pub(crate) fn remove(&mut self, id: i64) {
         let lease = self.granted.remove(&id).expect("a lease that ends exists");
         self.sum = self.sum.wrapping_sub(digest(id, lease));
-        self.write(&key_of_lease(id), 0);
+        self.write(&key_of_lease(id), NOTHING);
     }
 
     /// A key moves from one lease to another; 0 is none.
@@ -122,10 +166,10 @@ impl<T: KeyTree> Leases<T> {
             return;
         }
         if before != 0 {
-            self.write(&key_of_attachment(before, key), 0);
+            self.write(&key_of_attachment(before, key), NOTHING);
         }
         if after != 0 {
-            self.write(&key_of_attachment(after, key), 1);
+            self.write(&key_of_attachment(after, key), Lease::granted(1));
         }
     }
 
@@ -170,19 +214,25 @@ impl<T: KeyTree> Leases<T> {
         self.fresh.bytes()
     }
 
-    fn write(&mut self, key: &[u8], version: i64) {
+    /// A lease's numbers stand in the fields of the same width that a key's entry has for version and lease.
+    fn write(&mut self, key: &[u8], Lease { ttl: version, remaining: lease }: Lease) {
         self.changes += 1;
         let row = Revision { main: self.changes, sub: 0 };
-        let entry =
-            KeyEntry { row, create: row.main * i64::from(version != 0), version, lease: 0, chain: Chain::default() };
-        self.fresh.put(key, entry, false);
+        let create = row.main * i64::from(version != 0);
+        self.fresh.put(key, KeyEntry { row, create, version, lease, chain: Chain::default() }, false);
     }
 }
+
+/// Written where a lease or an attachment ends.
+const NOTHING: Lease = Lease { ttl: 0, remaining: 0 };
 
 /// What the lease tree holds under a key of the overlay: false if nothing.
 pub(crate) fn encode_stored(key: &[u8], entry: &KeyEntry, out: &mut Vec<u8>) -> bool {
     if key.first() == Some(&LEASE) {
         out.extend_from_slice(&entry.version.to_le_bytes());
+        if entry.lease != 0 {
+            out.extend_from_slice(&entry.lease.to_le_bytes());
+        }
     }
     entry.version != 0
 }
@@ -190,8 +240,12 @@ pub(crate) fn encode_stored(key: &[u8], entry: &KeyEntry, out: &mut Vec<u8>) -> 
 fn decode(key: &[u8], value: &[u8]) -> Option<(i64, Lease)> {
     let (&LEASE, id) = key.split_first()? else { return None };
     let id = u64::from_be_bytes(id.try_into().ok()?) ^ 1 << 63;
-    let ttl = i64::from_le_bytes(value.try_into().ok()?);
-    Some((id.cast_signed(), Lease { ttl }))
+    let (ttl, rest) = value.split_first_chunk::<8>()?;
+    let remaining = match rest {
+        [] => 0,
+        noted => i64::from_le_bytes(noted.try_into().ok()?),
+    };
+    Some((id.cast_signed(), Lease { ttl: i64::from_le_bytes(*ttl), remaining }))
 }
 
 fn digest(id: i64, lease: Lease) -> u64 {
