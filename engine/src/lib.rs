@@ -13,3 +13,4 @@ pub mod shard;
 pub mod snapshot;
 pub mod store;
 pub mod tables;
+pub mod watch;

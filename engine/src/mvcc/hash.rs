@@ -191,7 +191,7 @@ impl Hasher {
 }
 
 /// The tag and length of a bytes field, which is left out if it is empty.
-fn put_bytes_tag(out: &mut Vec<u8>, field: u8, len: usize) {
+pub(crate) fn put_bytes_tag(out: &mut Vec<u8>, field: u8, len: usize) {
     if len > 0 {
         out.push(field << 3 | 2);
         put_varint(out, len as u64);
@@ -199,14 +199,14 @@ fn put_bytes_tag(out: &mut Vec<u8>, field: u8, len: usize) {
 }
 
 /// An int64 field, which is left out if it is 0.
-fn put_number(out: &mut Vec<u8>, field: u8, number: i64) {
+pub(crate) fn put_number(out: &mut Vec<u8>, field: u8, number: i64) {
     if number != 0 {
         out.push(field << 3);
         put_varint(out, number.cast_unsigned());
     }
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;

@@ -17,7 +17,7 @@ pub(crate) mod changes;
 pub mod check;
 pub(crate) mod compare;
 pub(crate) mod delete;
-mod hash;
+pub(crate) mod hash;
 pub mod key_range;
 pub mod key_tree;
 pub mod keyspace;
