@@ -5,6 +5,7 @@
 //! moves them.
 #![forbid(unsafe_code)]
 
+mod checkpoints;
 mod cluster;
 mod corruption;
 mod crash_images;
