@@ -2,10 +2,13 @@
 
 use trilith_engine::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
 use trilith_engine::store::{StoreBytes, StoreEffect, StoreWrite};
+use trilith_raftlog::wal::{hard_state_file_name, segment_file_name};
+use trilith_raftlog::{AppendWrite, Durability, Generation, Lsn, PrepareSegment, SegmentSequence};
 use trilith_reactor::{BootFiles, Event, FileMode, Preparation};
 use trilith_server::disk::{Completion, Disk, Pages, RESERVE_FILE_NAME, Source, store_file_name};
 
 use crate::port::MemoryPort;
+use crate::{PUT, PUT_PATH, SECOND, answer, call, greeting, options, serving};
 
 const CHUNK: u64 = 64 << 10;
 const FILE: StoreFile = StoreFile { kind: FileKind::Rows, number: 0 };
@@ -214,4 +217,60 @@ fn a_file_is_removed_when_nobody_reads_it_any_more() {
     assert_eq!(bytes, &[1; 4096]);
     assert!(port.files.is_empty() && disk.mapped_bytes() == 0);
     assert!(!disk.read_direct(&mut port, Source::Store(FILE), 0, 4096));
+}
+
+/// One write or sync of each kind, on a disk of their files.
+fn submit(kind: usize, port: &mut MemoryPort, disk: &mut Disk) {
+    let (after, slot) = (Durability::default(), 1);
+    match kind {
+        0 => disk.append(port, AppendWrite { lsn: Lsn(1), slot, offset: 4096, bytes: vec![1; 4096], after }),
+        1 => disk.write_hard_state(port, Generation(1), 0, vec![1; 4096]),
+        2 => {
+            let (sequence, file_bytes, header) = (SegmentSequence(1), 8192, vec![1; 4096]);
+            disk.prepare_segment(port, PrepareSegment { slot, sequence, create: false, file_bytes, header, after });
+        }
+        3 => disk.store(port, StoreEffect::Sync { token: 1, file: FILE }),
+        _ => {
+            let bytes = StoreBytes::Owned(vec![1; 4096]);
+            disk.store(port, StoreEffect::Write(StoreWrite { token: 1, file: FILE, offset: 0, bytes }));
+        }
+    }
+}
+
+#[test]
+fn what_failed_or_was_short_is_neither_done_nor_tried_again() {
+    let mut port = MemoryPort::default();
+    let mut disk = disk(&mut port, 1, u64::MAX);
+    let mut make = |name: String| BootFiles::create(&mut port, &name, 8192, FileMode::Log, Preparation::PreWrite);
+    disk.add_hard_state(0, make(hard_state_file_name(0)).unwrap());
+    disk.add_segment(1, make(segment_file_name(1)).unwrap());
+    let (other, short) = (std::io::ErrorKind::Other, std::io::ErrorKind::WriteZero);
+    // A page of the store that was cut short lacks room; it is written whole when there is some.
+    let failures = (0..5).map(|kind| (kind, other)).chain((0..3).map(|kind| (kind, short)));
+    for (kind, error) in failures {
+        submit(kind, &mut port, &mut disk);
+        let failed = match port.take_events().pop() {
+            Some(Event::Written { token, .. }) => Event::Written { token, result: Err(error.into()) },
+            Some(Event::Synced { token, .. }) => Event::Synced { token, result: Err(error.into()) },
+            event => panic!("{event:?}"),
+        };
+        let completion = disk.handle_event(&mut port, failed).unwrap();
+        assert!(matches!(completion, Completion::Failed { .. }), "{kind}, {error}: {completion:?}");
+        assert!(port.take_events().is_empty() && disk.is_idle() && disk.deadline().is_none(), "{kind}, {error}");
+    }
+}
+
+#[test]
+fn a_put_whose_append_fails_is_never_answered_and_ends_the_process() {
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, options());
+    let connection = port.accept(1);
+    port.is_stalled = true;
+    port.push(Event::Received { connection, bytes: [greeting(), call(1, PUT_PATH, PUT, 0)].concat() });
+    let until = port.now + SECOND;
+    assert_eq!(port.run(&mut node, until), None);
+    port.fail_stall();
+    let until = port.now + 3 * SECOND;
+    assert_eq!(port.run(&mut node, until), Some(1));
+    assert_eq!(answer(&port, connection, 1), [""; 0]);
 }

@@ -68,6 +68,16 @@ impl MemoryPort {
         self.events.append(&mut self.held);
     }
 
+    /// Ends a stall of the disk: no write that it held back was done.
+    pub(crate) fn fail_stall(&mut self) {
+        for event in &mut self.held {
+            if let Event::Written { result, .. } = event {
+                *result = Err(io::ErrorKind::Other.into());
+            }
+        }
+        self.end_stall();
+    }
+
     pub(crate) fn push(&mut self, event: Event) {
         self.events.push(event);
     }
