@@ -45,7 +45,7 @@ pub(super) fn check_places(file: &File) -> Vec<Finding> {
 
 fn search(file: &File, list: &[&str], say: impl Fn(&str) -> String) -> Vec<Finding> {
     let mut found = Vec::new();
-    if file.path == "Cargo.lock" {
+    if file.path.ends_with("Cargo.lock") {
         return found;
     }
     for (index, line) in file.text.lines().enumerate() {
@@ -65,7 +65,7 @@ fn search(file: &File, list: &[&str], say: impl Fn(&str) -> String) -> Vec<Findi
 
 /// Locked crates come from the default registry, under its own name and not that of a mirror.
 pub(super) fn check_lock_sources(file: &File) -> Vec<Finding> {
-    if file.path != "Cargo.lock" {
+    if !file.path.ends_with("Cargo.lock") {
         return Vec::new();
     }
     let lines = file.text.lines().enumerate();
