@@ -18,6 +18,7 @@ mod reclaim;
 #[cfg(test)]
 mod reclaim_tests;
 mod scrub;
+mod watch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

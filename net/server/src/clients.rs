@@ -247,6 +247,14 @@ impl Clients {
         client.is_some_and(|client| client.id == caller.connection && client.connection.is_open(caller.stream))
     }
 
+    /// Bytes for a caller that wait for its windows or the kernel.
+    #[must_use]
+    pub fn backlog_bytes(&self, caller: Caller) -> usize {
+        let client =
+            self.slots.get(caller.slot).and_then(Option::as_ref).filter(|client| client.id == caller.connection);
+        client.map_or(0, |client| client.connection.backlog_bytes(caller.stream))
+    }
+
     /// Sends what the touched connections have ready, one write each, and closes those that are finished.
     pub fn flush<P: Port>(&mut self, port: &mut P, now: u64) {
         let touched = std::mem::take(&mut self.touched);

@@ -88,10 +88,12 @@ pub enum StepKind {
     Reclaim,
     /// The scrubber.
     Scrub,
+    /// Events for those who watch.
+    Watch,
 }
 
 impl StepKind {
-    const ALL: [(Self, &'static str); 7] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::Apply, "apply"),
         (Self::Read, "read"),
         (Self::Answer, "answer"),
@@ -99,6 +101,7 @@ impl StepKind {
         (Self::Checkpoint, "checkpoint"),
         (Self::Reclaim, "reclaim"),
         (Self::Scrub, "scrub"),
+        (Self::Watch, "watch"),
     ];
 }
 

@@ -21,6 +21,7 @@ use trilith_engine::replica::apply::ALARM_CORRUPT;
 use trilith_engine::replica::{Effect, ReplicaOptions};
 use trilith_engine::store::row_log::RowLogOptions;
 use trilith_engine::store::{CheckpointStep, ReclaimStep, StoreOptions};
+use trilith_engine::watch::{WatchLimits, WatchStep};
 use trilith_raftlog::{Identity, Role};
 use trilith_reactor::{BootFiles, CoreLoop, Event, ListenerId, Port, Turn};
 use trilith_wire::api::status::unknown_method;
@@ -45,6 +46,12 @@ const APPLY_COMMANDS_PER_STEP: u32 = 512;
 const APPLY_STEPS_PER_TURN: u32 = 4;
 /// Steps of reads in one turn.
 const READ_STEPS_PER_TURN: u32 = 4;
+/// Events that are handed to all who watch at once; a revision with more leaves in parts.
+const WATCH_BLOCK_BYTES_MAX: usize = 1 << 20;
+/// etcd's default of `--watch-progress-notify-interval`.
+const WATCH_PROGRESS_INTERVAL: u64 = 600 * 1_000_000_000;
+/// Steps of watches in one turn.
+const WATCH_STEPS_PER_TURN: u32 = 4;
 /// Work units of reclaim in one turn.
 const RECLAIM_UNITS_PER_TURN: u32 = 1_500;
 /// Work units counted for looking at a job.
@@ -107,6 +114,8 @@ pub struct NodeOptions {
     pub cache_bytes: u64,
     /// Room kept back for a full disk; 0 is none.
     pub reserve_bytes: u64,
+    /// Time between notices of progress to watchers that asked for them, nanoseconds.
+    pub watch_progress_interval: u64,
     /// Time of one scrub of everything stored, nanoseconds; 0 is never.
     pub scrub_interval: u64,
 }
@@ -165,6 +174,7 @@ impl NodeOptions {
             cache_bytes,
             // Two merges that need files of their own, and two segments of the log.
             reserve_bytes: 2 * (index_file_bytes + row_segment_bytes + log.segment_bytes),
+            watch_progress_interval: WATCH_PROGRESS_INTERVAL,
             scrub_interval: options.scrub_interval,
         }
     }
@@ -236,9 +246,16 @@ impl Node {
             quota_bytes: options.quota_bytes,
             member_id: booted.identity.member_id.0,
         };
+        let watch_limits = WatchLimits {
+            response_bytes_max: options.request_bytes_max + GRPC_OVERHEAD_BYTES,
+            block_bytes_max: WATCH_BLOCK_BYTES_MAX,
+            progress_interval: options.watch_progress_interval,
+            seed: port.entropy(),
+        };
         let service = Service::new(
             booted.replica,
             admission,
+            watch_limits,
             booted.identity.cluster_id.0,
             booted.identity.member_id.0,
             request_timeout(options.replica.log.election_timeout),
@@ -411,6 +428,9 @@ impl Node {
                         Verdict::Message(bytes) => {
                             client.connection.send_unary(stream, bytes.len(), |out| out.extend_from_slice(&bytes));
                         }
+                        Verdict::Begun(bytes) => {
+                            client.connection.send_message(stream, bytes.len(), |out| out.extend_from_slice(&bytes));
+                        }
                         Verdict::Refused(status) => {
                             client.connection.finish(stream, u32::from(status.code.number()), &status.message);
                         }
@@ -459,7 +479,28 @@ impl Node {
         self.carry_out(port);
         self.service.handle_read_answers(&mut self.clients);
         self.read(port, now);
+        self.watch(port, now);
         self.step_jobs(port, now);
+    }
+
+    /// Hands events to those who watch, step by step.
+    fn watch<P: Port>(&mut self, port: &mut P, now: u64) {
+        for _ in 0..WATCH_STEPS_PER_TURN {
+            if !self.service.has_watch_work() {
+                return;
+            }
+            let started = port.cpu_now();
+            let pages = Pages { port: &*port, disk: &self.disk };
+            let mut budget = Budget::new(STEP_UNITS);
+            let step = self.service.step_watches(&mut self.clients, &pages, &mut budget, now);
+            self.metrics.observe_step(StepKind::Watch, port.cpu_now().saturating_sub(started));
+            match step {
+                Ok(WatchStep::Idle) => return,
+                Ok(WatchStep::More) => {}
+                Err(unavailable) => return self.load(port, unavailable),
+            }
+        }
+        self.more = true;
     }
 
     /// Answers reads, step by step.

@@ -17,6 +17,7 @@ use trilith_engine::page_source::{Block, PageSource, Unavailable};
 use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyError, ApplyStep, Outcome};
 use trilith_engine::replica::{Replica, SubmitError};
 use trilith_engine::store::key_entry::Revision;
+use trilith_engine::watch::WatchLimits;
 use trilith_raftlog::ReadError;
 use trilith_wire::api::methods::Method;
 use trilith_wire::api::status::{self, Status};
@@ -37,14 +38,16 @@ mod reads;
 mod steps;
 mod streams;
 mod waiters;
+mod watches;
 
 pub use admission::Admission;
 use deadlines::Deadlines;
 use jobs::{Job, Jobs, WHOLE_BYTES_MAX, Wait, Work};
 use reads::{Read, ReadKind, Reads};
 pub use steps::JobStep;
-use streams::OpenCalls;
+use streams::{OpenCall, OpenCalls};
 use waiters::Waiters;
+use watches::WatchCalls;
 
 /// Response bytes of reads in one step.
 const READ_BYTES_PER_STEP: usize = 1 << 20;
@@ -66,6 +69,8 @@ pub enum Verdict {
     Pending,
     /// It is answered now, with this message.
     Message(Vec<u8>),
+    /// This is its first message; the call stays open.
+    Begun(Vec<u8>),
     /// It is refused now.
     Refused(Status),
 }
@@ -83,6 +88,7 @@ pub struct Service {
     reads: Reads,
     jobs: Jobs,
     open_calls: OpenCalls,
+    watch_calls: WatchCalls,
     deadlines: Deadlines,
     /// The part of a long answer that is being made; kept for its memory.
     part: Vec<u8>,
@@ -111,7 +117,14 @@ impl<'a> response::Rows<'a> for KeyspaceRows<'a> {
 impl Service {
     /// A service over a booted replica.
     #[must_use]
-    pub fn new(replica: Replica, admission: Admission, cluster_id: u64, member_id: u64, timeout: u64) -> Self {
+    pub fn new(
+        replica: Replica,
+        admission: Admission,
+        watch_limits: WatchLimits,
+        cluster_id: u64,
+        member_id: u64,
+        timeout: u64,
+    ) -> Self {
         Self {
             replica,
             admission,
@@ -122,6 +135,7 @@ impl Service {
             reads: Reads::default(),
             jobs: Jobs::default(),
             open_calls: OpenCalls::default(),
+            watch_calls: WatchCalls::new(watch_limits),
             deadlines: Deadlines::default(),
             part: Vec::new(),
             physical: BTreeMap::new(),
@@ -159,15 +173,25 @@ impl Service {
             Method::Hash => self.handle_hash(caller, message, now),
             Method::HashKv => self.handle_hash_kv(caller, message, now),
             Method::Defragment => self.handle_defragment(caller, message, now),
+            Method::Watch => Ok(self.open_watch(caller)),
             Method::LeaseKeepAlive => Ok(self.open_keep_alive(caller)),
             Method::HealthCheck => health_check(message),
+            Method::HealthWatch => self.open_health_watch(caller, message),
             other => Err(api::not_implemented(other)),
         });
         let verdict = result.unwrap_or_else(Verdict::Refused);
-        if let (Verdict::Pending, Some(timeout)) = (&verdict, head.timeout()) {
+        if let (Verdict::Pending | Verdict::Begun(_), Some(timeout)) = (&verdict, head.timeout()) {
             self.deadlines.insert(now.saturating_add(timeout), caller);
         }
         verdict
+    }
+
+    /// Health of a service until it changes, which it does with the end of the process alone.
+    fn open_health_watch(&mut self, caller: Caller, message: &[u8]) -> Result<Verdict, Status> {
+        let request = decode::<health::HealthCheckRequest<'_>>(message)?;
+        let status = health_of(request.service).unwrap_or(health::ServingStatus::SERVICE_UNKNOWN);
+        self.open_calls.insert(caller, OpenCall::Health);
+        Ok(Verdict::Begun(encode(&health::HealthCheckResponse { status })))
     }
 
     /// etcd's interceptor: API version, then leadership.
@@ -631,7 +655,7 @@ impl Service {
         let oldest = [self.waiters.oldest(), self.reads.oldest()];
         let waiting = oldest.into_iter().flatten().min().map(|since| since.saturating_add(self.timeout + 1));
         let working = self.jobs.oldest().map(|since| since.saturating_add(jobs::AGE_MAX + 1));
-        [waiting, working, self.deadlines.first()].into_iter().flatten().min()
+        [waiting, working, self.deadlines.first(), self.watch_calls.watches.deadline()].into_iter().flatten().min()
     }
 
     /// Answers everything that waits with "server stopped".
@@ -761,12 +785,15 @@ fn alarm_member(alarm: Alarm) -> pb::AlarmMember {
     pb::AlarmMember { member_id: alarm.member, alarm: pb::AlarmType(i32::try_from(alarm.alarm).unwrap_or(0)) }
 }
 
+/// What health checks say of a service: of the server as a whole it is the empty name, and no other is known.
+fn health_of(service: &str) -> Option<health::ServingStatus> {
+    service.is_empty().then_some(health::ServingStatus::SERVING)
+}
+
 fn health_check(message: &[u8]) -> Result<Verdict, Status> {
     let request = decode::<health::HealthCheckRequest<'_>>(message)?;
-    if !request.service.is_empty() {
-        return Err(status::UNKNOWN_HEALTH_SERVICE);
-    }
-    Ok(Verdict::Message(encode(&health::HealthCheckResponse { status: health::ServingStatus::SERVING })))
+    let status = health_of(request.service).ok_or(status::UNKNOWN_HEALTH_SERVICE)?;
+    Ok(Verdict::Message(encode(&health::HealthCheckResponse { status })))
 }
 
 fn decode<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {

@@ -66,6 +66,7 @@ fn options(limits: &Limits) -> NodeOptions {
         wal_discard_from_lsn: None,
         cache_bytes: u64::MAX,
         reserve_bytes: 0,
+        watch_progress_interval: 600 * 1_000_000_000,
         scrub_interval: 0,
     }
 }

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 
+use trilith_engine::watch::StreamKey;
 use trilith_reactor::ConnectionId;
 use trilith_wire::api::status::{self, Status};
 use trilith_wire::connection::StreamId;
@@ -21,6 +22,10 @@ use crate::service::{Service, refuse};
 pub(super) enum OpenCall {
     /// Lease.LeaseKeepAlive.
     KeepAlive(KeepAlive),
+    /// Watch.Watch.
+    Watch(StreamKey),
+    /// Health.Watch: nothing happens on it any more.
+    Health,
 }
 
 /// What a keep-alive stream still owes.
@@ -75,8 +80,9 @@ impl Service {
     pub fn handle_message(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<(), Status> {
         let handled = match self.open_calls.get_mut(caller) {
             // Its end crossed the message.
-            None => Ok(()),
+            None | Some(OpenCall::Health) => Ok(()),
             Some(OpenCall::KeepAlive(_)) => self.handle_keep_alive(caller, message, now),
+            Some(&mut OpenCall::Watch(stream)) => self.handle_watch(stream, message),
         };
         if handled.is_err() {
             self.handle_call_ended(caller);
@@ -91,7 +97,8 @@ impl Service {
                 call.half_closed = true;
                 call.unanswered == 0
             }
-            None => false,
+            // Who only listens still listens, as in etcd.
+            Some(OpenCall::Watch(_) | OpenCall::Health) | None => false,
         };
         if ends {
             self.handle_call_ended(caller);
@@ -108,6 +115,9 @@ impl Service {
     /// Bytes of a call were taken by its client.
     pub fn handle_writable(&mut self, caller: Caller) {
         self.jobs.handle_stream(caller);
+        if let Some(&mut OpenCall::Watch(stream)) = self.open_calls.get_mut(caller) {
+            self.watch_calls.watches.handle_writable(stream);
+        }
     }
 
     /// Forgets what a call that has ended stood for.
@@ -137,7 +147,8 @@ impl Service {
 
     fn drop_call(&mut self, call: OpenCall) {
         match call {
-            OpenCall::KeepAlive(_) => {}
+            OpenCall::KeepAlive(_) | OpenCall::Health => {}
+            OpenCall::Watch(stream) => self.watch_calls.close(stream),
         }
     }
 }

@@ -63,6 +63,7 @@ fn options() -> NodeOptions {
         wal_discard_from_lsn: None,
         cache_bytes: u64::MAX,
         reserve_bytes: 0,
+        watch_progress_interval: 600 * SECOND,
         scrub_interval: 0,
     }
 }

@@ -2,10 +2,13 @@
 
 use trilith_reactor::{ConnectionId, Event};
 use trilith_server::Node;
-use trilith_wire::proto::{Message, etcdserverpb as pb};
+use trilith_wire::proto::{Message, etcdserverpb as pb, health};
 
 use crate::port::MemoryPort;
-use crate::{PUT, PUT_PATH, SECOND, answer, body, frame, frames, greeting, has, head, options, prefixed, serving};
+use crate::{
+    PUT, PUT_PATH, SECOND, WINDOW_UPDATE, answer, body, call, frame, frames, greeting, has, head, options, prefixed,
+    serving,
+};
 
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 const RST_STREAM: u8 = 3;
@@ -137,4 +140,119 @@ fn a_stop_waits_for_no_open_call() {
     let ended = world.answer(1);
     assert!(has(&ended, "grpc-status: 14") && has(&ended, "grpc-message: etcdserver: server stopped"), "{ended:?}");
     assert!(!has(&world.answer(3), "grpc-status: 14"));
+}
+
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const DELETE_PATH: &str = "/etcdserverpb.KV/DeleteRange";
+
+impl World {
+    /// A call with one message, on a connection of its own.
+    fn ask(&mut self, number: u64, path: &str, message: &[u8]) {
+        let connection = self.port.accept(number);
+        let bytes = [greeting(), call(1, path, message, 0)].concat();
+        self.port.push(Event::Received { connection, bytes });
+        self.wait(SECOND / 10);
+        let answer = answer(&self.port, connection, 1);
+        assert!(has(&answer, "grpc-status: 0"), "{answer:?}");
+    }
+
+    fn watch(&mut self, stream: u32, request: pb::WatchRequestRequestUnion<'_>) {
+        let request = pb::WatchRequest { request_union: Some(request) };
+        self.message(stream, &encoded(&request));
+    }
+}
+
+/// Watches all keys from `start_revision` on.
+fn all_from(start_revision: i64) -> pb::WatchRequestRequestUnion<'static> {
+    let create = pb::WatchCreateRequest { key: b"\0", range_end: b"\0", start_revision, ..Default::default() };
+    pb::WatchRequestRequestUnion::Create(create)
+}
+
+/// The revisions of a response's events, in their order.
+fn revisions(response: &pb::WatchResponse<'_>) -> Vec<i64> {
+    response.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision).collect()
+}
+
+#[test]
+fn a_watch_is_created_sees_its_events_and_ends() {
+    let mut world = World::new();
+    world.say(head(1, WATCH, &[]));
+    world.watch(1, all_from(0));
+    world.ask(2, PUT_PATH, PUT);
+    world.watch(1, pb::WatchRequestRequestUnion::Progress(pb::WatchProgressRequest {}));
+    world.watch(1, pb::WatchRequestRequestUnion::Cancel(pb::WatchCancelRequest { watch_id: 0 }));
+    world.ask(3, PUT_PATH, PUT);
+    let messages = world.messages(1);
+    let responses: Vec<_> = messages.iter().map(|bytes| pb::WatchResponse::decode(bytes).unwrap()).collect();
+    let [created, seen, progress, canceled] = &responses[..] else { panic!("{responses:?}") };
+    assert!(created.created && created.events.is_empty(), "{created:?}");
+    assert_eq!(revisions(seen), [2]);
+    assert_eq!((progress.watch_id, progress.header.map(|header| header.revision)), (-1, Some(2)));
+    assert!(canceled.canceled && canceled.cancel_reason.is_empty(), "{canceled:?}");
+    assert!(!has(&world.answer(1), "grpc-status: 0"), "the stream stays open");
+}
+
+#[test]
+fn a_slow_watch_gets_everything_once_it_reads() {
+    let mut world = World::new();
+    world.say(head(1, WATCH, &[]));
+    world.watch(1, all_from(0));
+    let value = vec![b'v'; 10 << 10];
+    for number in 0..60_u64 {
+        let put = pb::PutRequest { key: b"k", value: &value, ..Default::default() };
+        world.ask(2 + number, PUT_PATH, &encoded(&put));
+    }
+    let len = |world: &World| frames(&world.port.sent[&world.connection]).iter().map(|frame| frame.2.len()).sum();
+    let before: usize = len(&world);
+    assert!(before < 70 << 10, "no more than the window was sent: {before}");
+    let open = 1_u32 << 28;
+    world.say(
+        [frame(WINDOW_UPDATE, 0, 0, &open.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &open.to_be_bytes())].concat(),
+    );
+    world.wait(SECOND);
+    let messages = world.messages(1);
+    let seen: Vec<_> =
+        messages.iter().flat_map(|bytes| revisions(&pb::WatchResponse::decode(bytes).unwrap())).collect();
+    assert_eq!(seen, (2..62).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_events_of_one_revision_come_in_one_message_however_many() {
+    let mut world = World::new();
+    let value = vec![b'v'; 10 << 10];
+    for number in 0..300_u64 {
+        let key = format!("{number:03}");
+        let put = pb::PutRequest { key: key.as_bytes(), value: &value, ..Default::default() };
+        world.ask(2 + number, PUT_PATH, &encoded(&put));
+    }
+    world.say(head(1, WATCH, &[]));
+    let open = 1_u32 << 28;
+    world.say(
+        [frame(WINDOW_UPDATE, 0, 0, &open.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &open.to_be_bytes())].concat(),
+    );
+    let create = pb::WatchCreateRequest { key: b"\0", range_end: b"\0", prev_kv: true, ..Default::default() };
+    world.watch(1, pb::WatchRequestRequestUnion::Create(create));
+    world.ask(
+        900,
+        DELETE_PATH,
+        &encoded(&pb::DeleteRangeRequest { key: b"\0", range_end: b"\0", ..Default::default() }),
+    );
+    world.wait(SECOND);
+    let messages = world.messages(1);
+    assert_eq!(messages.len(), 2, "created, and all events");
+    let response = pb::WatchResponse::decode(&messages[1]).unwrap();
+    assert_eq!(revisions(&response), [302; 300]);
+    assert!(response.events.iter().all(|event| event.prev_kv.as_ref().is_some_and(|kv| kv.value == value)));
+}
+
+#[test]
+fn health_is_watched() {
+    let mut world = World::new();
+    let request = encoded(&health::HealthCheckRequest::default());
+    world.say(call(1, "/grpc.health.v1.Health/Watch", &request, 0));
+    let messages = world.messages(1);
+    let states: Vec<_> =
+        messages.iter().map(|bytes| health::HealthCheckResponse::decode(bytes).unwrap().status).collect();
+    assert_eq!(states, [health::ServingStatus::SERVING]);
+    assert!(!has(&world.answer(1), "grpc-status: 0"), "it goes on");
 }

@@ -48,10 +48,8 @@ pub(super) fn unknown_methods(setup: &Setup) -> Result<Outcome> {
 
 /// RPCs of etcd that the compatibility page lists as absent.
 const ABSENT: &[&str] = &[
-    "/etcdserverpb.Watch/Watch",
     "/etcdserverpb.Lease/LeaseGrant",
     "/etcdserverpb.Lease/LeaseRevoke",
-    "/etcdserverpb.Lease/LeaseKeepAlive",
     "/etcdserverpb.Lease/LeaseTimeToLive",
     "/etcdserverpb.Lease/LeaseLeases",
     "/etcdserverpb.Cluster/MemberAdd",

@@ -1,0 +1,168 @@
+//! Watch streams: requests in, responses out.
+//!
+//! Owns: which call a stream of `trilith_engine::watch` belongs to, and the form of a response. Does not know: who sees
+//! which event.
+//!
+//! Events come from the engine as bytes of the wire, encoded once for all who see them; a response is a short head and
+//! copies of those bytes.
+//!
+//! Invariants
+//! - I1: a call takes a further response only while what it has not sent is short: a slow client costs itself.
+
+use std::collections::BTreeMap;
+
+use trilith_engine::budget::Budget;
+use trilith_engine::page_source::{PageSource, Unavailable};
+use trilith_engine::watch::{CreateWatch, Outlet, ResponseHead, StreamKey, WatchLimits, WatchStep, Watches};
+use trilith_wire::api::status::Status;
+use trilith_wire::connection::limits::STREAM_BACKLOG_LOW_BYTES;
+use trilith_wire::proto::Message;
+use trilith_wire::proto::etcdserverpb as pb;
+
+use crate::api::response::Identity;
+use crate::clients::{Caller, Clients};
+use crate::service::streams::OpenCall;
+use crate::service::{Service, Verdict, decode_streamed};
+
+/// All watch streams of a core.
+#[derive(Debug)]
+pub(super) struct WatchCalls {
+    pub(super) watches: Watches,
+    callers: BTreeMap<StreamKey, Caller>,
+}
+
+impl WatchCalls {
+    /// None yet.
+    pub(super) fn new(limits: WatchLimits) -> Self {
+        Self { watches: Watches::new(limits), callers: BTreeMap::new() }
+    }
+
+    /// A call has ended.
+    pub(super) fn close(&mut self, stream: StreamKey) {
+        self.callers.remove(&stream);
+        self.watches.close_stream(stream);
+    }
+}
+
+impl Service {
+    /// Begins a stream of watch requests.
+    pub(super) fn open_watch(&mut self, caller: Caller) -> Verdict {
+        let stream = self.watch_calls.watches.open_stream();
+        self.watch_calls.callers.insert(stream, caller);
+        self.open_calls.insert(caller, OpenCall::Watch(stream));
+        Verdict::Pending
+    }
+
+    /// One request of such a stream.
+    pub(super) fn handle_watch(&mut self, stream: StreamKey, message: &[u8]) -> Result<(), Status> {
+        let request = decode_streamed::<pb::WatchRequest<'_>>(message)?;
+        let watches = &mut self.watch_calls.watches;
+        match request.request_union {
+            Some(pb::WatchRequestRequestUnion::Create(create)) => {
+                let create = CreateWatch {
+                    key: create.key,
+                    range_end: create.range_end,
+                    start_revision: create.start_revision,
+                    watch_id: create.watch_id,
+                    prev_kv: create.prev_kv,
+                    no_put: create.filters.contains(&pb::FilterType::NOPUT),
+                    no_delete: create.filters.contains(&pb::FilterType::NODELETE),
+                    fragment: create.fragment,
+                    progress_notify: create.progress_notify,
+                };
+                self.replica.create_watch(watches, stream, &create);
+            }
+            Some(pb::WatchRequestRequestUnion::Cancel(cancel)) => {
+                watches.cancel(stream, cancel.watch_id, self.replica.keyspace());
+            }
+            Some(pb::WatchRequestRequestUnion::Progress(_)) => {
+                watches.request_progress(stream, self.replica.keyspace())
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Hands out what watchers are to see, as much as the budget allows.
+    ///
+    /// # Errors
+    /// A page is needed first.
+    pub fn step_watches(
+        &mut self,
+        clients: &mut Clients,
+        pages: &dyn PageSource,
+        budget: &mut Budget,
+        now: u64,
+    ) -> Result<WatchStep, Unavailable> {
+        let WatchCalls { watches, callers } = &mut self.watch_calls;
+        let identity =
+            Identity { cluster_id: self.cluster_id, member_id: self.member_id, raft_term: self.replica.term().0 };
+        self.replica.step_watches(watches, pages, budget, now, &mut Calls { clients, callers, identity })
+    }
+
+    /// Whether somebody who watches might be handed something.
+    #[must_use]
+    pub fn has_watch_work(&self) -> bool {
+        let watches = &self.watch_calls.watches;
+        !watches.is_empty() && watches.has_work(self.replica.keyspace())
+    }
+}
+
+/// The calls behind the engine's streams.
+struct Calls<'a> {
+    clients: &'a mut Clients,
+    callers: &'a BTreeMap<StreamKey, Caller>,
+    identity: Identity,
+}
+
+impl Calls<'_> {
+    fn caller(&self, stream: StreamKey) -> Caller {
+        *self.callers.get(&stream).expect("a stream has its call until it is closed")
+    }
+
+    fn head(&self, head: &ResponseHead) -> pb::WatchResponse<'static> {
+        pb::WatchResponse {
+            header: Some(self.identity.header(head.revision)),
+            watch_id: head.watch_id,
+            created: head.created,
+            canceled: head.canceled,
+            compact_revision: head.compact_revision,
+            cancel_reason: head.cancel_reason,
+            fragment: head.fragment,
+            events: Vec::new(),
+        }
+    }
+}
+
+impl Outlet for Calls<'_> {
+    fn has_room(&mut self, stream: StreamKey) -> bool {
+        let caller = self.caller(stream);
+        self.clients.backlog_bytes(caller) <= STREAM_BACKLOG_LOW_BYTES
+    }
+
+    fn send(&mut self, stream: StreamKey, head: &ResponseHead, events: &[&[u8]]) {
+        let (caller, head) = (self.caller(stream), self.head(head));
+        let Some(connection) = self.clients.answer(caller) else { return };
+        let events_bytes: usize = events.iter().map(|slice| slice.len()).sum();
+        connection.send_message(caller.stream, head.encoded_len() + events_bytes, |out| {
+            head.encode_into(out);
+            events.iter().for_each(|slice| out.extend_from_slice(slice));
+        });
+    }
+
+    fn begin(&mut self, stream: StreamKey, head: &ResponseHead, events_bytes: usize) {
+        let (caller, head) = (self.caller(stream), self.head(head));
+        let Some(connection) = self.clients.answer(caller) else { return };
+        let mut bytes = Vec::with_capacity(head.encoded_len());
+        head.encode_into(&mut bytes);
+        connection.begin_message(caller.stream, bytes.len() + events_bytes);
+        connection.send_part(caller.stream, &bytes);
+    }
+
+    fn part(&mut self, stream: StreamKey, events: &[u8]) {
+        let caller = self.caller(stream);
+        if let Some(connection) = self.clients.answer(caller) {
+            connection.send_part(caller.stream, events);
+        }
+    }
+}
