@@ -9,6 +9,7 @@
 //!     nothing.
 //! I2  A harness must pass on the copy without a patch, so that its failure means the mutant.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -137,16 +138,17 @@ impl Copy {
     fn refresh(&self, root: &Path) -> Result<()> {
         let mut git = Command::new("git");
         git.current_dir(root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+        let mut files = BTreeSet::new();
         for name in process::capture(&mut git)?.split('\0').filter(|name| !name.is_empty()) {
             let Ok(wanted) = std::fs::read(root.join(name)) else { continue };
             let file = self.tree.join(name);
-            if std::fs::read(&file).is_ok_and(|found| found == wanted) {
-                continue;
+            if std::fs::read(&file).map_or(true, |found| found != wanted) {
+                std::fs::create_dir_all(file.parent().context("a file stands in a folder")?)?;
+                std::fs::write(&file, wanted)?;
             }
-            std::fs::create_dir_all(file.parent().context("a file stands in a folder")?)?;
-            std::fs::write(file, wanted)?;
+            files.insert(file);
         }
-        Ok(())
+        remove_others(&self.tree, &files)
     }
 
     fn apply(&self, patch: &Path) -> Result<()> {
@@ -195,9 +197,36 @@ impl Copy {
     }
 }
 
+/// Removes what stands below a folder and is not among the files: renamed or removed in the tree, or made by a patch.
+/// A module that stood in two places would keep the copy from building.
+fn remove_others(folder: &Path, files: &BTreeSet<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            remove_others(&path, files)?;
+        } else if !files.contains(&path) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_loses_what_the_tree_has_lost() {
+        let copy = std::env::temp_dir().join(format!("trilith-mutants-{}", std::process::id()));
+        let [kept, lost, lost_below] = ["a/kept.rs", "lost.rs", "a/b/lost.rs"].map(|name| copy.join(name));
+        std::fs::create_dir_all(copy.join("a/b")).unwrap();
+        [&kept, &lost, &lost_below].map(|file| std::fs::write(file, "").unwrap());
+        remove_others(&copy, &BTreeSet::from([kept.clone()])).unwrap();
+        let left = [&kept, &lost, &lost_below].map(|file| file.exists());
+        std::fs::remove_dir_all(copy).unwrap();
+        assert_eq!(left, [true, false, false]);
+    }
 
     #[test]
     fn every_name_has_its_turn() {
