@@ -221,7 +221,9 @@ mod tests {
         let copy = std::env::temp_dir().join(format!("trilith-mutants-{}", std::process::id()));
         let [kept, lost, lost_below] = ["a/kept.rs", "lost.rs", "a/b/lost.rs"].map(|name| copy.join(name));
         std::fs::create_dir_all(copy.join("a/b")).unwrap();
-        [&kept, &lost, &lost_below].map(|file| std::fs::write(file, "").unwrap());
+        for file in [&kept, &lost, &lost_below] {
+            std::fs::write(file, "").unwrap();
+        }
         remove_others(&copy, &BTreeSet::from([kept.clone()])).unwrap();
         let left = [&kept, &lost, &lost_below].map(|file| file.exists());
         std::fs::remove_dir_all(copy).unwrap();
