@@ -197,7 +197,7 @@ impl Shard<'_> {
     fn reclaim(&mut self, port: &mut GlommioPort) -> Result<()> {
         let Booted { replica, disk, .. } = &mut self.booted;
         match replica.reclaim_step(&mut Budget::new(RECLAIM_UNITS), &Pages { port: &*port, disk }) {
-            ReclaimStep::Idle | ReclaimStep::Waiting => Ok(()),
+            ReclaimStep::Idle | ReclaimStep::Waiting | ReclaimStep::NeedsCheckpoint => Ok(()),
             ReclaimStep::More => {
                 self.more = true;
                 Ok(())

@@ -188,7 +188,7 @@ impl Replica {
             member,
             batches: Batches::new(member, raft.boot_number(), options.log.entry_bytes_max),
             raft,
-            reclaim: Reclaim::new(boot.keyspace.rows().has_retired(), boot.keyspace.rows().reclaim_cursor().to),
+            reclaim: Reclaim::default(),
             state: State::new(boot.keyspace, boot.tables, applied),
             store: boot.store,
             next_sequence: 1,

@@ -4,12 +4,16 @@
 //! much a step of a merge does. Does not know: which rows are dead (`store::reclaim`), files.
 //!
 //! Reclaim changes what a restart finds only through checkpoints: marks of erased keys leave the index with the next
-//! one, a replaced segment's file goes with the second one after. Where nothing else calls for them, reclaim does.
+//! one, a replaced segment's file goes with the second one after. Where nothing else calls for them, reclaim does: when
+//! it cannot go on without one, and at the end. What checkpoints themselves leave behind (directories and tables) calls
+//! for none.
 //!
 //! Invariants
 //! - I1: reclaim never stops writes: it runs on budget that is left, and marks of erased keys end at the overlay's
 //!   trigger.
-//! - I2: a defragmentation ends after a fixed number of checkpoints, whatever is written meanwhile.
+//! - I2: a defragmentation that has rewritten what it found ends after a fixed number of checkpoints, whatever is
+//!   written meanwhile.
+//! - I3: reclaim that waits for room has nothing of its own that could be removed and is not on its way to be.
 
 use std::collections::VecDeque;
 
@@ -23,9 +27,6 @@ use crate::store::{CheckpointStep, ReclaimLimits, ReclaimStep, reclaim};
 const ERASED_WORTH_CHECKPOINT: usize = 4096;
 /// Checkpoints after which nothing that a defragmentation left behind is named by a retained one.
 const CHECKPOINTS_TO_RELEASE: u64 = 2;
-/// Checkpoints for the sake of one walk: one takes its marks and names what was rewritten, two more let go of files.
-/// What checkpoints themselves leave behind (directories and tables) calls for none.
-const CHECKPOINTS_PER_WALK: u32 = 3;
 /// Parts of a retired overlay that are freed in one step.
 const CHUNKS_FREED_PER_STEP: usize = 2;
 
@@ -41,9 +42,7 @@ pub(super) struct Reclaim {
     retired: VecDeque<Overlay>,
     /// Something calls for a checkpoint.
     wants_checkpoint: bool,
-    /// Checkpoints that reclaim may still call for, and the bound of the walk they are for.
-    checkpoints_left: u32,
-    walked: i64,
+    is_short_of_room: bool,
 }
 
 /// A defragmentation under way.
@@ -69,18 +68,12 @@ enum Stage {
 }
 
 impl Reclaim {
-    /// A start with files that only the older checkpoint names calls for one checkpoint to let go of them.
-    pub(super) fn new(has_retired: bool, walked: i64) -> Self {
-        Self { checkpoints_left: u32::from(has_retired), walked, ..Self::default() }
-    }
-
     pub(super) fn wants_checkpoint(&self) -> bool {
         self.wants_checkpoint
     }
 
     pub(super) fn handle_begun(&mut self) {
         self.wants_checkpoint = false;
-        self.checkpoints_left = self.checkpoints_left.saturating_sub(1);
     }
 
     /// A checkpoint is durable; this overlay is in its tree.
@@ -111,26 +104,35 @@ impl Replica {
             writes_in_flight_max: self.store.writes_in_flight_max(),
             overlay_bytes_max: self.options.checkpoint_overlay_bytes,
             thorough: self.reclaim.running.is_some_and(|running| running.stage == Stage::Rewriting),
+            is_short_of_room: self.reclaim.is_short_of_room,
         };
         let step = match self.reclaim.running.map(|running| running.stage) {
             Some(Stage::Checkpointing(_) | Stage::Releasing) => ReclaimStep::Idle,
             _ => reclaim::step(&mut self.state.keyspace, bound, &limits, budget, pages),
         };
         let step = if step == ReclaimStep::Idle { self.end_reclaim() } else { step };
+        // On a full disk the writes of a rewrite wait for the room of what was replaced before (I3).
+        let waits_for_room =
+            self.reclaim.is_short_of_room && step == ReclaimStep::Waiting && self.state.keyspace.rows().has_retired();
+        // One that runs already may end before what is wanted of it.
+        if (step == ReclaimStep::NeedsCheckpoint || waits_for_room) && !self.store.is_checkpointing() {
+            self.reclaim.wants_checkpoint = true;
+        }
         self.begin_wanted_checkpoint();
         step
+    }
+
+    /// The disk was found full, or has room again.
+    pub fn set_short_of_room(&mut self, is_short: bool) {
+        self.reclaim.is_short_of_room = is_short;
     }
 
     /// Nothing is left to count or to rewrite: the defragmentation goes on, and checkpoints let go of what was
     /// replaced.
     fn end_reclaim(&mut self) -> ReclaimStep {
         let keyspace = &self.state.keyspace;
-        let walked = keyspace.rows().reclaim_cursor().to;
-        if walked > self.reclaim.walked {
-            (self.reclaim.walked, self.reclaim.checkpoints_left) = (walked, CHECKPOINTS_PER_WALK);
-        }
         let Some(running) = self.reclaim.running.as_mut() else {
-            self.reclaim.wants_checkpoint |= self.reclaim.checkpoints_left > 0
+            self.reclaim.wants_checkpoint |= !self.store.is_checkpointing()
                 && (keyspace.rows().has_retired() || keyspace.overlay().erased() >= ERASED_WORTH_CHECKPOINT);
             return ReclaimStep::Idle;
         };
@@ -175,10 +177,7 @@ impl Replica {
 
     /// A checkpoint for reclaim's sake needs no entry to end first, but must not fall into one.
     fn begin_wanted_checkpoint(&mut self) {
-        let overlay = &self.state.keyspace.overlay();
-        let due =
-            self.reclaim.wants_checkpoint || reclaim::is_overlay_full(overlay, self.options.checkpoint_overlay_bytes);
-        if due && self.state.is_between_entries() && !self.store.is_checkpointing() {
+        if self.reclaim.wants_checkpoint && self.state.is_between_entries() && !self.store.is_checkpointing() {
             self.begin_checkpoint();
         }
     }

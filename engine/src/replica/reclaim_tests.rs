@@ -1,7 +1,7 @@
 //! Reclaim, checkpoints and defragmentation of a whole replica over files in memory: what is driven when, and that it
 //! ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use trilith_raftlog::{
     ClusterId, Identity, Incarnation, LogMedia, LogPosition, MediaError, MemberId, RecoverOptions, SegmentFile, recover,
@@ -59,6 +59,11 @@ struct World {
     /// Bytes of files that exist, holes left out.
     discarded: u64,
     checkpoints: u64,
+    /// Units of 4096 bytes that all files together may take; holes take none.
+    capacity: usize,
+    taken: BTreeSet<(StoreFile, u64)>,
+    /// What found no room, to be tried again.
+    parked: VecDeque<StoreEffect>,
 }
 
 impl World {
@@ -92,8 +97,18 @@ impl World {
             let file = StoreFile { kind: FileKind::Superblock, number };
             disk.files.insert(file, vec![0; crate::store::SUPERBLOCK_BYTES as usize]);
         }
-        let mut world =
-            Self { replica, disk, now: 0, hold_discards: false, held: Vec::new(), discarded: 0, checkpoints: 0 };
+        let mut world = Self {
+            replica,
+            disk,
+            now: 0,
+            hold_discards: false,
+            held: Vec::new(),
+            discarded: 0,
+            checkpoints: 0,
+            capacity: usize::MAX,
+            taken: BTreeSet::new(),
+            parked: VecDeque::new(),
+        };
         while world.replica.role() != Role::Leader {
             world.now = world.replica.deadline().unwrap_or(world.now + 1);
             world.replica.handle_tick(world.now);
@@ -117,7 +132,26 @@ impl World {
         }
     }
 
+    /// Takes room for a creation or a write. False: there is none.
+    fn takes_room(&mut self, effect: &StoreEffect) -> bool {
+        let (file, from, bytes) = match effect {
+            StoreEffect::CreateFile { file, bytes, .. } => (*file, 0, *bytes),
+            StoreEffect::Write(write) if write.file.kind != FileKind::Superblock => {
+                (write.file, write.offset, write.bytes.as_slice().len() as u64)
+            }
+            _ => return true,
+        };
+        let units = (from / 4096..(from + bytes) / 4096).map(|unit| (file, unit));
+        let new: Vec<_> = units.filter(|unit| !self.taken.contains(unit)).collect();
+        let fits = self.taken.len() + new.len() <= self.capacity;
+        self.taken.extend(new.into_iter().filter(|_| fits));
+        fits
+    }
+
     fn store_effect(&mut self, effect: StoreEffect) {
+        if !self.takes_room(&effect) {
+            return self.parked.push_back(effect);
+        }
         match &effect {
             StoreEffect::CreateFile { file, bytes, .. } => {
                 self.disk.files.insert(*file, vec![0; *bytes as usize]);
@@ -126,9 +160,13 @@ impl World {
             StoreEffect::Discard { .. } if self.hold_discards => return self.held.push(effect),
             StoreEffect::Discard { file, offset, len, .. } => {
                 self.disk.files.get_mut(file).unwrap()[*offset as usize..][..*len as usize].fill(0);
+                self.taken.retain(|(of, unit)| of != file || !(*offset..offset + len).contains(&(unit * 4096)));
                 self.discarded += len;
             }
-            StoreEffect::RemoveFile { file, .. } => drop(self.disk.files.remove(file).expect("it is removed once")),
+            StoreEffect::RemoveFile { file, .. } => {
+                self.disk.files.remove(file).expect("it is removed once");
+                self.taken.retain(|(of, _)| of != file);
+            }
             StoreEffect::Sync { .. } | StoreEffect::Populate { .. } => {}
         }
         self.replica.handle_store_complete(effect.token());
@@ -136,6 +174,10 @@ impl World {
 
     /// One turn; what reclaim came to.
     fn turn(&mut self) -> ReclaimStep {
+        for effect in std::mem::take(&mut self.parked) {
+            self.store_effect(effect);
+        }
+        self.replica.set_short_of_room(!self.parked.is_empty());
         self.replica.propose_batch();
         self.carry_out();
         let mut budget = Budget::new(20_000);
@@ -204,6 +246,29 @@ fn compaction_alone_gives_back_the_room_of_what_it_left_dead() {
         world.turn();
     }
     assert_eq!(world.checkpoints, checkpoints);
+}
+
+/// A disk with room for so many units more than what is in use when everything but a third becomes dead.
+fn reclaim_on_a_full_disk(keys: u32, units_free: usize) {
+    let mut world = World::new();
+    for round in 0..5_u8 {
+        // A third of the rows of every segment is never replaced.
+        let key = |number: u32| if number.is_multiple_of(3) { number + u32::from(round) * keys } else { number };
+        (0..keys).for_each(|number| world.put(key(number), &[round; 100]));
+    }
+    world.settle();
+    let full = world.taken.len();
+    world.capacity = full + units_free;
+    world.compact();
+    assert!(world.parked.is_empty() && world.taken.len() < full * 4 / 5, "{} of {full} units", world.taken.len());
+}
+
+#[test]
+fn a_disk_that_is_all_but_full_gets_its_room_back() {
+    // More is to be rewritten than there is room for, beside what checkpoints write.
+    reclaim_on_a_full_disk(3000, 56);
+    // The second rewrite has no room before the first one's sources are gone.
+    reclaim_on_a_full_disk(900, 24);
 }
 
 #[test]

@@ -13,13 +13,14 @@
 //! - I1: work of a step that meets an unusable page is as if that row had not been reached.
 //! - I2: what a reader at or above the bound can see is neither counted nor left out.
 //! - I3: the bound of rewrites is that of the last finished walk, so a rewritten segment holds no row that is counted.
+//! - I4: what was replaced and waits to be removed is bounded: above, no row is copied before checkpoints let go of it.
 
 use crate::budget::Budget;
 use crate::mvcc::{KeyTree, Keyspace};
 use crate::page_source::{PageSource, Unavailable};
 use crate::store::key_entry::Revision;
 use crate::store::overlay::Overlay;
-use crate::store::row_log::{Rewrite, Row};
+use crate::store::row_log::{Rewrite, Row, RowLog};
 
 /// Units for a row that a walk or a rewrite passes.
 const ROW_UNITS: u32 = 4;
@@ -37,8 +38,10 @@ pub enum ReclaimStep {
     Idle,
     /// The budget is used up: call again.
     More,
-    /// Waits for writes or for a checkpoint.
+    /// Waits for writes.
     Waiting,
+    /// Waits for a checkpoint, which is to begin as soon as none runs.
+    NeedsCheckpoint,
     /// Waits for this page (`Missing`), or can never go on (`Corrupt`).
     NeedPages(Unavailable),
 }
@@ -52,6 +55,8 @@ pub struct ReclaimLimits {
     pub overlay_bytes_max: u64,
     /// Segments with few dead rows are rewritten too.
     pub thorough: bool,
+    /// The disk is full: what needs no room comes first, and a rewrite waits until all that was replaced is removed.
+    pub is_short_of_room: bool,
 }
 
 /// Goes on with reclaim up to `bound`.
@@ -67,13 +72,8 @@ pub fn step<T: KeyTree>(
             rewrite(keyspace, limits, budget, pages)
         } else if keyspace.rows().reclaim_cursor().is_walking() {
             walk(keyspace, limits, budget, pages)
-        } else if let Some(run) = keyspace.rows_mut().next_run(limits.thorough) {
-            if keyspace.rows_mut().begin_rewrite(run) { Ok(None) } else { Ok(Some(ReclaimStep::Waiting)) }
-        } else if bound > keyspace.rows().reclaim_cursor().to {
-            keyspace.rows_mut().begin_walk(bound);
-            Ok(None)
         } else {
-            Ok(Some(ReclaimStep::Idle))
+            Ok(begin_next(keyspace.rows_mut(), bound, limits))
         };
         match worked {
             Ok(Some(step)) => return step,
@@ -84,9 +84,24 @@ pub fn step<T: KeyTree>(
     }
 }
 
+/// Begins the next walk or rewrite, or says why it cannot.
+fn begin_next(rows: &mut RowLog, bound: i64, limits: &ReclaimLimits) -> Option<ReclaimStep> {
+    let is_counted = bound <= rows.reclaim_cursor().to;
+    let run = rows.next_run(limits.thorough).map(|run| (rows.has_live_rows(&run), run));
+    match run {
+        // Short of room: not before it is known what can go without a copy.
+        Some((true, _)) if limits.is_short_of_room && !is_counted => rows.begin_walk(bound),
+        Some((true, _)) if rows.has_much_retired(limits.is_short_of_room) => return Some(ReclaimStep::NeedsCheckpoint),
+        Some((_, run)) => return (!rows.begin_rewrite(run)).then_some(ReclaimStep::Waiting),
+        None if is_counted => return Some(ReclaimStep::Idle),
+        None => rows.begin_walk(bound),
+    }
+    None
+}
+
 /// Whether marks of erased keys have to wait for a checkpoint. However small the overlay may be, some fit: a checkpoint
 /// for each of them would be no progress worth the name.
-pub(crate) fn is_overlay_full(overlay: &Overlay, bytes_max: u64) -> bool {
+fn is_overlay_full(overlay: &Overlay, bytes_max: u64) -> bool {
     overlay.bytes() >= bytes_max && overlay.erased() >= ERASED_MIN
 }
 
@@ -103,7 +118,7 @@ fn walk<T: KeyTree>(
     let mut next = cursor.next;
     loop {
         if is_overlay_full(keyspace.overlay(), limits.overlay_bytes_max) {
-            return Ok(Some(ReclaimStep::Waiting));
+            return Ok(Some(ReclaimStep::NeedsCheckpoint));
         }
         let Some(row) = keyspace.rows().row_from(next, pages)?.filter(|row| row.at.main <= cursor.to) else {
             keyspace.rows_mut().end_walk();

@@ -81,7 +81,7 @@ pub struct RowCheckpoint {
     pub root: RowLogRoot,
     /// For [`RowLog::is_written_through`].
     pub last_token: u64,
-    /// Row files written to since the checkpoint before.
+    /// Row files written to since the checkpoint before; not those of a rewrite under way, which nothing names yet.
     pub files: Vec<StoreFile>,
 }
 
@@ -141,7 +141,8 @@ pub struct RowLog {
     /// Writes not completed, queued or in flight.
     outstanding: BTreeSet<u64>,
     next_token: u64,
-    /// Files written to since the last checkpoint, ascending.
+    /// Files that the next checkpoint has to sync, ascending: those written to since the last, but for the ones that a
+    /// rewrite under way makes.
     unsynced: BTreeSet<u32>,
     /// How far the dead rows were counted.
     reclaim: ReclaimCursor,
@@ -351,20 +352,21 @@ impl RowLog {
         RowCheckpoint { root, last_token: self.next_token - 1, files }
     }
 
-    /// Whether every write up to this token has completed.
+    /// Whether every write up to this token has completed. Those of a rewrite under way do not count: nothing names
+    /// what they write.
     #[must_use]
     pub fn is_written_through(&self, token: u64) -> bool {
-        self.outstanding.first().is_none_or(|&first| first > token)
+        let is_of_rewrite = |&open: &u64| self.rewrite.as_ref().is_some_and(|rewrite| rewrite.awaits(open));
+        self.outstanding.range(..=token).all(is_of_rewrite)
     }
 
     /// Forgets that blocks of this part of a file were verified: its pages were released.
-    pub fn handle_released(&mut self, range: Block) {
+    pub fn handle_released(&self, range: Block) {
         let Some(segment) = self.segments.iter().find(|segment| row_file(segment.file) == range.file) else { return };
-        for entry in &segment.blocks {
-            if entry.offset() < range.offset + u64::from(range.len) && range.offset < entry.offset() + entry.len() {
-                entry.set_verified(false);
-            }
-        }
+        let end = range.offset + u64::from(range.len);
+        let first = segment.blocks.partition_point(|entry| entry.offset() + entry.len() <= range.offset);
+        let touched = segment.blocks[first..].iter().take_while(|entry| entry.offset() < end);
+        touched.for_each(|entry| entry.set_verified(false));
     }
 
     /// Row bytes not yet written; they stay in memory whatever the limit.
@@ -516,7 +518,13 @@ impl RowLog {
         }
     }
 
+    /// Writes what the next checkpoint has to sync.
     fn push_writes(&mut self, file: u32, offset: u64, bytes: &Arc<Vec<u8>>) {
+        self.hand_out(file, offset, bytes);
+        self.unsynced.insert(file);
+    }
+
+    fn hand_out(&mut self, file: u32, offset: u64, bytes: &Arc<Vec<u8>>) {
         let step = self.options.write_bytes_max as usize;
         for start in (0..bytes.len()).step_by(step) {
             let part = start..bytes.len().min(start + step);
@@ -526,7 +534,6 @@ impl RowLog {
             let write = RowWrite { token, file: row_file(file), offset, bytes: Arc::clone(bytes), part };
             self.effects.push_back(RowEffect::Write(write));
         }
-        self.unsynced.insert(file);
     }
 
     /// Drops the oldest blocks beyond the limit, written ones only (I4).
@@ -683,7 +690,7 @@ mod tests {
         }
         let root = log.handle_checkpoint().root;
         disk.drain(&mut log);
-        let mut log = RowLog::open(OPTIONS, root, &disk).unwrap();
+        let log = RowLog::open(OPTIONS, root, &disk).unwrap();
         assert_holds(&log, &rows, &disk);
         for offset in (0..OPTIONS.segment_bytes).step_by(4096) {
             let mut damaged = disk.clone();
@@ -708,6 +715,31 @@ mod tests {
         assert!(matches!(RowLog::open(OPTIONS, root, &disk), Err(Unavailable::Missing(_))));
         log.handle_released(Block { file: row_file(0), offset: 0, len: u32::MAX });
         assert!(matches!(log.row(rows[0].0, &disk), Err(Unavailable::Missing(_))));
+    }
+
+    #[test]
+    fn a_release_touches_the_blocks_it_overlaps_and_no_other() {
+        let (mut disk, mut log, rows) = (Disk::default(), RowLog::new(OPTIONS), rows(1000));
+        for (at, value) in &rows {
+            log.append(&row(*at, value));
+        }
+        let root = log.handle_checkpoint().root;
+        disk.drain(&mut log);
+        let log = RowLog::open(OPTIONS, root, &disk).unwrap();
+        let file = row_file(0);
+        let blocks = &log.segments[0].blocks;
+        for offset in (0..OPTIONS.segment_bytes).step_by(4096) {
+            for len in [1, 4096, 5000, 64 << 10] {
+                blocks.iter().for_each(|entry| entry.set_verified(true));
+                log.segments[1].blocks.iter().for_each(|entry| entry.set_verified(true));
+                log.handle_released(Block { file, offset, len });
+                let overlaps = |at: u64, bytes: u64| at < offset + u64::from(len) && offset < at + bytes;
+                for entry in blocks {
+                    assert_eq!(entry.is_verified(), !overlaps(entry.offset(), entry.len()), "{offset} {len}");
+                }
+                assert!(log.segments[1].blocks.iter().all(row_block::DirectoryEntry::is_verified));
+            }
+        }
     }
 
     #[test]

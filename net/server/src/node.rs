@@ -649,7 +649,7 @@ impl Node {
         // Whatever it came to, those who wait for the store look at it once a turn.
         self.service.handle_stored();
         match step {
-            ReclaimStep::Idle | ReclaimStep::Waiting => {}
+            ReclaimStep::Idle | ReclaimStep::Waiting | ReclaimStep::NeedsCheckpoint => {}
             ReclaimStep::More => self.reclaim_at = now + RECLAIM_PAUSE,
             ReclaimStep::NeedPages(unavailable) => self.load(port, unavailable),
         }
@@ -725,7 +725,9 @@ impl Node {
     /// Tries again what found no room, and makes it known.
     fn mind_space<P: Port>(&mut self, port: &mut P, now: u64) {
         self.disk.handle_time(port);
-        self.service.handle_space(self.disk.is_short_of_space(), now);
+        let is_short = self.disk.is_short_of_space();
+        self.service.replica.set_short_of_room(is_short);
+        self.service.handle_space(is_short, now);
     }
 
     /// Publishes this member once it leads, and begins to serve when that is applied (I1).

@@ -4,7 +4,8 @@
 //! the moment at which these take the old ones' place. Does not know: which rows stay (`store::reclaim` says).
 //!
 //! While a rewrite runs, readers use the old segments. Once every write of the new ones has completed they take the old
-//! ones' place in memory; the next checkpoint names them. A crash before that leaves files that nothing names.
+//! ones' place in memory; the next checkpoint names and syncs them. A crash before that leaves files nothing names. No
+//! checkpoint waits for the writes of a rewrite under way: on a full disk these may wait for the room that it makes.
 //!
 //! Invariants
 //! - I1: the sources are closed segments whose blocks are all written; while they are copied, segments are only added
@@ -79,6 +80,11 @@ impl Rewrite {
     /// Writes not completed.
     pub(crate) fn writes_in_flight(&self) -> usize {
         self.writes.len()
+    }
+
+    /// Whether the write is one of these and has not completed.
+    pub(super) fn awaits(&self, token: u64) -> bool {
+        self.writes.contains(&token)
     }
 
     /// Whether the write was one of these.
@@ -167,7 +173,7 @@ impl RowLog {
         rewrite.created = rewrite.outputs.len();
         for (file, offset, bytes) in rewrite.ready.drain(..) {
             let first = self.next_token;
-            self.push_writes(file, offset, &Arc::new(bytes));
+            self.hand_out(file, offset, &Arc::new(bytes));
             rewrite.writes.extend(first..self.next_token);
         }
         self.rewrite = Some(rewrite);
@@ -194,6 +200,7 @@ impl RowLog {
             self.resident_bytes -= oldest.bytes.len() as u64;
             self.resident.pop_front();
         }
+        self.unsynced.extend(rewrite.outputs.iter().map(|segment| segment.file));
         if let Some(first) = rewrite.outputs.first_mut() {
             first.above = self.segments[rewrite.sources.start].above;
         }

@@ -24,6 +24,9 @@ const TAIL_BYTES_MIN: u64 = 16 << 10;
 /// Rests from this length on are given back again at the first checkpoint of a process: a crash may have come first.
 const TAIL_BYTES_AGAIN: u64 = 1 << 20;
 
+/// Replaced bytes that may wait to be removed at once, in segments: they take room beside what replaced them.
+const RETIRED_SEGMENTS_MAX: u64 = 4;
+
 /// How far reclaim has counted dead rows. At rest `from` and `to` are equal: all rows that are dead as of that bound
 /// are counted. During a walk, rows below `next` are done, and what `from` left out and `to` takes in is counted for
 /// them.
@@ -50,6 +53,8 @@ impl ReclaimCursor {
 pub(super) struct Retired {
     pub(super) file: u32,
     pub(super) used: u64,
+    /// It held rows, not only what checkpoints wrote.
+    pub(super) held_rows: bool,
     /// The first checkpoint that does not name it, as counted by `begun`.
     pub(super) freed_by: u64,
 }
@@ -152,8 +157,8 @@ impl RowLog {
     }
 
     /// The next adjacent segments that should become one. Those over half dead; `thorough`: over an eighth. Small ones
-    /// beside them join, and so do several small ones, so that the number of files follows the live bytes. The newest
-    /// segment is appended to and left out.
+    /// beside them join, and so do several small ones, so that the number of files follows the live bytes. Before any
+    /// of these, those in which nothing lives. The newest segment is appended to and left out.
     pub(crate) fn next_run(&mut self, thorough: bool) -> Option<Range<usize>> {
         if self.is_dense && !thorough {
             return None;
@@ -170,8 +175,13 @@ impl RowLog {
 
     fn find_run(&self, thorough: bool) -> Option<Range<usize>> {
         let segments = &self.segments[..self.segments.len().saturating_sub(1)];
+        // What needs no room comes first: on a full disk nothing else may be able to go.
+        if let Some(start) = segments.iter().position(|segment| !segment.has_live_rows()) {
+            let dead = segments[start..].iter().take_while(|segment| !segment.has_live_rows());
+            return Some(start..start + dead.count());
+        }
         let share = if thorough { 7 } else { 4 };
-        let sparse = |segment: &Segment| segment.live_bytes() * 8 < segment.used * share || !segment.has_live_rows();
+        let sparse = |segment: &Segment| segment.live_bytes() * 8 < segment.used * share;
         let small = |segment: &Segment| segment.used <= self.options.segment_bytes / 8;
         let room = self.options.segment_bytes / 4 * 3;
         let mut start = 0;
@@ -236,10 +246,23 @@ impl RowLog {
         }
     }
 
-    /// Whether files wait for checkpoints before they are removed.
+    /// Whether files that held rows wait for checkpoints before they are removed. What checkpoints themselves left
+    /// behind, directories and tables alone, is not worth further ones: it would call for them without end.
     #[must_use]
     pub fn has_retired(&self) -> bool {
-        !self.retired.is_empty()
+        self.retired.iter().any(|retired| retired.held_rows)
+    }
+
+    /// Whether so much that held rows waits to be removed that nothing more should be copied before; short of room:
+    /// anything.
+    pub(crate) fn has_much_retired(&self, is_short_of_room: bool) -> bool {
+        let bytes: u64 = self.retired.iter().filter(|retired| retired.held_rows).map(|retired| retired.used).sum();
+        if is_short_of_room { bytes > 0 } else { bytes >= RETIRED_SEGMENTS_MAX * self.options.segment_bytes }
+    }
+
+    /// Whether anything lives in these segments.
+    pub(crate) fn has_live_rows(&self, run: &Range<usize>) -> bool {
+        self.segments[run.clone()].iter().any(Segment::has_live_rows)
     }
 
     /// Segments are replaced by others, the files of the former are retired.
@@ -253,7 +276,10 @@ impl RowLog {
             segment.dirty |= segment.directory.len > 0;
         }
         let freed_by = self.begun + 1;
-        self.retired.extend(removed.iter().map(|segment| Retired { file: segment.file, used: segment.used, freed_by }));
+        self.retired.extend(removed.iter().map(|segment| {
+            let (file, used, held_rows) = (segment.file, segment.used, segment.rows > 0);
+            Retired { file, used, held_rows, freed_by }
+        }));
     }
 
     /// Keeps the files that the older retained checkpoint names and this one does not, until the next checkpoint is
@@ -271,7 +297,8 @@ impl RowLog {
             if record.file != u32::MAX && !self.has_file(row_file(record.file)) {
                 self.next_file = self.next_file.max(record.file + 1);
                 self.used_bytes += record.used;
-                self.retired.push(Retired { file: record.file, used: record.used, freed_by: 0 });
+                let (file, used, held_rows) = (record.file, record.used, record.rows > 0);
+                self.retired.push(Retired { file, used, held_rows, freed_by: 0 });
             }
         }
         Ok(())
