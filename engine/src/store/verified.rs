@@ -72,11 +72,16 @@ impl Verified {
 
     /// Clears the marks of a run.
     pub fn clear(&self, page: PageId, units: u32) {
-        for unit in page.0..page.0.saturating_add(units) {
-            let (file, word, bit) = self.place(PageId(unit));
+        let (mut unit, end) = (page.0, page.0.saturating_add(units));
+        while unit < end {
+            let (file, word, _) = self.place(PageId(unit));
+            // As far as the word goes; files begin at words.
+            let bit = unit % self.file_units % 64;
+            let bits = (end - unit).min(64 - bit);
             if let Some(words) = self.marks.get(file).and_then(OnceLock::get) {
-                words[word].fetch_and(!bit, Ordering::Relaxed);
+                words[word].fetch_and(!(u64::MAX >> (64 - bits) << bit), Ordering::Relaxed);
             }
+            unit += bits;
         }
     }
 
@@ -92,9 +97,18 @@ impl Verified {
         let first = unit(block.offset);
         self.clear(PageId(base + first), end.saturating_sub(first));
         // Pages do not overlap, so only the last marked one before the block can reach into it.
-        if let Some(before) = (0..first).rev().map(|at| PageId(base + at)).find(|&page| self.is_marked(page)) {
-            self.clear(before, 1);
+        if let Some(before) = self.last_marked(block.file.number as usize, first) {
+            self.clear(PageId(base + before), 1);
         }
+    }
+
+    /// The last marked unit of a file below this one.
+    fn last_marked(&self, file: usize, below: u32) -> Option<u32> {
+        let words = self.marks.get(file)?.get()?;
+        let (word, bit) = ((below / 64) as usize, below % 64);
+        let in_word = |at: usize, marks: u64| marks.checked_ilog2().map(|bit| at as u32 * 64 + bit);
+        let partial = words.get(word).map_or(0, |marks| marks.load(Ordering::Relaxed) & ((1 << bit) - 1));
+        in_word(word, partial).or_else(|| (0..word).rev().find_map(|at| in_word(at, words[at].load(Ordering::Relaxed))))
     }
 
     /// Clears everything.
@@ -132,6 +146,42 @@ mod tests {
         assert!([0, 127, 128, 300].iter().all(|&page| !verified.is_marked(PageId(page))));
         verified.mark(PageId(1 << 20));
         assert!(!verified.is_marked(PageId(1 << 20)), "a page beyond the last file is never marked");
+    }
+
+    /// Against one flag per unit, over ranges that begin and end anywhere.
+    #[test]
+    fn runs_of_any_shape_are_cleared_to_the_unit() {
+        const UNITS: u32 = 256;
+        let mut rng = crate::store::tree::tests::Rng(5);
+        for round in 0..2000_u32 {
+            let verified = Verified::new(UNITS, 2);
+            let mut marked = vec![false; 2 * UNITS as usize];
+            for _ in 0..rng.below(1 + u64::from(round % 200)) {
+                let page = rng.below(2 * u64::from(UNITS)) as u32;
+                verified.mark(PageId(page));
+                marked[page as usize] = true;
+            }
+            let from = rng.below(u64::from(UNITS)) as u32;
+            let units = rng.below(u64::from(UNITS - from) + 1) as u32;
+            let number = rng.below(2) as u32;
+            let first = number * UNITS + from;
+            marked[first as usize..(first + units) as usize].fill(false);
+            if round % 2 == 0 {
+                verified.clear(PageId(first), units);
+            } else {
+                let file = StoreFile { kind: FileKind::Index, number };
+                verified.clear_block(Block {
+                    file,
+                    offset: u64::from(from) * 4096 + 1,
+                    len: (units * 4096).max(2) - 1,
+                });
+                marked[first as usize] = false;
+                let before = (number * UNITS..first).rev().find(|&unit| marked[unit as usize]);
+                before.into_iter().for_each(|unit| marked[unit as usize] = false);
+            }
+            let found: Vec<bool> = (0..2 * UNITS).map(|unit| verified.is_marked(PageId(unit))).collect();
+            assert!(found == marked, "round {round}: {units} units from {first}");
+        }
     }
 
     #[test]
