@@ -12,6 +12,7 @@ mod arrows;
 mod ci;
 mod clients;
 mod compare;
+mod conformance;
 mod dataset;
 mod disturb;
 mod drive;
@@ -80,6 +81,11 @@ const COMMANDS: &[Command] = &[
         run: media::run,
     },
     Command { name: "e2e", synopsis: "[--only NAME] [--cycles N]  real processes, real clients", run: e2e::run },
+    Command {
+        name: "conformance",
+        synopsis: "[--endpoints HOST:PORT] [--slow] [--list] [PROGRAM..]  the same answers as etcd to every client",
+        run: conformance::run,
+    },
     Command { name: "kill", synopsis: "[--cycles N]            campaign of kill -9 under load", run: e2e::run_kill },
     Command {
         name: "powercut",
@@ -116,7 +122,7 @@ fn main() -> ExitCode {
 fn usage() -> String {
     let mut text = String::from("usage: cargo xtask COMMAND\n");
     for command in COMMANDS {
-        text.push_str(&format!("  {:<9} {}\n", command.name, command.synopsis.trim_end()));
+        text.push_str(&format!("  {:<11} {}\n", command.name, command.synopsis.trim_end()));
     }
     text
 }

@@ -59,6 +59,11 @@ impl Site {
         Ok(Self { system, program, folder, client: free_port()?, peer: free_port()? })
     }
 
+    /// Takes another build of the system than the one in the release folder.
+    pub(crate) fn use_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
+    }
+
     /// Where clients connect.
     pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.client))

@@ -17,7 +17,11 @@ pub(super) fn check_manifest(file: &File) -> Vec<Finding> {
         let line = line.trim();
         if line.starts_with('[') {
             section = line;
-        } else if section.contains("dependencies") && line.contains('=') && !line.contains("workspace = true") {
+        } else if section.contains("dependencies")
+            && !section.starts_with("[workspace")
+            && line.contains('=')
+            && !line.contains("workspace = true")
+        {
             found.push(Finding::new(file, index + 1, "versions stand in the root manifest: `workspace = true`"));
         }
         if line == "[features]" {
@@ -78,6 +82,7 @@ mod tests {
         assert_eq!(lines(&format!("{lints}[dependencies]\na.workspace = true\nb = {{ workspace = true }}\n")), [0; 0]);
         assert_eq!(lines(&format!("{lints}[dependencies]\na = \"1\"\n")), [4]);
         assert_eq!(lines(&format!("{lints}[dev-dependencies]\na = {{ path = \"b\" }}\n")), [4]);
+        assert_eq!(lines(&format!("{lints}[workspace.dependencies]\na = \"1\"\n")), [0; 0]);
         assert_eq!(lines(&format!("{lints}[features]\n")), [3]);
         assert_eq!(lines("[dependencies]\n"), [0]);
         assert_eq!(check_manifest(&File::new("engine/build.rs", "")).len(), 1);
