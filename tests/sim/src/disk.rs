@@ -78,6 +78,15 @@ impl Write {
         }
     }
 
+    /// Its sectors that nothing newer has replaced: number, place in the file, bytes.
+    fn sectors(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>, &[u8])> {
+        let chunks = self.bytes.chunks(SECTOR_BYTES).enumerate().filter(|(sector, _)| self.live[*sector]);
+        chunks.map(|(sector, chunk)| {
+            let start = self.offset + sector * SECTOR_BYTES;
+            (sector, start..start + chunk.len(), chunk)
+        })
+    }
+
     fn overlaps(&self, offset: usize, len: usize) -> bool {
         self.offset < offset + len && offset < self.offset + self.bytes.len()
     }
@@ -87,8 +96,8 @@ impl Write {
 struct Inode {
     /// What reads and mappings see.
     visible: Rc<Vec<u8>>,
-    /// What is certain to survive.
-    durable: Rc<Vec<u8>>,
+    /// What is certain to survive, of the sectors that show something else. Few do, and a crash copies no file.
+    durable: BTreeMap<usize, Rc<[u8]>>,
     /// Writes not yet in `durable`, in submission order.
     unsettled: Vec<Write>,
     /// Blocks that were ever written.
@@ -100,35 +109,54 @@ struct Inode {
 }
 
 impl Inode {
-    fn settle(target: &mut Rc<Vec<u8>>, write: &Write, length: usize, keep: impl Fn(usize) -> bool) {
-        let bytes = Rc::make_mut(target);
-        if bytes.len() < length {
-            bytes.resize(length, 0);
+    /// Readers see these sectors of a write from now on.
+    fn show(&mut self, write: &Write, keep: impl Fn(usize) -> bool) {
+        let bytes = Rc::make_mut(&mut self.visible);
+        for (sector, range, chunk) in write.sectors().filter(|(sector, ..)| keep(*sector)) {
+            let before = self.durable.entry(write.offset / SECTOR_BYTES + sector);
+            before.or_insert_with(|| bytes[range.clone()].into());
+            bytes[range].copy_from_slice(chunk);
         }
-        for (sector, chunk) in write.bytes.chunks(SECTOR_BYTES).enumerate() {
-            if write.live[sector] && keep(sector) {
-                let start = write.offset + sector * SECTOR_BYTES;
-                bytes[start..start + chunk.len()].copy_from_slice(chunk);
+    }
+
+    /// These sectors of a write survive from now on.
+    fn harden(&mut self, write: &Write, keep: impl Fn(usize) -> bool) {
+        for (sector, range, chunk) in write.sectors().filter(|(sector, ..)| keep(*sector)) {
+            let position = write.offset / SECTOR_BYTES + sector;
+            if self.visible[range] == *chunk {
+                self.durable.remove(&position);
+            } else {
+                self.durable.insert(position, chunk.into());
             }
+        }
+    }
+
+    /// A write is both seen and certain to survive.
+    fn show_hardened(&mut self, write: &Write) {
+        let bytes = Rc::make_mut(&mut self.visible);
+        for (sector, range, chunk) in write.sectors() {
+            self.durable.remove(&(write.offset / SECTOR_BYTES + sector));
+            bytes[range].copy_from_slice(chunk);
         }
     }
 
     fn land(&mut self, id: WriteId) {
         let position = self.position(id);
-        let length = self.visible.len();
         let write = &mut self.unsettled[position];
         write.state = WriteState::Completed;
+        let write = write.clone();
         if !self.torn.is_empty() {
             let whole = blocks(write.offset, write.bytes.len());
             self.torn.retain(|block| !whole.contains(block));
         }
-        Self::settle(&mut self.visible, write, length, |_| true);
         if write.barrier == Barrier::AtCompletion {
-            Self::settle(&mut self.durable, write, length, |_| true);
-            let write = self.unsettled.remove(position);
+            self.show_hardened(&write);
+            self.unsettled.remove(position);
             for older in &mut self.unsettled[..position] {
                 older.supersede(write.offset, write.bytes.len());
             }
+        } else {
+            self.show(&write, |_| true);
         }
     }
 
@@ -251,8 +279,6 @@ impl Disk {
     /// Makes a file of zeros, with its name and contents durable.
     pub fn create(&mut self, name: &str, bytes: usize) -> InodeId {
         let id = self.create_unsynced(name, bytes);
-        let inode = self.inode_mut(id);
-        inode.durable = Rc::clone(&inode.visible);
         self.sync_directory(directory_of(name));
         id
     }
@@ -328,6 +354,9 @@ impl Disk {
         let remembers = self.remembers_previous;
         let inode = self.inode_mut(file);
         let offset = usize::try_from(offset).map_err(|_| "write beyond any file")?;
+        if !offset.is_multiple_of(SECTOR_BYTES) {
+            return Err("write not at a sector");
+        }
         if offset + bytes.len() > inode.visible.len() {
             return Err("write beyond the end of its file");
         }
@@ -339,8 +368,7 @@ impl Disk {
         let write = Write { id, offset, bytes: Rc::new(bytes), barrier, state: WriteState::InFlight, live };
         if barrier == Barrier::AtSync {
             let early = draw_survivors(rng, write.bytes.len().div_ceil(SECTOR_BYTES));
-            let length = inode.visible.len();
-            Inode::settle(&mut inode.visible, &write, length, |sector| early[sector]);
+            inode.show(&write, |sector| early[sector]);
         }
         if remembers {
             for block in blocks(offset, write.bytes.len()) {
@@ -365,10 +393,10 @@ impl Disk {
         let position = inode.position(id);
         let write = &mut inode.unsettled[position];
         write.state = WriteState::Failed;
+        let write = write.clone();
         let reached = draw_survivors(rng, write.live.len());
         inode.torn.extend(blocks(write.offset, write.bytes.len()));
-        let length = inode.visible.len();
-        Inode::settle(&mut inode.visible, write, length, |sector| reached[sector]);
+        inode.show(&write, |sector| reached[sector]);
     }
 
     /// The writes that a sync which begins now will make durable: all that have ended.
@@ -381,7 +409,6 @@ impl Disk {
     /// Ends a sync.
     pub fn complete_sync(&mut self, file: InodeId, covered: &[WriteId]) {
         let inode = self.inode_mut(file);
-        let length = inode.visible.len();
         let (settled, unsettled): (Vec<_>, Vec<_>) =
             std::mem::take(&mut inode.unsettled).into_iter().partition(|write| covered.contains(&write.id));
         inode.unsettled = unsettled;
@@ -390,7 +417,7 @@ impl Disk {
                 // Of a failed write, what reads show is what a barrier makes durable.
                 write.bytes = Rc::new(inode.visible[write.offset..write.offset + write.bytes.len()].to_vec());
             }
-            Inode::settle(&mut inode.durable, &write, length, |_| true);
+            inode.harden(&write, |_| true);
             for older in inode.unsettled.iter_mut().filter(|older| older.id < write.id) {
                 older.supersede(write.offset, write.bytes.len());
             }
@@ -444,9 +471,7 @@ impl Disk {
             match (change, rng.below(3)) {
                 (_, 0) => {}
                 (NameChange::Create { name, bytes }, 1) => {
-                    let id = self.create_unsynced(&name, bytes);
-                    let inode = self.inode_mut(id);
-                    inode.durable = Rc::clone(&inode.visible);
+                    self.create_unsynced(&name, bytes);
                 }
                 (NameChange::Unlink { name }, 1) => {
                     self.names.remove(&name);
@@ -506,7 +531,8 @@ impl Disk {
         let from = offset as usize;
         let inode = self.inode_mut(file);
         Rc::make_mut(&mut inode.visible)[from..from + bytes.len()].copy_from_slice(bytes);
-        Rc::make_mut(&mut inode.durable)[from..from + bytes.len()].copy_from_slice(bytes);
+        let to = (from + bytes.len()).div_ceil(SECTOR_BYTES);
+        inode.durable.retain(|sector, _| !(from / SECTOR_BYTES..to).contains(sector));
         // Not whole before it is written again.
         inode.torn.extend(blocks(from, bytes.len()));
     }
@@ -555,7 +581,6 @@ impl Disk {
 impl Inode {
     /// Settles what was not durable; the file's name is for the count of losses.
     fn lose_power(&mut self, name: &str, survival: Survival, losses: &mut Losses, rng: &mut Rng) {
-        let length = self.visible.len();
         for write in std::mem::take(&mut self.unsettled) {
             let sectors = write.bytes.len().div_ceil(SECTOR_BYTES);
             let kept = match survival {
@@ -565,7 +590,7 @@ impl Inode {
             let count = kept.iter().filter(|kept| **kept).count();
             losses.sectors += (sectors - count) as u64;
             if count > 0 {
-                Self::settle(&mut self.durable, &write, length, |sector| kept[sector]);
+                self.harden(&write, |sector| kept[sector]);
             }
             if count > 0 && count < sectors {
                 let torn = match name {
@@ -577,7 +602,13 @@ impl Inode {
                 self.torn.extend(blocks(write.offset, write.bytes.len()));
             }
         }
-        self.visible = Rc::clone(&self.durable);
+        if !self.durable.is_empty() {
+            let bytes = Rc::make_mut(&mut self.visible);
+            for (sector, kept) in std::mem::take(&mut self.durable) {
+                let start = sector * SECTOR_BYTES;
+                bytes[start..start + kept.len()].copy_from_slice(&kept);
+            }
+        }
     }
 }
 
