@@ -2,8 +2,10 @@
 //!
 //! Owns: the command line and the report. Does not know: what a seed does.
 //!
-//! Usage: `trilith-sim --seed N [--verbose]`, or `trilith-sim --seeds N [--from S] [--jobs J]`. Every fiftieth seed,
-//! and a single one, runs twice: both traces must be equal. `--early-acknowledgement` makes the simulated disk lie, so
+//! Usage: `trilith-sim --seed N [--verbose]`, or `trilith-sim --seeds N [--from S] [--jobs J] [--seconds T]`, where T is
+//! the length of a run in virtual seconds, usually 36 (one in a hundred is long and takes 17 times as much); a run that
+//! is to be repeated needs the T that it had. Every fiftieth seed, and a single one, runs twice: both traces must be
+//! equal. `--early-acknowledgement` makes the simulated disk lie, so
 //! that the run has to fail. A campaign of many seeds fails if it misses a gate ([`gates`]). The last line is the
 //! summary; the exit status is 0, or that of the gravest failure: 126 for a gate that was missed, 127 for a panic, 128
 //! for a server that hangs, 129 for one that lies.
@@ -20,6 +22,7 @@ use trilith_sim::gates;
 use trilith_sim::simulation::{Failure, Options, Report, run};
 use trilith_sim::trace;
 use trilith_sim::trilith::Trilith;
+use trilith_sim::weather::USUAL_SECONDS;
 
 const EXIT_GATES: u8 = 126;
 const EXIT_CRASH: i32 = 127;
@@ -30,7 +33,8 @@ const EXIT_USAGE: u8 = 2;
 const DOUBLE_RUN_EVERY: u64 = 50;
 
 thread_local! {
-    static SEED: Cell<u64> = const { Cell::new(0) };
+    /// The seed under way and the length of its run.
+    static RUN: Cell<(u64, u64)> = const { Cell::new((0, USUAL_SECONDS)) };
 }
 
 #[derive(Clone, Copy)]
@@ -38,12 +42,14 @@ struct Arguments {
     first: u64,
     count: u64,
     jobs: u64,
+    seconds: u64,
     verbose: bool,
     early_acknowledgement: bool,
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut parsed = Arguments { first: 0, count: 1, jobs: 1, verbose: false, early_acknowledgement: false };
+    let mut parsed =
+        Arguments { first: 0, count: 1, jobs: 1, seconds: USUAL_SECONDS, verbose: false, early_acknowledgement: false };
     let mut arguments = arguments;
     while let Some(name) = arguments.next() {
         let (name, inline) = match name.split_once('=') {
@@ -59,6 +65,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--seeds" => parsed.count = number()?,
             "--from" | "--start" => parsed.first = number()?,
             "--jobs" => parsed.jobs = number()?.clamp(1, 64),
+            "--seconds" => parsed.seconds = number()?.clamp(1, 3_600),
             "--verbose" | "--trace" => parsed.verbose = true,
             "--early-acknowledgement" => parsed.early_acknowledgement = true,
             other => return Err(format!("unknown argument {other}")),
@@ -86,7 +93,9 @@ fn main() -> ExitCode {
     let arguments = match parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(text) => {
-            eprintln!("{text}\nusage: trilith-sim --seed N [--verbose] | --seeds N [--from S] [--jobs J]");
+            eprintln!(
+                "{text}\nusage: trilith-sim --seed N [--verbose] | --seeds N [--from S] [--jobs J] [--seconds T]"
+            );
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -104,7 +113,7 @@ fn main() -> ExitCode {
                     }
                     let report = run_seed(arguments, arguments.first + position);
                     let mut total = total.lock().expect("a panic ends the process");
-                    add(&mut total, arguments.first + position, &report);
+                    add(&mut total, arguments, arguments.first + position, &report);
                 }
             });
         }
@@ -150,11 +159,12 @@ fn main() -> ExitCode {
 }
 
 fn run_seed(arguments: Arguments, seed: u64) -> Report {
-    SEED.set(seed);
-    let Arguments { verbose, early_acknowledgement, .. } = arguments;
-    let mut report = run::<Trilith>(Options { seed, verbose, early_acknowledgement, plain: false });
+    RUN.set((seed, arguments.seconds));
+    let Arguments { verbose, early_acknowledgement, seconds, .. } = arguments;
+    let options = Options { seed, verbose, early_acknowledgement, plain: false, seconds };
+    let mut report = run::<Trilith>(options);
     if report.failure.is_none() && (arguments.count == 1 || seed.is_multiple_of(DOUBLE_RUN_EVERY)) {
-        let again = run::<Trilith>(Options { seed, verbose: false, early_acknowledgement, plain: false });
+        let again = run::<Trilith>(Options { verbose: false, ..options });
         if again.trace_hash != report.trace_hash {
             let text = format!("trace {:x}, then {:x}: not deterministic", report.trace_hash, again.trace_hash);
             report.failure = Some(Failure::Correctness(text));
@@ -168,7 +178,7 @@ fn run_seed(arguments: Arguments, seed: u64) -> Report {
     report
 }
 
-fn add(total: &mut Total, seed: u64, report: &Report) {
+fn add(total: &mut Total, arguments: Arguments, seed: u64, report: &Report) {
     total.seeds += 1;
     total.acknowledged += report.acknowledged;
     total.crashes += report.crashes;
@@ -185,18 +195,19 @@ fn add(total: &mut Total, seed: u64, report: &Report) {
         Some(Failure::Correctness(_)) => total.correctness += 1,
     }
     total.failed += 1;
-    println!("reproduce with: trilith-sim --seed {seed} --verbose");
+    println!("reproduce with: trilith-sim --seed {seed} --seconds {} --verbose", arguments.seconds);
 }
 
 /// A panic of the server ends the run: the last events and the seed are all that is left to say.
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let seed = SEED.get();
+        let (seed, seconds) = RUN.get();
         println!("{}seed {seed}: crash: {panic}", trace::tail());
         let backtrace = std::backtrace::Backtrace::force_capture().to_string();
         // Frames of this workspace name their files relative to it.
         backtrace.lines().filter(|line| line.trim_start().starts_with("at ./")).for_each(|line| println!("{line}"));
-        println!("reproduce with: trilith-sim --seed {seed} --verbose\n0 passed, 1 failed; stopped by a panic");
+        println!("reproduce with: trilith-sim --seed {seed} --seconds {seconds} --verbose");
+        println!("0 passed, 1 failed; stopped by a panic");
         std::process::exit(EXIT_CRASH);
     }));
 }

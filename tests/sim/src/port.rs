@@ -921,6 +921,7 @@ impl Port for SimPort {
     fn read(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
         self.trace.event(self.now, format_args!("-> read {} {file:?} {offset}+{len}", token.0));
         let Some((fails, fatal, handle)) = self.submit_to(file) else { return };
+        self.cover(if handle.name.starts_with("store/") { "(store read past the cache)" } else { "(log read again)" });
         let _ = self.check_aligned("a read", offset, len);
         let at = self.disk_due_after(self.weather.read);
         self.schedule_submission(at, Pending::Read { token, inode: handle.inode, offset, len }, fails, fatal);
@@ -930,6 +931,9 @@ impl Port for SimPort {
         self.trace.event(self.now, format_args!("-> create {} {name} {bytes}", token.0));
         let Some((fails, fatal)) = self.submit(Some(name)) else { return };
         let fails = self.creation_error(fails);
+        if name == "store/reserve" {
+            self.cover(if fails.is_none() { "(reserve made again)" } else { "(no room for the reserve)" });
+        }
         if bytes == 0 || !bytes.is_multiple_of(4096) {
             self.violations.push(format!("{name} of {bytes} bytes is not made of whole blocks"));
         }
@@ -941,8 +945,10 @@ impl Port for SimPort {
 
     fn unlink(&mut self, token: Token, file: FileId, name: &str) {
         self.trace.event(self.now, format_args!("-> unlink {} {file:?} {name}", token.0));
-        if name.starts_with("store/rows") {
-            self.cover("(row segment removed)");
+        match name {
+            "store/reserve" => self.cover("(reserve given up)"),
+            _ if name.starts_with("store/rows") => self.cover("(row segment removed)"),
+            _ => {}
         }
         let Some((fails, fatal)) = self.submit(Some(name)) else { return };
         if let Some(handle) = self.handle(file)

@@ -45,6 +45,9 @@ const FAULTS_MIN: u64 = 5;
 const ALARM_WEIGHT: usize = 8;
 /// Requests that an outage may leave to be made up for.
 const BACKLOG_MAX: u64 = 20_000;
+/// From so many bytes of log on, every other life is spared its fate. Each life takes a segment, and one that ends early
+/// ends before its checkpoint does: crash after crash the log would grow, and every start reads all of it.
+const LOG_BYTES_SPARED: usize = 24 << 20;
 /// How often an audit asks again for what timed out.
 const AUDIT_ATTEMPTS_MAX: usize = 20;
 /// Calls that an audit has under way.
@@ -79,6 +82,8 @@ pub struct Options {
     pub early_acknowledgement: bool,
     /// A short run of keys and values alone, on a disk with room that does not rot: for servers that know no more.
     pub plain: bool,
+    /// Virtual seconds of most runs; the rare long ones keep their proportion to them.
+    pub seconds: u64,
 }
 
 /// What a run came to.
@@ -120,6 +125,7 @@ pub fn run<S: Subject>(options: Options) -> Report {
     let mut rng = Rng::new(options.seed);
     let mut swarm = Swarm::draw(&mut rng.fork(1));
     swarm.weather.early_acknowledgement = options.early_acknowledgement;
+    swarm.shorten(options.seconds);
     if options.plain {
         swarm.make_plain();
     }
@@ -207,8 +213,12 @@ impl Simulation {
     fn run_lives<S: Subject>(&mut self) -> Result<(), Failure> {
         let end = self.now() + self.swarm.duration;
         while self.now() < end || self.port.faults() < FAULTS_MIN {
-            let fate = self.swarm.draw_fate(&mut self.rng);
-            let length = self.rng.log_between(100 * MILLISECOND, 2 * self.swarm.life);
+            let mut fate = self.swarm.draw_fate(&mut self.rng);
+            let mut length = self.rng.log_between(100 * MILLISECOND, 2 * self.swarm.life);
+            if self.log_bytes() > LOG_BYTES_SPARED && self.rng.chance(500) {
+                (fate, length) = (Fate::Survive, length.max(self.swarm.life));
+                self.port.cover("(life spared)");
+            }
             self.begin_life(fate, length);
             let ending = self.run_life::<S>(fate)?;
             self.crashes += u64::from(matches!(ending, Ending::Crash(_)));
@@ -221,6 +231,12 @@ impl Simulation {
         self.begin_life(Fate::Survive, 0);
         self.run_life::<S>(Fate::Survive)?;
         Ok(())
+    }
+
+    /// The files of the log, whatever is in them.
+    fn log_bytes(&self) -> usize {
+        let disk = self.port.disk();
+        disk.names_from("wal/seg").iter().filter_map(|name| disk.lookup(name)).map(|file| disk.len(file)).sum()
     }
 
     fn begin_life(&mut self, fate: Fate, length: u64) {

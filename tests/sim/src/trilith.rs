@@ -64,10 +64,9 @@ fn options(limits: &Limits) -> NodeOptions {
         keepalive_timeout: 20 * SECOND,
         lock_wait: LOCK_WAIT,
         wal_discard_from_lsn: None,
-        cache_bytes: u64::MAX,
-        reserve_bytes: 0,
-        watch_progress_interval: 600 * 1_000_000_000,
-        scrub_interval: 0,
+        cache_bytes: limits.cache_bytes,
+        reserve_bytes: limits.reserve_bytes,
+        scrub_interval: limits.scrub_interval,
     }
 }
 

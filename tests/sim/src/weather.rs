@@ -11,7 +11,9 @@ use crate::rng::Rng;
 const AIMS: [&str; 5] = ["wal/hard-state", "wal/seg", "store/superblock", "store/index", "store/rows"];
 
 /// A run, usually.
-const USUAL_RUN: u64 = 36 * SECOND;
+const USUAL_RUN: u64 = USUAL_SECONDS * SECOND;
+/// The same in virtual seconds: the unit of a campaign.
+pub const USUAL_SECONDS: u64 = 36;
 /// A run of the plainest server.
 const PLAIN_RUN: u64 = 5 * SECOND;
 /// One run in a hundred.
@@ -186,6 +188,12 @@ pub struct Limits {
     pub checkpoint_log_bytes: u64,
     /// Quota; negative is none.
     pub quota_bytes: i64,
+    /// Room for pages in memory.
+    pub cache_bytes: u64,
+    /// Size of the file that is given up when the disk is full; 0 for none.
+    pub reserve_bytes: u64,
+    /// Time in which everything stored is read once; 0 for never.
+    pub scrub_interval: u64,
 }
 
 /// What the clients do.
@@ -249,7 +257,7 @@ impl Swarm {
         };
         let stops = if rot == Rot::Anything { 10 } else { draw_weight(rng) / 2 };
         let limits = draw_limits(large_values, rng);
-        Self {
+        let mut drawn = Self {
             weather: draw_weather(rng),
             limits,
             workload: draw_workload(large_values, &limits, rng),
@@ -266,7 +274,27 @@ impl Swarm {
             ],
             crash_number_max: rng.log_between(40, 3_000),
             aim: rng.chance(250).then(|| AIMS[rng.index(AIMS.len())]),
+        };
+        drawn.draw_upkeep(rng);
+        drawn
+    }
+
+    /// What the server does for its own sake, in a part of the runs each.
+    fn draw_upkeep(&mut self, rng: &mut Rng) {
+        if rng.chance(400) {
+            self.limits.cache_bytes = rng.log_between(64 << 10, 2 << 20);
         }
+        if rng.chance(400) {
+            self.limits.reserve_bytes = 4096 * rng.between(1, 64);
+        }
+        if rng.chance(300) {
+            self.limits.scrub_interval = rng.log_between(SECOND, 30 * SECOND);
+        }
+    }
+
+    /// Makes `seconds` the length of a usual run, and that of a long one in proportion.
+    pub fn shorten(&mut self, seconds: u64) {
+        self.duration = self.duration / SECOND * seconds / USUAL_SECONDS * SECOND;
     }
 
     /// Leaves out what only a whole server knows, and most of the time.
@@ -278,6 +306,7 @@ impl Swarm {
         self.workload.keys = self.workload.keys.min(900);
         self.workload.large_value_bytes_max = 0;
         self.workload.weights[6..].fill(0);
+        (self.limits.cache_bytes, self.limits.reserve_bytes, self.limits.scrub_interval) = (u64::MAX, 0, 0);
     }
 
     /// Draws what makes a life harder, and when (nanoseconds after its start).
@@ -398,6 +427,9 @@ fn draw_limits(large_values: bool, rng: &mut Rng) -> Limits {
         checkpoint_overlay_bytes: rng.log_between(8 << 10, 1 << 20),
         checkpoint_log_bytes: 4096 * rng.log_between(32, 512),
         quota_bytes: if rng.chance(60) { rng.log_between(200 << 10, 4 << 20) as i64 } else { -1 },
+        cache_bytes: u64::MAX,
+        reserve_bytes: 0,
+        scrub_interval: 0,
     }
 }
 

@@ -16,7 +16,7 @@ use trilith_sim::model::{KeyRange, KeyValue, Model};
 use trilith_sim::port::SimPort;
 use trilith_sim::simulation::{Failure, Options, Report, run};
 use trilith_sim::subject::Subject;
-use trilith_sim::weather::Limits;
+use trilith_sim::weather::{Limits, USUAL_SECONDS};
 use trilith_wire::hpack::{Decoder, FieldSink, Mark};
 use trilith_wire::proto::{Message, etcdserverpb as pb, mvccpb};
 
@@ -658,7 +658,7 @@ impl<const MUTANT: u8> Subject for Toy<MUTANT> {
 }
 
 fn run_seed<const MUTANT: u8>(seed: u64, early_acknowledgement: bool) -> Report {
-    run::<Toy<MUTANT>>(Options { seed, verbose: false, early_acknowledgement, plain: true })
+    run::<Toy<MUTANT>>(Options { seed, verbose: false, early_acknowledgement, plain: true, seconds: USUAL_SECONDS })
 }
 
 /// The first seed that fails and what it says.

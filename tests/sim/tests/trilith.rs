@@ -6,9 +6,10 @@
 use trilith_sim::simulation::{Failure, Options, Report, run};
 use trilith_sim::trace;
 use trilith_sim::trilith::Trilith;
+use trilith_sim::weather::USUAL_SECONDS;
 
 fn run_seed(seed: u64, early_acknowledgement: bool) -> Report {
-    run::<Trilith>(Options { seed, verbose: false, early_acknowledgement, plain: false })
+    run::<Trilith>(Options { seed, verbose: false, early_acknowledgement, plain: false, seconds: USUAL_SECONDS })
 }
 
 #[test]

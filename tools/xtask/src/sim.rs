@@ -8,10 +8,14 @@ use crate::options::Options;
 use crate::process::{self, Tally};
 use crate::workspace::Workspace;
 
-/// `sim [--seed N | --seeds N] ...`: every argument goes to the simulator.
+/// `sim [--seed N | --seeds N] [--seconds T] ...`: every argument goes to the simulator.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    Options::parse(args, &["trace", "verbose", "early-acknowledgement"], &["seed", "seeds", "from", "jobs"])?
-        .no_arguments()?;
+    Options::parse(
+        args,
+        &["trace", "verbose", "early-acknowledgement"],
+        &["seed", "seeds", "from", "jobs", "seconds"],
+    )?
+    .no_arguments()?;
     let tally = simulate(&Workspace::find()?, args)?;
     if tally.failed > 0 {
         bail!("{} of {} seeds failed", tally.failed, tally.failed + tally.passed);

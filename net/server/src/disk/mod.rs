@@ -34,7 +34,7 @@ use residency::{CHUNK_BYTES, Residency};
 pub use space::RESERVE_FILE_NAME;
 use space::{Space, SpaceStep, is_full};
 
-/// What stays in memory however small the budget.
+/// What stays in memory however much of the budget the engine takes, if the budget is that large.
 const MAPPED_BYTES_MIN: u64 = 8 << 20;
 
 /// What a submission was for.
@@ -405,7 +405,7 @@ impl Disk {
     /// Between steps: takes what is cold out of memory until everything fits the budget, `other_bytes` of the engine's
     /// own included. What was verified of the ranges named no longer is.
     pub fn release_cold<P: Port>(&mut self, port: &mut P, other_bytes: u64) -> Vec<Block> {
-        let bytes_max = self.cache_bytes.saturating_sub(other_bytes).max(MAPPED_BYTES_MIN);
+        let bytes_max = self.cache_bytes.saturating_sub(other_bytes).max(MAPPED_BYTES_MIN.min(self.cache_bytes));
         if self.store.bytes() <= bytes_max {
             return Vec::new();
         }
