@@ -198,9 +198,15 @@ impl Replica {
     /// Whether what a compaction at `revision` left dead is counted, unindexed and, where it was worth it, rewritten.
     #[must_use]
     pub fn is_reclaimed(&self, revision: i64) -> bool {
+        self.reclaimed_revision().is_some_and(|reclaimed| reclaimed >= revision)
+    }
+
+    /// The newest revision that [`Self::is_reclaimed`]; `None` while anything is under way.
+    #[must_use]
+    pub fn reclaimed_revision(&self) -> Option<i64> {
         let rows = self.state.keyspace.rows();
         let cursor = rows.reclaim_cursor();
-        cursor.to >= revision && !cursor.is_walking() && !rows.is_rewriting() && rows.is_dense()
+        (!cursor.is_walking() && !rows.is_rewriting() && rows.is_dense()).then_some(cursor.to)
     }
 
     /// Works on the running checkpoint, if any. `work_units` is what a step may do at most: while the overlay is far

@@ -245,6 +245,7 @@ impl Node {
             txn_ops_max: options.txn_ops_max,
             quota_bytes: options.quota_bytes,
             member_id: booted.identity.member_id.0,
+            rows_held_max: crate::service::rows_held_max(options.cache_bytes),
         };
         let watch_limits = WatchLimits {
             response_bytes_max: options.request_bytes_max + GRPC_OVERHEAD_BYTES,

@@ -40,7 +40,7 @@ mod streams;
 mod waiters;
 mod watches;
 
-pub use admission::Admission;
+pub use admission::{Admission, rows_held_max};
 use deadlines::Deadlines;
 use jobs::{Job, Jobs, WHOLE_BYTES_MAX, Wait, Work};
 use reads::{Read, ReadKind, Reads};
@@ -133,7 +133,7 @@ impl Service {
             timeout,
             waiters: Waiters::default(),
             reads: Reads::default(),
-            jobs: Jobs::default(),
+            jobs: Jobs::new(admission.rows_held_max),
             open_calls: OpenCalls::default(),
             watch_calls: WatchCalls::new(watch_limits),
             deadlines: Deadlines::default(),
@@ -219,6 +219,7 @@ impl Service {
         let delete = request::delete_range(&request);
         check::check_delete_range(&delete).map_err(api::mvcc_status)?;
         self.admission.check_size(message.len())?;
+        self.admit_answer(delete.prev_kv && !delete.range_end.is_empty())?;
         self.submit(caller, &Command::DeleteRange(delete), now)
     }
 
@@ -234,6 +235,7 @@ impl Service {
             return self.start_read(caller, ReadKind::Txn, message.to_vec(), serializable, now);
         }
         self.admission.check_size(message.len())?;
+        self.admit_answer(shows_ranges(&txn))?;
         let asked = oldest_asked(&txn);
         let sequence = self.submit_for(caller, &Command::Txn(txn), now)?;
         self.asked.extend(asked.map(|revision| (sequence, revision)));
@@ -316,6 +318,11 @@ impl Service {
     /// Asks for the linearizable read behind a health probe.
     pub fn handle_probe(&mut self, caller: Caller, probe: Probe, now: u64) {
         self.reads.start(Read { caller, kind: ReadKind::Probe(Box::new(probe)), message: Vec::new(), started: now });
+    }
+
+    /// Refuses a write whose answer may be long while others' answers take all the memory there is for them.
+    fn admit_answer(&self, may_be_long: bool) -> Result<(), Status> {
+        if may_be_long && !self.jobs.has_room() { Err(status::TOO_MANY_REQUESTS) } else { Ok(()) }
     }
 
     /// Refuses what would exceed the quota, and raises the alarm once.
@@ -770,6 +777,16 @@ fn oldest_asked(txn: &Txn<'_>) -> Option<i64> {
         Op::Put(_) | Op::DeleteRange(_) | Op::Unset => None,
     };
     txn.success.iter().chain(&txn.failure).filter_map(of_op).min()
+}
+
+/// Whether the answer of a transaction shows ranges, of what it reads or of what it deletes, at any depth.
+fn shows_ranges(txn: &Txn<'_>) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|op| match op {
+        Op::Range(query) => !query.range_end.is_empty() && !query.count_only,
+        Op::DeleteRange(delete) => !delete.range_end.is_empty() && delete.prev_kv,
+        Op::Txn(nested) => shows_ranges(nested),
+        Op::Put(_) | Op::Unset => false,
+    })
 }
 
 fn submit_status(error: SubmitError) -> Status {

@@ -1,7 +1,7 @@
 //! What a request may cost before it enters the log.
 //!
-//! Owns: the size limit of a replicated request and the quota estimate, both as etcd computes them. Does not know: what
-//! happens to a refused request.
+//! Owns: the size limit of a replicated request and the quota estimate, both as etcd computes them, and what long answers
+//! may hold in memory. Does not know: what happens to a refused request.
 //!
 //! Invariants
 //! - I1: the size that is limited is that of etcd's replicated request: the message, its field in the envelope, and the
@@ -21,6 +21,14 @@ pub struct Admission {
     pub quota_bytes: i64,
     /// Identifier of this member: its low 16 bits lead every request id.
     pub member_id: u64,
+    /// Addresses of rows that all long answers together may hold; see [`rows_held_max`].
+    pub rows_held_max: usize,
+}
+
+/// What long answers may hold of a budget for memory: a quarter, at most 256 MiB, in addresses of 16 bytes.
+#[must_use]
+pub fn rows_held_max(cache_bytes: u64) -> usize {
+    usize::try_from((cache_bytes / 64).min(16 << 20)).expect("the address space holds 16 Mi addresses")
 }
 
 /// Fixed estimate of what a put adds besides key and value (etcd's `kvOverhead`).
@@ -83,6 +91,7 @@ mod tests {
         txn_ops_max: 128,
         quota_bytes: 1_000,
         member_id: 0x8e9e_05c5_2164_694d,
+        rows_held_max: 1,
     };
 
     #[test]

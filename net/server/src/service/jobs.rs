@@ -9,9 +9,10 @@
 //!
 //! Invariants
 //! - I1: a job is in exactly one queue; a job that ended has given back its pin.
-//! - I2: a job that waits for its client is looked at again when the client took bytes, reset the stream or is gone.
-//! - I3: a job ends by [`AGE_MAX`] at the latest, and what all jobs hold in memory is bounded by [`ROWS_HELD_MAX`]: a
-//!   slow reader costs itself.
+//! - I2: a job that waits for its client is looked at again when the client took bytes; one that waits for its client or
+//!   for the store, when the client reset the stream or is gone.
+//! - I3: a job ends by [`AGE_MAX`] at the latest, and what all jobs hold in memory is bounded
+//!   (`Admission::rows_held_max`), answers of writes included: a slow reader costs itself.
 
 use std::collections::VecDeque;
 
@@ -32,8 +33,6 @@ pub(super) const WHOLE_BYTES_MAX: usize = 256 << 10;
 pub(super) const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 /// A job that is not done after this long ends with an error, in nanoseconds.
 pub(super) const AGE_MAX: u64 = 600 * 1_000_000_000;
-/// Addresses of rows that all jobs may hold (16 bytes each); no further one begins above.
-pub(super) const ROWS_HELD_MAX: usize = 16 << 20;
 
 /// What a job does next.
 #[derive(Debug)]
@@ -136,7 +135,7 @@ pub(super) enum Wait {
 }
 
 /// All jobs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Jobs {
     ready: VecDeque<Job>,
     lacking: Vec<(Block, Job)>,
@@ -144,9 +143,17 @@ pub(super) struct Jobs {
     storing: Vec<Job>,
     /// Addresses held by the jobs in the queues.
     rows_held: usize,
+    /// And how many they may hold; no further one begins above.
+    rows_held_max: usize,
 }
 
 impl Jobs {
+    /// No jobs, which may hold so many addresses of rows.
+    pub(super) fn new(rows_held_max: usize) -> Self {
+        let (ready, lacking, blocked, storing) = (VecDeque::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { ready, lacking, blocked, storing, rows_held: 0, rows_held_max }
+    }
+
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.all().next().is_none()
@@ -159,12 +166,12 @@ impl Jobs {
 
     /// Whether memory allows another one to begin.
     pub(super) fn has_room(&self) -> bool {
-        self.rows_held < ROWS_HELD_MAX
+        self.rows_held < self.rows_held_max
     }
 
     /// Whether a job that holds so many addresses, and was taken out, would hold too much together with the others.
     pub(super) fn is_too_much(&self, rows: usize) -> bool {
-        self.rows_held.saturating_add(rows) > ROWS_HELD_MAX
+        self.rows_held.saturating_add(rows) > self.rows_held_max
     }
 
     /// Puts a job into the queue of what it waits for.
@@ -191,9 +198,14 @@ impl Jobs {
         self.ready.extend(come.map(|(_, job)| job));
     }
 
-    /// The store has moved on.
-    pub(super) fn handle_stored(&mut self) {
-        self.ready.extend(self.storing.drain(..));
+    /// Whether any waits for the store.
+    pub(super) fn has_storing(&self) -> bool {
+        !self.storing.is_empty()
+    }
+
+    /// The store has moved on: who waits for what is done by now goes on.
+    pub(super) fn handle_stored(&mut self, is_done: impl Fn(&Work) -> bool) {
+        self.ready.extend(self.storing.extract_if(.., |job| is_done(&job.work)));
     }
 
     /// A client took bytes of a stream, or gave it up.
@@ -221,7 +233,7 @@ impl Jobs {
 
     /// Takes all of them.
     pub(super) fn take_all(&mut self) -> Vec<Job> {
-        let Self { ready, lacking, blocked, storing, .. } = std::mem::take(self);
+        let Self { ready, lacking, blocked, storing, .. } = std::mem::replace(self, Self::new(self.rows_held_max));
         ready.into_iter().chain(lacking.into_iter().map(|(_, job)| job)).chain(blocked).chain(storing).collect()
     }
 
@@ -230,6 +242,42 @@ impl Jobs {
     }
 
     fn unblock(&mut self, which: impl Fn(&Job) -> bool) {
-        self.ready.extend(self.blocked.extract_if(.., |job| which(job)));
+        for queue in [&mut self.blocked, &mut self.storing] {
+            self.ready.extend(queue.extract_if(.., |job| which(job)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trilith_wire::connection::StreamId;
+
+    use super::*;
+
+    fn defragment(connection: u64, ticket: u64) -> Job {
+        let caller = Caller::new(0, ConnectionId(connection), StreamId::default());
+        Job { caller, pin: None, started: 0, work: Work::Defragment { ticket } }
+    }
+
+    fn taken(jobs: &mut Jobs) -> Vec<u64> {
+        let ticket = |job: Job| if let Work::Defragment { ticket } = job.work { ticket } else { 0 };
+        std::iter::from_fn(|| jobs.take()).map(ticket).collect()
+    }
+
+    #[test]
+    fn who_waits_for_the_store_is_woken_by_what_it_waits_for_or_when_it_is_gone() {
+        let mut jobs = Jobs::new(1);
+        for ticket in 1..=4 {
+            jobs.push(defragment(ticket, ticket), Wait::Store);
+        }
+        jobs.handle_stored(|_| false);
+        assert!(!jobs.has_ready() && jobs.has_storing());
+        jobs.handle_stored(|work| matches!(work, Work::Defragment { ticket } if *ticket <= 2));
+        assert_eq!(taken(&mut jobs), [1, 2]);
+        jobs.handle_closed(ConnectionId(4));
+        assert_eq!(taken(&mut jobs), [4]);
+        jobs.handle_stream(defragment(3, 0).caller);
+        assert_eq!(taken(&mut jobs), [3]);
+        assert!(jobs.is_empty());
     }
 }

@@ -319,12 +319,24 @@ impl Service {
             });
             return;
         }
+        if self.jobs.is_too_much(answer.rows()) {
+            // It is applied, and that cannot be shown: the caller must not take it for refused.
+            return self.refuse_caller(clients, caller, &status::TIMEOUT);
+        }
         let pin = Some(self.replica.pin_at(before));
         self.jobs.push(Job { caller, pin, started: now, work: Work::Measure(answer) }, Wait::Turn);
     }
 
     /// The store may have moved on.
     pub fn handle_stored(&mut self) {
-        self.jobs.handle_stored();
+        if !self.jobs.has_storing() {
+            return;
+        }
+        let (replica, reclaimed) = (&self.replica, self.replica.reclaimed_revision());
+        self.jobs.handle_stored(|work| match work {
+            Work::Defragment { ticket } => replica.is_defragmented(*ticket),
+            Work::Compact { revision, .. } => reclaimed.is_some_and(|reclaimed| reclaimed >= *revision),
+            _ => true,
+        });
     }
 }

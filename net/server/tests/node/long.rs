@@ -1,7 +1,7 @@
 //! Answers that do not fit one step: one revision, in parts, with everything else going on.
 
 use trilith_reactor::{CloseReason, ConnectionId, Event};
-use trilith_server::Node;
+use trilith_server::{Node, NodeOptions};
 use trilith_wire::proto::Message;
 use trilith_wire::proto::etcdserverpb as pb;
 
@@ -29,8 +29,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(options())
+    }
+
+    fn with(options: NodeOptions) -> Self {
         let mut port = MemoryPort::default();
-        let node = serving(&mut port, options());
+        let node = serving(&mut port, options);
         let writer = port.accept(1);
         let credit = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
         port.push(Event::Received { connection: writer, bytes: [greeting(), credit].concat() });
@@ -301,4 +305,68 @@ fn a_reader_that_leaves_or_crawls_gives_its_pin_back() {
     bench.open_windows(slow);
     let end = answer(&bench.port, slow, 1);
     assert!(has(&end, "grpc-status: 4") && has(&end, "grpc-message: context deadline exceeded"), "{end:?}");
+}
+
+#[test]
+fn many_that_wait_for_the_store_leave_the_node_at_rest() {
+    let mut bench = Bench::new();
+    let path = "/etcdserverpb.Maintenance/Defragment";
+    bench.port.is_stalled = true;
+    // More than a turn looks at.
+    let connections: Vec<_> = (10..16).map(|number| bench.port.accept(number)).collect();
+    for &connection in &connections {
+        let calls = (0..80).flat_map(|stream| call(2 * stream + 1, path, &[], 0));
+        let bytes = greeting().into_iter().chain(calls).collect();
+        bench.port.push(Event::Received { connection, bytes });
+    }
+    // The loop that never rests fails in there.
+    bench.run();
+    assert!(connections.iter().all(|&connection| answer(&bench.port, connection, 159).is_empty()));
+    bench.port.push(Event::Closed { connection: connections[0], reason: CloseReason::Failed });
+    bench.port.end_stall();
+    bench.run();
+    for &connection in &connections[1..] {
+        assert!((0..80).all(|stream| has(&answer(&bench.port, connection, 2 * stream + 1), "grpc-status: 0")));
+    }
+}
+
+#[test]
+fn long_answers_of_writes_count_with_those_of_reads() {
+    // Memory for the addresses of three answers: all keys, and the one that is written.
+    let mut bench = Bench::with(NodeOptions { cache_bytes: 64 * 3 * u64::from(KEYS + 1), ..options() });
+    let range = pb::RequestOp { request: Some(pb::RequestOpRequest::Range(all())) };
+    let put = pb::PutRequest { key: b"other", ..pb::PutRequest::default() };
+    let put = pb::RequestOp { request: Some(pb::RequestOpRequest::Put(put)) };
+    let txn = |ranges: usize| {
+        let success = std::iter::once(put.clone()).chain(std::iter::repeat_n(range.clone(), ranges)).collect();
+        pb::TxnRequest { success, ..pb::TxnRequest::default() }
+    };
+    let revision = |bench: &Bench| bench.node.replica().keyspace().published().revision;
+    let first = bench.read(2, TXN_PATH, &txn(1));
+    // It is applied, but what it shows is too much: its outcome is unknown to the caller.
+    let before = revision(&bench);
+    let second = bench.read(3, TXN_PATH, &txn(3));
+    let refused = answer(&bench.port, second, 1);
+    assert!(has(&refused, "grpc-message: etcdserver: request timed out"), "{refused:?}");
+    assert_eq!(revision(&bench), before + 1);
+    // With all of the memory taken, nothing more of the kind enters the log.
+    let others = [4, 5].map(|number| bench.read(number, TXN_PATH, &txn(1)));
+    let before = revision(&bench);
+    let delete = pb::DeleteRangeRequest { key: b"\0", range_end: b"\0", prev_kv: true };
+    for (path, message) in [(TXN_PATH, txn(1).encode_to_vec()), (DELETE_PATH, delete.encode_to_vec())] {
+        let bytes = call(bench.next_stream, path, &message, 0);
+        bench.port.push(Event::Received { connection: bench.writer, bytes });
+        bench.run();
+        let refused = answer(&bench.port, bench.writer, bench.next_stream);
+        assert!(has(&refused, "grpc-message: etcdserver: too many requests"), "{refused:?}");
+        bench.next_stream += 2;
+    }
+    assert_eq!(revision(&bench), before);
+    for reader in [first, others[0], others[1]] {
+        assert_eq!(bench.finish(reader).len(), 1);
+        assert!(has(&answer(&bench.port, reader, 1), "grpc-status: 0"));
+    }
+    assert_eq!(bench.pinned(), None);
+    let last = bench.read(6, TXN_PATH, &txn(1));
+    assert_eq!(bench.finish(last).len(), 1, "there is memory again");
 }
