@@ -15,6 +15,7 @@ use crate::options::ReactorOptions;
 use crate::port::{
     BootFiles, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
 };
+use crate::process::{self, ProcessStats};
 use crate::ring::FileRing;
 use crate::sockets::{Sockets, accept_all};
 use crate::start;
@@ -51,13 +52,14 @@ pub enum RunError<E> {
 /// The time of the turn.
 struct Clock {
     origin: Instant,
+    start: SystemTime,
     now: u64,
     wall_now: u64,
 }
 
 impl Clock {
     fn start() -> Self {
-        let mut clock = Self { origin: Instant::now(), now: 0, wall_now: 0 };
+        let mut clock = Self { origin: Instant::now(), start: SystemTime::now(), now: 0, wall_now: 0 };
         clock.read();
         clock
     }
@@ -200,6 +202,10 @@ impl Port for GlommioPort {
 
     fn cpu_now(&self) -> u64 {
         sys::thread_cpu_time()
+    }
+
+    fn process_stats(&self) -> ProcessStats {
+        process::read(self.clock.start)
     }
 
     fn entropy(&mut self) -> u64 {

@@ -17,11 +17,14 @@ mod glommio_port;
 mod helper;
 mod inbox;
 mod log;
+mod log_file;
 mod mapping;
 mod memory;
 pub mod mesh;
+mod notify;
 mod options;
 mod port;
+mod process;
 mod ring;
 mod sockets;
 mod start;
@@ -31,8 +34,10 @@ mod watch;
 
 pub use glommio_port::{GlommioPort, RunError, run};
 pub use memory::memory_bytes;
-pub use options::{ListenOptions, LogOutput, ReactorOptions};
+pub use notify::notify_service_manager;
+pub use options::{ListenOptions, LogOutput, LogRotation, ReactorOptions};
 pub use port::{
     BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
 };
+pub use process::ProcessStats;
 pub use sys::end_by_signal;

@@ -2,10 +2,9 @@
 //!
 //! Records of a turn leave together at its end. An output that fails is not retried: logging never stops the server.
 
+use crate::log_file::LogFile;
 use crate::options::LogOutput;
-use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 
 /// Buffered bytes beyond which a record is written at once.
 const BUFFERED_BYTES_MAX: usize = 64 << 10;
@@ -51,10 +50,7 @@ fn open_output(output: &LogOutput) -> io::Result<Box<dyn Write>> {
     Ok(match output {
         LogOutput::Stderr => Box::new(io::stderr()),
         LogOutput::Stdout => Box::new(io::stdout()),
-        LogOutput::File(path) => {
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-            Box::new(file.map_err(|error| in_context(error, &format!("cannot open log output {}", path.display())))?)
-        }
+        LogOutput::File { path, rotation } => Box::new(LogFile::open(path, *rotation)?),
     })
 }
 

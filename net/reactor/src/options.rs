@@ -21,7 +21,27 @@ pub enum LogOutput {
     /// Standard output.
     Stdout,
     /// A file, created with mode 0600 if missing, appended to.
-    File(PathBuf),
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// When it is set aside; `None`: never.
+        rotation: Option<LogRotation>,
+    },
+}
+
+/// When a log file is set aside, and how long those set aside stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogRotation {
+    /// Bytes that a file may have; a longer record has one of its own.
+    pub bytes_max: u64,
+    /// Days that files stay; 0: for ever.
+    pub days_max: u64,
+    /// Files that stay; 0: all.
+    pub files_max: u64,
+    /// Their names have local time instead of UTC.
+    pub is_local_time: bool,
+    /// They are compressed (gzip).
+    pub is_compressed: bool,
 }
 
 /// Options of one reactor. There is no `Default`: the caller states every choice.

@@ -18,6 +18,8 @@
 
 use std::io;
 
+use crate::process::ProcessStats;
+
 /// Identifies one submission; chosen by the shell, returned in the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
@@ -106,6 +108,10 @@ pub trait Port {
     /// alone: nothing may depend on it. A backend without such a clock says 0.
     fn cpu_now(&self) -> u64 {
         0
+    }
+    /// What the operating system says of the process, for a scraper. A backend without one says nothing.
+    fn process_stats(&self) -> ProcessStats {
+        ProcessStats::default()
     }
     /// A random number from outside (seeded by the simulator).
     fn entropy(&mut self) -> u64;

@@ -764,7 +764,8 @@ fn log_records_are_lines_of_every_output() {
     let scratch = Scratch::new();
     let paths = [scratch.0.join("one.log"), scratch.0.join("two.log")];
     let mut options = options(&scratch.0);
-    options.log_outputs = paths.iter().cloned().map(trilith_reactor::LogOutput::File).collect();
+    let plain = |path: &PathBuf| trilith_reactor::LogOutput::File { path: path.clone(), rotation: None };
+    options.log_outputs = paths.iter().map(plain).collect();
     run(&options, |port| {
         port.log(b"{\"msg\":\"first\"}");
         each(|port: &mut GlommioPort, _| {

@@ -11,9 +11,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trilith_reactor::{ConnectionId, Port};
-use trilith_wire::connection::{AssemblyBudget, Connection, ConnectionLimits, StreamId};
+use trilith_wire::connection::{AssemblyBudget, ConnectionLimits, StreamId};
 
+use crate::calls::CountedConnection;
 use crate::http::Audience;
+use crate::metrics::calls::CallMetrics;
 
 /// Output buffers kept for reuse.
 const SPARE_BUFFERS_MAX: usize = 64;
@@ -38,7 +40,7 @@ pub struct Client {
     /// Which listener it came through.
     pub audience: Audience,
     /// The protocol.
-    pub connection: Connection,
+    pub connection: CountedConnection,
     sending: bool,
     receiving: bool,
     closing: bool,
@@ -105,7 +107,7 @@ impl Clients {
         let client = Client {
             id,
             audience,
-            connection: Connection::new(&self.limits, now),
+            connection: CountedConnection::new(&self.limits, now),
             sending: false,
             receiving: true,
             closing: false,
@@ -144,13 +146,14 @@ impl Clients {
     }
 
     /// The socket is gone.
-    pub fn handle_closed(&mut self, id: ConnectionId) {
+    pub fn handle_closed(&mut self, id: ConnectionId, metrics: &mut CallMetrics, now: u64) {
         let Some(slot) = self.by_id.remove(&id) else { return };
         let mut client = self.slots[slot].take().expect("an indexed connection has its slot");
         client.connection.release(&mut self.budget);
         if let Some(deadline) = client.deadline {
             self.deadlines.remove(&(deadline, slot));
         }
+        client.connection.settle_closed(metrics, now);
         self.vacant.push(slot);
     }
 
@@ -231,7 +234,7 @@ impl Clients {
     }
 
     /// The connection that waits for an answer, if it is still there; it is marked for output.
-    pub fn answer(&mut self, caller: Caller) -> Option<&mut Connection> {
+    pub fn answer(&mut self, caller: Caller) -> Option<&mut CountedConnection> {
         let present = self.slots.get(caller.slot)?.as_ref().is_some_and(|client| client.id == caller.connection);
         if !present {
             return None;
@@ -256,11 +259,11 @@ impl Clients {
     }
 
     /// Sends what the touched connections have ready, one write each, and closes those that are finished.
-    pub fn flush<P: Port>(&mut self, port: &mut P, now: u64) {
+    pub fn flush<P: Port>(&mut self, port: &mut P, metrics: &mut CallMetrics, now: u64) {
         let touched = std::mem::take(&mut self.touched);
         for &slot in &touched {
             if self.slots[slot].is_some() {
-                self.flush_one(slot, port, now);
+                self.flush_one(slot, port, metrics, now);
             }
         }
         // The list's allocation is reused; nothing was touched meanwhile.
@@ -276,10 +279,11 @@ impl Clients {
         }
     }
 
-    fn flush_one<P: Port>(&mut self, slot: usize, port: &mut P, now: u64) {
+    fn flush_one<P: Port>(&mut self, slot: usize, port: &mut P, metrics: &mut CallMetrics, now: u64) {
         let mut buffer = self.spare.pop().unwrap_or_default();
         let client = self.slots[slot].as_mut().expect("the caller looked");
         client.touched = false;
+        client.connection.settle(metrics, now);
         if !client.sending {
             client.connection.take_output(&mut buffer, now);
         }

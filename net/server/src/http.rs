@@ -21,10 +21,44 @@ pub const CLUSTER_VERSION: &str = "3.7.0";
 /// Which listener a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
-    /// `--listen-client-urls`.
+    /// `--listen-client-urls`: gRPC and HTTP.
     Clients,
+    /// `--listen-client-urls` beside `--listen-client-http-urls`: gRPC alone.
+    GrpcClients,
+    /// `--listen-client-http-urls`: HTTP alone.
+    HttpClients,
+    /// `--listen-metrics-urls`.
+    Metrics,
     /// `--listen-peer-urls`.
     Peers,
+}
+
+impl Audience {
+    /// Whether gRPC calls are served.
+    #[must_use]
+    pub fn has_grpc(self) -> bool {
+        matches!(self, Self::Clients | Self::GrpcClients)
+    }
+}
+
+/// What an answer to a probe adds to the counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Tally {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// `/health` was answered.
+    Health {
+        /// Whether all is well.
+        ok: bool,
+    },
+    /// Checks were made.
+    Checks {
+        /// `livez` or `readyz`.
+        kind: &'static str,
+        /// The checks, and whether each passed.
+        results: Vec<(&'static str, bool)>,
+    },
 }
 
 /// A decoded request.
@@ -39,7 +73,7 @@ pub struct Request<'a> {
 }
 
 /// A whole response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Response {
     /// Status code.
     pub status: u16,
@@ -47,6 +81,8 @@ pub struct Response {
     pub headers: Vec<(&'static str, String)>,
     /// Body.
     pub body: Vec<u8>,
+    /// What it adds to the counters.
+    pub tally: Tally,
 }
 
 /// What to do with a request.
@@ -58,23 +94,35 @@ pub enum Answer {
     AfterRead(Probe),
     /// Send [`metrics_response`] with the text of the moment.
     Metrics,
+    /// There is no HTTP here: give the stream up, the connection if it is HTTP/1.1.
+    Reset,
 }
 
 /// A health question that waits for a linearizable read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Probe {
+pub struct Probe {
+    /// Who asked.
+    audience: Audience,
+    question: Question,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Question {
     /// `/health`.
     Health,
     /// `/readyz` and `/readyz/<check>`.
     Checks {
-        /// Lines of the checks before the read.
-        before: Vec<(&'static str, Option<String>)>,
+        /// Checks before the read.
+        before: Vec<Check>,
         /// Checks after the read.
-        after: Vec<(&'static str, Option<String>)>,
+        after: Vec<Check>,
         /// The whole list is wanted even when all is well.
         verbose: bool,
     },
 }
+
+/// A check and why it failed, if it did.
+type Check = (&'static str, Option<String>);
 
 /// What the handlers need to know of the server.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +145,9 @@ pub struct Status<'a> {
 #[must_use]
 pub fn respond(audience: Audience, request: &Request<'_>, status: &Status<'_>) -> Answer {
     let mut answer = match audience {
-        Audience::Clients => client_answer(request, status),
+        Audience::Clients | Audience::HttpClients => client_answer(audience, request, status),
+        Audience::Metrics => monitor_answer(audience, request, status).unwrap_or_else(not_found),
+        Audience::GrpcClients => Answer::Reset,
         Audience::Peers => Answer::Now(peer_answer(request, status)),
     };
     if let Answer::Now(response) = &mut answer {
@@ -110,27 +160,38 @@ pub fn respond(audience: Audience, request: &Request<'_>, status: &Status<'_>) -
 #[must_use]
 pub fn metrics_response(audience: Audience, text: String, wall_now: u64) -> Response {
     let headers = vec![("content-type", "text/plain; version=0.0.4; charset=utf-8".to_owned())];
-    let mut response = Response { status: 200, headers, body: text.into_bytes() };
+    let mut response = Response { status: 200, headers, body: text.into_bytes(), tally: Tally::Nothing };
     finish_headers(&mut response, audience, wall_now);
     response
 }
 
-fn client_answer(request: &Request<'_>, status: &Status<'_>) -> Answer {
+fn client_answer(audience: Audience, request: &Request<'_>, status: &Status<'_>) -> Answer {
     if request.method == b"OPTIONS" {
-        return Answer::Now(Response { status: 200, headers: Vec::new(), body: Vec::new() });
+        return Answer::Now(Response { status: 200, ..Response::default() });
     }
-    let path = request.path;
-    if let Some(check) = check_name(path, b"/livez") {
-        return checks(request, status, check, &LIVEZ);
-    }
-    if let Some(check) = check_name(path, b"/readyz") {
-        return checks(request, status, check, &READYZ);
-    }
-    match path {
+    match request.path {
         b"/version" => Answer::Now(get_only(request, version)),
-        b"/health" => health(request, status),
-        b"/metrics" => method_refusal(request).map_or(Answer::Metrics, Answer::Now),
-        _ => Answer::Now(plain(404, "404 page not found\n")),
+        _ => monitor_answer(audience, request, status).unwrap_or_else(not_found),
+    }
+}
+
+fn not_found() -> Answer {
+    Answer::Now(plain(404, "404 page not found\n"))
+}
+
+/// Health and metrics: the same on every listener that has them.
+fn monitor_answer(audience: Audience, request: &Request<'_>, status: &Status<'_>) -> Option<Answer> {
+    if let Some(check) = check_name(request.path, b"/livez") {
+        return Some(checks(audience, request, status, check, "livez"));
+    }
+    if let Some(check) = check_name(request.path, b"/readyz") {
+        return Some(checks(audience, request, status, check, "readyz"));
+    }
+    match request.path {
+        b"/health" => Some(health(audience, request, status)),
+        // Whatever the method, as in etcd.
+        b"/metrics" => Some(Answer::Metrics),
+        _ => None,
     }
 }
 
@@ -144,6 +205,7 @@ fn peer_answer(request: &Request<'_>, status: &Status<'_>) -> Response {
                 ("x-etcd-cluster-id", format!("{:x}", status.cluster_id)),
             ],
             body: members_json(status.tables).into_bytes(),
+            tally: Tally::Nothing,
         }),
         _ => plain(404, "404 page not found\n"),
     }
@@ -186,7 +248,8 @@ fn version() -> Response {
         "{{\"etcdserver\":\"{SERVER_VERSION}\",\"etcdcluster\":\"{CLUSTER_VERSION}\",\
          \"storage\":\"{CLUSTER_VERSION}\"}}"
     );
-    Response { status: 200, headers: vec![("content-type", "application/json".to_owned())], body: body.into_bytes() }
+    let headers = vec![("content-type", "application/json".to_owned())];
+    Response { status: 200, headers, body: body.into_bytes(), tally: Tally::Nothing }
 }
 
 fn get_only(request: &Request<'_>, answer: impl FnOnce() -> Response) -> Response {
@@ -212,10 +275,11 @@ fn plain(status: u16, text: &str) -> Response {
             ("x-content-type-options", "nosniff".to_owned()),
         ],
         body: text.as_bytes().to_vec(),
+        tally: Tally::Nothing,
     }
 }
 
-fn health(request: &Request<'_>, status: &Status<'_>) -> Answer {
+fn health(audience: Audience, request: &Request<'_>, status: &Status<'_>) -> Answer {
     if let Some(refusal) = method_refusal(request) {
         return Answer::Now(refusal);
     }
@@ -233,7 +297,7 @@ fn health(request: &Request<'_>, status: &Status<'_>) -> Answer {
     if !status.has_leader {
         return Answer::Now(unhealthy("RAFT NO LEADER"));
     }
-    Answer::AfterRead(Probe::Health)
+    Answer::AfterRead(Probe { audience, question: Question::Health })
 }
 
 fn healthy() -> Response {
@@ -241,11 +305,13 @@ fn healthy() -> Response {
         status: 200,
         headers: vec![("content-type", "text/plain; charset=utf-8".to_owned())],
         body: b"{\"health\":\"true\",\"reason\":\"\"}".to_vec(),
+        tally: Tally::Health { ok: true },
     }
 }
 
 fn unhealthy(reason: &str) -> Response {
-    plain(503, &format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n"))
+    let body = format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n");
+    Response { tally: Tally::Health { ok: false }, ..plain(503, &body) }
 }
 
 const LIVEZ: [&str; 1] = ["serializable_read"];
@@ -258,12 +324,13 @@ fn check_name<'a>(path: &'a [u8], root: &[u8]) -> Option<&'a [u8]> {
     if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
 }
 
-fn checks(request: &Request<'_>, status: &Status<'_>, only: &[u8], known: &'static [&'static str]) -> Answer {
+fn checks(audience: Audience, request: &Request<'_>, status: &Status<'_>, only: &[u8], kind: &'static str) -> Answer {
+    let known: &[&'static str] = if kind == "livez" { &LIVEZ } else { &READYZ };
     if let Some(refusal) = method_refusal(request) {
         return Answer::Now(refusal);
     }
     if !only.is_empty() && !known.iter().any(|name| name.as_bytes() == only) {
-        return Answer::Now(plain(404, "404 page not found\n"));
+        return not_found();
     }
     let verbose = query_values(request.query, "verbose").next().is_some();
     let wanted = |name: &&&'static str| {
@@ -285,12 +352,12 @@ fn checks(request: &Request<'_>, status: &Status<'_>, only: &[u8], known: &'stat
         }
     }
     if needs_read {
-        return Answer::AfterRead(Probe::Checks { before, after, verbose });
+        return Answer::AfterRead(Probe { audience, question: Question::Checks { before, after, verbose } });
     }
-    Answer::Now(check_list(&before, verbose))
+    Answer::Now(check_list(kind, &before, verbose))
 }
 
-fn check_list(results: &[(&'static str, Option<String>)], verbose: bool) -> Response {
+fn check_list(kind: &'static str, results: &[Check], verbose: bool) -> Response {
     let failed = results.iter().any(|(_, failure)| failure.is_some());
     let mut text = String::new();
     if failed || verbose {
@@ -301,33 +368,35 @@ fn check_list(results: &[(&'static str, Option<String>)], verbose: bool) -> Resp
             };
         }
     }
+    let results = results.iter().map(|(name, failure)| (*name, failure.is_none())).collect();
+    let tally = Tally::Checks { kind, results };
     if failed {
-        return plain(503, &text);
+        return Response { tally, ..plain(503, &text) };
     }
     text.push_str("ok\n");
-    plain(200, &text)
+    Response { tally, ..plain(200, &text) }
 }
 
 impl Probe {
     /// The response, once the read was confirmed (`None`) or failed (`Some(reason)`).
     #[must_use]
     pub fn finish(self, failure: Option<&str>, wall_now: u64) -> Response {
-        let mut response = match (self, failure) {
-            (Self::Health, None) => healthy(),
-            (Self::Health, Some(reason)) => unhealthy(&format!("RANGE ERROR:{reason}")),
-            (Self::Checks { mut before, after, verbose }, failure) => {
+        let mut response = match (self.question, failure) {
+            (Question::Health, None) => healthy(),
+            (Question::Health, Some(reason)) => unhealthy(&format!("RANGE ERROR:{reason}")),
+            (Question::Checks { mut before, after, verbose }, failure) => {
                 before.push((LINEARIZABLE, failure.map(str::to_owned)));
                 before.extend(after);
-                check_list(&before, verbose)
+                check_list("readyz", &before, verbose)
             }
         };
-        finish_headers(&mut response, Audience::Clients, wall_now);
+        finish_headers(&mut response, self.audience, wall_now);
         response
     }
 }
 
 fn finish_headers(response: &mut Response, audience: Audience, wall_now: u64) {
-    if audience == Audience::Clients {
+    if matches!(audience, Audience::Clients | Audience::HttpClients) {
         let cors = [
             ("access-control-allow-headers", "accept, content-type, authorization"),
             ("access-control-allow-methods", "POST, GET, OPTIONS, PUT, DELETE"),
@@ -390,7 +459,7 @@ mod tests {
     fn health_needs_a_read_unless_serializable() {
         assert_eq!(
             respond(Audience::Clients, &get("/health", ""), &status(&Tables::default())),
-            Answer::AfterRead(Probe::Health),
+            Answer::AfterRead(Probe { audience: Audience::Clients, question: Question::Health }),
             "a linearizable probe waits"
         );
         let response =
@@ -406,7 +475,7 @@ mod tests {
         assert_eq!(response.status, 503);
         assert_eq!(response.body, b"{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n");
         let excluded = respond(Audience::Clients, &get("/health", "exclude=NOSPACE"), &status);
-        assert_eq!(excluded, Answer::AfterRead(Probe::Health));
+        assert_eq!(excluded, Answer::AfterRead(Probe { audience: Audience::Clients, question: Question::Health }));
     }
 
     #[test]
@@ -420,18 +489,52 @@ mod tests {
         let expected =
             "[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner ok\nok\n";
         assert_eq!(String::from_utf8_lossy(&body), expected);
-        let failed = Probe::Checks { before: vec![], after: vec![], verbose: false }.finish(Some("no"), 0);
+        let question = Question::Checks { before: vec![], after: vec![], verbose: false };
+        let failed = Probe { audience: Audience::Clients, question }.finish(Some("no"), 0);
+        let tally = Tally::Checks { kind: "readyz", results: vec![("linearizable_read", false)] };
+        assert_eq!(failed.tally, tally);
         assert_eq!((failed.status, failed.body.as_slice()), (503, &b"[-]linearizable_read failed: no\n"[..]));
     }
 
     #[test]
-    fn metrics_are_the_clients_and_for_get_alone() {
+    fn each_listener_serves_its_own() {
+        use Audience::{Clients, GrpcClients, HttpClients, Metrics, Peers};
         let tables = Tables::default();
-        let metrics = get("/metrics", "");
-        assert_eq!(respond(Audience::Clients, &metrics, &status(&tables)), Answer::Metrics);
-        assert_eq!(now(respond(Audience::Peers, &metrics, &status(&tables))).status, 404);
-        let post = Request { method: b"POST", ..metrics };
-        assert_eq!(now(respond(Audience::Clients, &post, &status(&tables))).status, 405);
+        let ask = |audience, path| respond(audience, &get(path, "serializable=true"), &status(&tables));
+        let code = |audience, path| now(ask(audience, path)).status;
+        for audience in [Clients, HttpClients, Metrics] {
+            assert_eq!(ask(audience, "/metrics"), Answer::Metrics);
+            assert_eq!(code(audience, "/health"), 200);
+            assert_eq!(code(audience, "/livez"), 200);
+            assert!(matches!(ask(audience, "/readyz"), Answer::AfterRead(_)));
+        }
+        assert_eq!(
+            [Clients, HttpClients, Metrics, Peers].map(|audience| code(audience, "/version")),
+            [200, 200, 404, 200]
+        );
+        assert_eq!(["/metrics", "/health", "/livez"].map(|path| code(Peers, path)), [404; 3]);
+        assert_eq!(
+            ["/metrics", "/health", "/version"].map(|path| ask(GrpcClients, path)),
+            [const { Answer::Reset }; 3]
+        );
+        let post = Request { method: b"POST", path: b"/metrics", query: b"" };
+        assert_eq!(respond(Clients, &post, &status(&tables)), Answer::Metrics, "etcd does not mind the method");
+    }
+
+    #[test]
+    fn only_clients_get_headers_for_browsers() {
+        let tables = Tables::default();
+        let headers = |audience| {
+            let response = now(respond(audience, &get("/health", "serializable=true"), &status(&tables)));
+            response.headers.iter().any(|(name, _)| *name == "access-control-allow-origin")
+        };
+        assert_eq!([Audience::Clients, Audience::HttpClients, Audience::Metrics].map(headers), [true, true, false]);
+        let Answer::AfterRead(probe) = respond(Audience::Metrics, &get("/health", ""), &status(&tables)) else {
+            panic!("a linearizable probe waits");
+        };
+        let response = probe.finish(None, 0);
+        assert_eq!(response.headers.len(), 2, "{:?}", response.headers);
+        assert_eq!(response.tally, Tally::Health { ok: true });
     }
 
     #[test]

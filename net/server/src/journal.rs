@@ -95,15 +95,15 @@ impl Journal {
                 push_timestamp(&mut line, wall_now);
                 line.push_str("\",\"msg\":");
                 push_json_string(&mut line, message);
-                push_fields(&mut line, fields, true);
+                push_fields(&mut line, fields, self.format);
                 line.push('}');
             }
             Format::Console => {
                 push_timestamp(&mut line, wall_now);
-                let _ = write!(line, "\t{}\t{message}", level.name().to_uppercase());
+                let _ = write!(line, "\t{}\t{message}", level.name());
                 if !fields.is_empty() {
                     line.push_str("\t{");
-                    push_fields(&mut line, fields, false);
+                    push_fields(&mut line, fields, self.format);
                     line.push('}');
                 }
             }
@@ -112,13 +112,15 @@ impl Journal {
     }
 }
 
-fn push_fields(line: &mut String, fields: &[(&str, Field<'_>)], leading_comma: bool) {
+/// The fields: after others in JSON; alone, and with room between, on the console.
+fn push_fields(line: &mut String, fields: &[(&str, Field<'_>)], format: Format) {
+    let (comma, colon) = if format == Format::Json { (",", ":") } else { (", ", ": ") };
     for (position, (name, value)) in fields.iter().enumerate() {
-        if leading_comma || position > 0 {
-            line.push(',');
+        if format == Format::Json || position > 0 {
+            line.push_str(comma);
         }
         push_json_string(line, name);
-        line.push(':');
+        line.push_str(colon);
         match value {
             Field::Text(text) => push_json_string(line, text),
             Field::Number(number) => {
@@ -131,7 +133,7 @@ fn push_fields(line: &mut String, fields: &[(&str, Field<'_>)], leading_comma: b
                 line.push('[');
                 for (item_position, item) in items.iter().enumerate() {
                     if item_position > 0 {
-                        line.push(',');
+                        line.push_str(comma);
                     }
                     push_json_string(line, item);
                 }
@@ -158,6 +160,14 @@ pub fn push_json_string(out: &mut String, text: &str) {
         }
     }
     out.push('"');
+}
+
+/// A time as records show it.
+#[must_use]
+pub fn timestamp(wall_now: u64) -> String {
+    let mut text = String::new();
+    push_timestamp(&mut text, wall_now);
+    text
 }
 
 /// Appends zap's ISO 8601 form with microseconds, in UTC: `2026-01-02T03:04:05.123456Z`.
@@ -214,6 +224,18 @@ mod tests {
             "{\"level\":\"warn\",\"ts\":\"2023-11-14T22:13:20.123456Z\",\"msg\":\"odd \\\"name\\\"\\n\",\
              \"path\":\"a\\\\b\\u0001\",\"n\":-3,\"urls\":[\"x\",\"y\"]}"
         );
+    }
+
+    #[test]
+    fn console_record_is_as_etcd_prints_it() {
+        let journal = Journal { level_min: Level::Info, format: Format::Console };
+        let urls = ["x".to_owned(), "y".to_owned()];
+        let fields = [("name", Field::Text("n")), ("urls", Field::List(&urls))];
+        assert_eq!(
+            journal.render(1_700_000_000_123_456_789, Level::Info, "closed", &fields).as_deref(),
+            Some("2023-11-14T22:13:20.123456Z\tinfo\tclosed\t{\"name\": \"n\", \"urls\": [\"x\", \"y\"]}")
+        );
+        assert_eq!(journal.render(0, Level::Warn, "w", &[]).as_deref(), Some("1970-01-01T00:00:00.000000Z\twarn\tw"));
     }
 
     #[test]

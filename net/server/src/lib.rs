@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod auto_compaction;
 pub mod boot;
+pub mod calls;
 pub mod clients;
 pub mod disk;
 pub mod http;
@@ -19,6 +21,7 @@ pub mod node;
 pub mod options;
 pub mod scrub;
 pub mod service;
+pub mod surface;
 
 pub use boot::BootError;
 pub use node::{Node, NodeOptions};

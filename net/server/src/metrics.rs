@@ -1,75 +1,36 @@
 //! Metrics of one core, and their text form.
 //!
-//! Owns: the histograms that the turn fills, and the Prometheus text format (version 0.0.4). Does not know: sockets;
-//! who scrapes.
+//! Owns: what the turn counts, and the order of the families in the text. The parts: [`histogram`] buckets,
+//! [`exposition`] the syntax, [`calls`] gRPC and probes, [`applied`] commands, [`streams`] watch and lease, [`moment`]
+//! what is asked for when a scraper comes. Does not know: sockets; who scrapes.
 //!
-//! Values are plain numbers in plain arrays: a core has its own, nothing is locked or hashed. Buckets are cumulative
-//! only in the text.
+//! Values are plain numbers in plain arrays: a core has its own, nothing is locked or hashed. Times are the turn's, so a
+//! duration is as exact as a turn is short; where CPU time is meant, the name or the help says so.
 //!
 //! Invariants
-//! - I1: a histogram's buckets plus its overflow are its count.
+//! - I1: every family of etcd that this server has is there before its first event, with value 0, but for the samples
+//!   whose labels are not known before.
 
-use std::fmt::Write as _;
+pub mod applied;
+pub mod calls;
+pub mod exposition;
+pub mod histogram;
+pub mod moment;
+pub mod streams;
 
-/// Upper bounds of CPU-time buckets, in nanoseconds: around the budgets of a step (500 us) and of a turn (10 ms).
-const CPU_BOUNDS: [u64; 14] = [
-    10_000,
-    25_000,
-    50_000,
-    100_000,
-    250_000,
-    500_000,
-    750_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    100_000_000,
-];
+use std::collections::VecDeque;
 
-/// CPU times in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CpuHistogram {
-    buckets: [u64; CPU_BOUNDS.len()],
-    count: u64,
-    sum: u64,
-    max: u64,
-}
+use trilith_raftlog::Lsn;
 
-impl CpuHistogram {
-    /// Counts one observation.
-    pub fn observe(&mut self, nanoseconds: u64) {
-        let bucket = CPU_BOUNDS.partition_point(|&bound| bound < nanoseconds);
-        if let Some(bucket) = self.buckets.get_mut(bucket) {
-            *bucket += 1;
-        }
-        self.count += 1;
-        self.sum = self.sum.wrapping_add(nanoseconds);
-        self.max = self.max.max(nanoseconds);
-    }
+use applied::AppliedMetrics;
+use calls::CallMetrics;
+use exposition::{Exposition, Kind, Unit};
+use histogram::{APPLY_BOUNDS, CPU_BOUNDS, DISK_BOUNDS, Histogram};
+use moment::Moment;
+use streams::{LeaseMetrics, WatchMetrics};
 
-    /// Observations so far.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// Appends the series of a histogram called `name`, with `labels` (empty, or like `kind="apply",`).
-    fn render(&self, out: &mut String, name: &str, labels: &str) {
-        let mut cumulative = 0;
-        for (bound, bucket) in CPU_BOUNDS.iter().zip(self.buckets) {
-            cumulative += bucket;
-            let _ = writeln!(out, "{name}_bucket{{{labels}le=\"{}\"}} {cumulative}", seconds(*bound));
-        }
-        let plain = labels.trim_end_matches(',');
-        let braced = if plain.is_empty() { String::new() } else { format!("{{{plain}}}") };
-        let _ = writeln!(out, "{name}_bucket{{{labels}le=\"+Inf\"}} {}", self.count);
-        let _ = writeln!(out, "{name}_sum{braced} {}", seconds(self.sum));
-        let _ = writeln!(out, "{name}_count{braced} {}", self.count);
-    }
-}
+/// Room for the text: without `--metrics=extensive` it is about this long.
+const TEXT_BYTES: usize = 160 << 10;
 
 /// Kinds of work that a turn does in slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,94 +67,148 @@ impl StepKind {
 }
 
 /// What a core counts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metrics {
     /// CPU time of whole turns.
-    pub turn: CpuHistogram,
-    steps: [CpuHistogram; StepKind::ALL.len()],
+    pub turn: Histogram,
+    steps: Vec<Histogram>,
+    /// gRPC calls and probes.
+    pub calls: CallMetrics,
+    /// Watches.
+    pub watch: WatchMetrics,
+    /// Leases.
+    pub lease: LeaseMetrics,
+    /// The time from an append's submission to its completion: write and sync are one.
+    append: Histogram,
+    append_bytes: u64,
+    /// Appends on their way: which, and since when.
+    appends: VecDeque<(Lsn, u64)>,
+    /// Syncs of the store.
+    commit: Histogram,
+    /// Syncs of the store on their way: their effects' tokens, and since when.
+    commits: VecDeque<(u64, u64)>,
+    range: [Histogram; 2],
+    leader_changes: u64,
 }
 
 impl Metrics {
+    /// Nothing counted yet. `is_extensive` adds a histogram for each method; unary calls longer than `slow_call_after`
+    /// nanoseconds are kept for the log.
+    #[must_use]
+    pub fn new(is_extensive: bool, slow_call_after: u64) -> Self {
+        Self {
+            calls: CallMetrics::new(is_extensive, slow_call_after),
+            turn: Histogram::new(CPU_BOUNDS),
+            steps: vec![Histogram::new(CPU_BOUNDS); StepKind::ALL.len()],
+            watch: WatchMetrics::default(),
+            lease: LeaseMetrics::default(),
+            append: Histogram::new(DISK_BOUNDS),
+            append_bytes: 0,
+            appends: VecDeque::new(),
+            commit: Histogram::new(DISK_BOUNDS),
+            commits: VecDeque::new(),
+            range: [Histogram::new(APPLY_BOUNDS), Histogram::new(APPLY_BOUNDS)],
+            leader_changes: 0,
+        }
+    }
+
     /// Counts one step.
     pub fn observe_step(&mut self, kind: StepKind, nanoseconds: u64) {
         self.steps[kind as usize].observe(nanoseconds);
     }
 
+    /// An append of the log was submitted.
+    pub fn observe_append(&mut self, lsn: Lsn, bytes: usize, now: u64) {
+        self.append_bytes += bytes as u64;
+        self.appends.push_back((lsn, now));
+    }
+
+    /// An append is durable.
+    pub fn observe_appended(&mut self, lsn: Lsn, now: u64) {
+        if let Some(position) = self.appends.iter().position(|(pending, _)| *pending == lsn)
+            && let Some((_, since)) = self.appends.remove(position)
+        {
+            self.append.observe(now.saturating_sub(since));
+        }
+    }
+
+    /// A sync of the store was submitted.
+    pub fn observe_sync(&mut self, token: u64, now: u64) {
+        self.commits.push_back((token, now));
+    }
+
+    /// A store effect is done: a sync, if [`Self::observe_sync`] was told its token.
+    pub fn observe_stored(&mut self, token: u64, now: u64) {
+        if let Some(position) = self.commits.iter().position(|(pending, _)| *pending == token)
+            && let Some((_, since)) = self.commits.remove(position)
+        {
+            self.commit.observe(now.saturating_sub(since));
+        }
+    }
+
+    /// Reads were evaluated in a step that took so much CPU time: refused ones, and those that were answered.
+    pub fn observe_reads(&mut self, counts: [u64; 2], nanoseconds: u64) {
+        let all: u64 = counts.iter().sum();
+        for (histogram, count) in self.range.iter_mut().zip(counts) {
+            histogram.observe_many(nanoseconds.checked_div(all).unwrap_or(0), count);
+        }
+    }
+
+    /// The role in raft changed.
+    pub fn observe_role(&mut self, is_leader: bool) {
+        self.leader_changes += u64::from(is_leader);
+    }
+
     /// The text that a scraper gets.
     #[must_use]
-    pub fn render(&self, gauges: &[Gauge]) -> String {
-        let mut out = String::new();
-        for gauge in gauges {
-            let Gauge { name, help, value } = gauge;
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+    pub fn render(&self, applied: &AppliedMetrics, moment: &Moment) -> String {
+        let mut out = Exposition::with_capacity(TEXT_BYTES);
+        moment.render(&mut out);
+        self.render_raft(&mut out);
+        self.render_disk(&mut out);
+        applied.render(&mut out);
+        let name = "etcd_server_range_duration_seconds";
+        out.family(name, Kind::Histogram, "CPU time of evaluating a range, shared evenly within a step.");
+        for (success, histogram) in [false, true].into_iter().zip(&self.range) {
+            out.buckets(name, &format!("success=\"{success}\""), Unit::Seconds, histogram);
         }
+        self.watch.render(&mut out);
+        self.lease.render(&mut out);
+        self.calls.render(&mut out);
+        self.render_turns(&mut out);
+        out.finish()
+    }
+
+    fn render_raft(&self, out: &mut Exposition) {
+        out.counter("etcd_server_leader_changes_seen_total", "Changes of the leader.", self.leader_changes);
+        let name = "etcd_server_proposals_failed_total";
+        out.counter(name, "Commands that were not committed in time.", self.calls.failed_commands());
+        out.counter("etcd_server_slow_read_indexes_total", "Reads that waited too long for their round.", 0);
+        out.counter("etcd_server_heartbeat_send_failures_total", "Heartbeats that could not be sent.", 0);
+        out.counter("etcd_server_learner_promote_successes", "Learners that became voters.", 0);
+        out.gauge("etcd_server_snapshot_apply_in_progress_total", "1 while a snapshot is installed.", 0);
+    }
+
+    fn render_disk(&self, out: &mut Exposition) {
+        let name = "etcd_disk_wal_fsync_duration_seconds";
+        out.histogram(name, "Time of durable writes to the log: write and sync in one.", Unit::Seconds, &self.append);
+        out.gauge("etcd_disk_wal_write_bytes_total", "Bytes written to the log.", self.append_bytes);
+        let name = "etcd_disk_backend_commit_duration_seconds";
+        out.histogram(name, "Time of syncs of the store, by checkpoints.", Unit::Seconds, &self.commit);
+    }
+
+    fn render_turns(&self, out: &mut Exposition) {
         let name = "trilith_turn_cpu_seconds";
-        let _ = writeln!(out, "# HELP {name} CPU time of the turns of a core.\n# TYPE {name} histogram");
-        self.turn.render(&mut out, name, "");
+        out.histogram(name, "CPU time of the turns of a core.", Unit::Seconds, &self.turn);
         let name = "trilith_step_cpu_seconds";
-        let _ = writeln!(out, "# HELP {name} CPU time of the steps of a turn that work in slices.");
-        let _ = writeln!(out, "# TYPE {name} histogram");
+        out.family(name, Kind::Histogram, "CPU time of the steps of a turn that work in slices.");
         for (kind, label) in StepKind::ALL {
-            self.steps[kind as usize].render(&mut out, name, &format!("kind=\"{label}\","));
+            out.buckets(name, &format!("kind=\"{label}\""), Unit::Seconds, &self.steps[kind as usize]);
         }
         let name = "trilith_turn_cpu_seconds_max";
-        let _ = writeln!(out, "# HELP {name} The longest turn since the start.\n# TYPE {name} gauge");
-        let _ = writeln!(out, "{name} {}", seconds(self.turn.max));
-        out
+        out.gauge(name, "The longest turn since the start.", exposition::seconds(self.turn.max()));
     }
-}
-
-/// One current value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gauge {
-    /// Its name.
-    pub name: &'static str,
-    /// What it is, in a sentence.
-    pub help: &'static str,
-    /// The value.
-    pub value: i64,
-}
-
-/// Nanoseconds as a decimal number of seconds, exactly.
-fn seconds(nanoseconds: u64) -> String {
-    let text = format!("{}.{:09}", nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_are_cumulative_in_the_text() {
-        let mut metrics = Metrics::default();
-        for nanoseconds in [0, 10_000, 10_001, 700_000, 2_000_000_000] {
-            metrics.turn.observe(nanoseconds);
-        }
-        metrics.observe_step(StepKind::Reclaim, 400_000);
-        let text = metrics.render(&[Gauge { name: "a_gauge", help: "A gauge.", value: -7 }]);
-        for line in [
-            "# TYPE a_gauge gauge\na_gauge -7\n",
-            "trilith_turn_cpu_seconds_bucket{le=\"0.00001\"} 2\n",
-            "trilith_turn_cpu_seconds_bucket{le=\"0.000025\"} 3\n",
-            "trilith_turn_cpu_seconds_bucket{le=\"0.00075\"} 4\n",
-            "trilith_turn_cpu_seconds_bucket{le=\"0.1\"} 4\n",
-            "trilith_turn_cpu_seconds_bucket{le=\"+Inf\"} 5\n",
-            "trilith_turn_cpu_seconds_sum 2.000720001\n",
-            "trilith_turn_cpu_seconds_count 5\n",
-            "trilith_step_cpu_seconds_bucket{kind=\"reclaim\",le=\"0.0005\"} 1\n",
-            "trilith_step_cpu_seconds_bucket{kind=\"reclaim\",le=\"0.00025\"} 0\n",
-            "trilith_step_cpu_seconds_count{kind=\"apply\"} 0\n",
-            "trilith_turn_cpu_seconds_max 2\n",
-        ] {
-            assert!(text.contains(line), "{line} is missing in\n{text}");
-        }
-    }
-
-    #[test]
-    fn kinds_stand_in_their_own_place() {
-        for (position, (kind, _)) in StepKind::ALL.into_iter().enumerate() {
-            assert_eq!(kind as usize, position);
-        }
-    }
-}
+mod tests;

@@ -20,23 +20,26 @@ use trilith_engine::page_source::{Block, Unavailable};
 use trilith_engine::replica::apply::ALARM_CORRUPT;
 use trilith_engine::replica::{Effect, ReplicaOptions};
 use trilith_engine::store::row_log::RowLogOptions;
-use trilith_engine::store::{CheckpointStep, ReclaimStep, StoreOptions};
+use trilith_engine::store::{CheckpointStep, ReclaimStep, StoreEffect, StoreOptions};
 use trilith_engine::watch::{WatchLimits, WatchStep};
 use trilith_raftlog::{Identity, Role};
-use trilith_reactor::{BootFiles, CoreLoop, Event, ListenerId, Port, Turn};
+use trilith_reactor::{BootFiles, CoreLoop, Event, Port, Turn};
 use trilith_wire::api::status::unknown_method;
 use trilith_wire::connection::{ConnectionEvent, ConnectionLimits};
 
 use crate::api;
+use crate::auto_compaction::AutoCompaction;
 use crate::boot::{self, BootError};
 use crate::clients::{Caller, Clients};
 use crate::disk::{Completion, Disk, Pages, store_file_name};
-use crate::http::{self, Answer, Audience};
+use crate::http::{self, Answer};
 use crate::journal::{Field, Journal, Level};
-use crate::metrics::{Gauge, Metrics, StepKind};
+use crate::metrics::moment::Moment;
+use crate::metrics::{Metrics, StepKind};
 use crate::options::Options;
 use crate::scrub::{Rot, Scrubber};
 use crate::service::{Admission, Progress, Service, Verdict, request_timeout, send_http};
+use crate::surface::{self, Surface};
 
 /// Work units of one step: 500 us.
 const STEP_UNITS: u32 = 5_000;
@@ -82,8 +85,8 @@ pub struct NodeOptions {
     pub client_urls: Vec<String>,
     /// Cluster token.
     pub token: String,
-    /// Listeners below this number are the clients', the rest the peers'.
-    pub client_listeners: u32,
+    /// Listeners, metrics, warnings, gates.
+    pub surface: Surface,
     /// How log records are rendered.
     pub journal: Journal,
     /// Raft, log and checkpoint triggers.
@@ -140,7 +143,7 @@ impl NodeOptions {
             peer_urls: options.initial_advertise_peer_urls.clone(),
             client_urls: options.advertise_client_urls.clone(),
             token: options.initial_cluster_token.clone(),
-            client_listeners: u32::try_from(options.listen_client_urls.len()).expect("few listeners"),
+            surface: Surface::new(options),
             journal: Journal { level_min: options.log_level, format: options.log_format },
             replica: ReplicaOptions {
                 log,
@@ -225,6 +228,11 @@ pub struct Node {
     scrubber: Scrubber,
     clients: Clients,
     metrics: Metrics,
+    /// When the command that is to be applied next came to the head of the queue, if there is one.
+    apply_since: Option<u64>,
+    /// Automatic compaction, while it is on, and the sequence of the one on its way.
+    auto_compaction: Option<AutoCompaction>,
+    compacting: Option<u64>,
     /// Background work pauses until these times; 0: it does not.
     checkpoint_at: u64,
     reclaim_at: u64,
@@ -269,7 +277,10 @@ impl Node {
             disk: booted.disk,
             scrubber: Scrubber::new(options.scrub_interval, port.now()),
             clients,
-            metrics: Metrics::default(),
+            metrics: Metrics::new(options.surface.is_extensive, options.surface.slow_call_after),
+            apply_since: None,
+            auto_compaction: None,
+            compacting: None,
             checkpoint_at: 0,
             reclaim_at: 0,
             failed: false,
@@ -282,6 +293,12 @@ impl Node {
     #[must_use]
     pub fn is_serving(&self) -> bool {
         self.phase == Phase::Serving
+    }
+
+    /// Whether a stop was asked for.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.phase, Phase::Draining { .. } | Phase::Closing { .. })
     }
 
     /// The replica, for inspection.
@@ -303,14 +320,12 @@ impl Node {
         };
         match event {
             Event::Accepted { listener, connection, .. } => {
-                let ListenerId(number) = listener;
-                let audience = if number < self.options.client_listeners { Audience::Clients } else { Audience::Peers };
-                self.clients.handle_accepted(connection, audience, now);
+                self.clients.handle_accepted(connection, self.options.surface.audience(listener), now);
             }
             Event::Received { connection, bytes } => self.clients.handle_received(connection, bytes, now),
             Event::Sent { connection, buffer } => self.clients.handle_sent(connection, buffer, now),
             Event::Closed { connection, .. } => {
-                self.clients.handle_closed(connection);
+                self.clients.handle_closed(connection, &mut self.metrics.calls, now);
                 self.service.handle_connection_closed(connection);
             }
             Event::Timer => {}
@@ -323,9 +338,15 @@ impl Node {
         let replica = &mut self.service.replica;
         match completion {
             Completion::HardState { generation, copy } => replica.handle_hard_state_complete(generation, copy, now),
-            Completion::Append { lsn } => replica.handle_append_complete(lsn, now),
+            Completion::Append { lsn } => {
+                self.metrics.observe_appended(lsn, now);
+                replica.handle_append_complete(lsn, now);
+            }
             Completion::Segment { sequence } => replica.handle_segment_prepared(sequence, now),
-            Completion::Store { token } => replica.handle_store_complete(token),
+            Completion::Store { token } => {
+                self.metrics.observe_stored(token, now);
+                replica.handle_store_complete(token);
+            }
             Completion::Loaded => self.service.handle_loaded(|block| self.disk.awaits(block)),
             Completion::Progress => {}
             Completion::Reread { block } => {
@@ -397,22 +418,22 @@ impl Node {
     }
 
     /// Looks at every touched connection for requests.
-    fn poll_clients(&mut self, wall_now: u64, now: u64) {
+    fn poll_clients<P: Port>(&mut self, port: &P, now: u64) {
         if !self.is_listening() {
             return;
         }
-        self.clients.wall_now = wall_now;
+        self.clients.wall_now = port.wall_now();
         self.clients.revive();
         let mut position = 0;
         while let Some(slot) = self.clients.touched(position) {
-            self.poll_client(slot, now);
+            self.poll_client(port, slot, now);
             self.clients.handle_polled(slot);
             position += 1;
         }
     }
 
-    fn poll_client(&mut self, slot: usize, now: u64) {
-        let Self { clients, service, identity, metrics, .. } = self;
+    fn poll_client<P: Port>(&mut self, port: &P, slot: usize, now: u64) {
+        let Self { clients, service, identity, metrics, options, .. } = self;
         let wall_now = clients.wall_now;
         let Some((client, budget)) = clients.connection(slot) else { return };
         let (id, audience) = (client.id(), client.audience);
@@ -420,7 +441,7 @@ impl Node {
             match event {
                 ConnectionEvent::GrpcRequest { stream, route, head, message } => {
                     let caller = Caller::new(slot, id, stream);
-                    let verdict = match route.filter(|_| audience == Audience::Clients) {
+                    let verdict = match route.filter(|_| audience.has_grpc()) {
                         Some(route) => service.handle_call(caller, api::method(route), head, message, now),
                         None => Verdict::Refused(unknown_method(head.path())),
                     };
@@ -444,8 +465,11 @@ impl Node {
                     match answer {
                         Answer::Now(response) => send_http(&mut client.connection, caller, &response),
                         Answer::AfterRead(probe) => service.handle_probe(caller, probe, now),
+                        Answer::Reset => client.connection.reset(stream),
                         Answer::Metrics => {
-                            let text = metrics.render(&gauges(service));
+                            let (process, gates) = (port.process_stats(), options.surface.gates);
+                            let moment = Moment { process, gates, ..service.moment() };
+                            let text = metrics.render(&service.applied, &moment);
                             let response = http::metrics_response(audience, text, wall_now);
                             send_http(&mut client.connection, caller, &response);
                         }
@@ -514,7 +538,11 @@ impl Node {
             let pages = Pages { port: &*port, disk: &self.disk };
             let mut budget = Budget::new(STEP_UNITS);
             let missing = self.service.answer_reads(&mut self.clients, &pages, &mut budget, now);
-            self.metrics.observe_step(StepKind::Read, port.cpu_now().saturating_sub(started));
+            let spent = port.cpu_now().saturating_sub(started);
+            self.metrics.observe_step(StepKind::Read, spent);
+            let done = std::mem::take(&mut self.service.reads_done);
+            self.metrics.observe_reads(done, spent);
+            self.service.applied.observe_ranges(done.iter().sum());
             for unavailable in missing {
                 self.load(port, unavailable);
             }
@@ -546,9 +574,18 @@ impl Node {
                     self.disk.write_hard_state(port, generation, copy, bytes);
                 }
                 Effect::PrepareSegment(prepare) => self.disk.prepare_segment(port, prepare),
-                Effect::Append(append) => self.disk.append(port, append),
-                Effect::Store(effect) => self.disk.store(port, effect),
+                Effect::Append(append) => {
+                    self.metrics.observe_append(append.lsn, append.bytes.len(), port.now());
+                    self.disk.append(port, append);
+                }
+                Effect::Store(effect) => {
+                    if let StoreEffect::Sync { token, .. } = effect {
+                        self.metrics.observe_sync(token, port.now());
+                    }
+                    self.disk.store(port, effect);
+                }
                 Effect::RoleChanged { role, term, .. } => {
+                    self.metrics.observe_role(role == Role::Leader);
                     let term = i64::try_from(term.0).unwrap_or(i64::MAX);
                     self.options.log(
                         port,
@@ -574,11 +611,15 @@ impl Node {
     fn apply<P: Port>(&mut self, port: &mut P, now: u64) {
         for _ in 0..APPLY_STEPS_PER_TURN {
             if !self.service.replica.has_committed() {
+                self.apply_since = None;
                 return;
             }
+            self.apply_since = self.apply_since.or(Some(now));
             let started = port.cpu_now();
             let pause = self.apply_commands(port, now);
-            self.metrics.observe_step(StepKind::Apply, port.cpu_now().saturating_sub(started));
+            let spent = port.cpu_now().saturating_sub(started);
+            self.metrics.observe_step(StepKind::Apply, spent);
+            self.service.applied.handle_step_end(spent);
             if let Some(unavailable) = pause {
                 return self.load(port, unavailable);
             }
@@ -593,8 +634,10 @@ impl Node {
             let pages = Pages { port: &*port, disk: &self.disk };
             match self.service.apply_step(&mut self.clients, &pages, &mut budget, now) {
                 Ok(Progress::Idle) | Err(Pause::Budget) => return None,
-                Ok(Progress::Moved) => {}
+                Ok(Progress::Moved) => self.note_applied(port, now),
                 Ok(Progress::Own(sequence)) => {
+                    self.note_applied(port, now);
+                    self.note_compacted(port, sequence, now);
                     if self.phase == Phase::Starting(Some(sequence)) {
                         self.start_serving(port);
                     }
@@ -606,6 +649,64 @@ impl Node {
             }
         }
         None
+    }
+
+    /// A command was applied: it is told of if it took long.
+    fn note_applied<P: Port>(&mut self, port: &mut P, now: u64) {
+        let took = now.saturating_sub(self.apply_since.replace(now).unwrap_or(now));
+        let expected = self.options.surface.slow_apply_after;
+        if took > expected {
+            self.service.applied.observe_slow();
+            let (took, expected) = (surface::duration_text(took), surface::duration_text(expected));
+            let fields = [("took", Field::Text(&took)), ("expected-duration", Field::Text(&expected))];
+            self.options.log(port, Level::Warn, "apply request took too long", &fields);
+        }
+    }
+
+    /// Compacts by itself when the time has come.
+    fn compact_automatically<P: Port>(&mut self, port: &mut P, now: u64) {
+        let Some(machine) = self.auto_compaction.as_mut().filter(|_| self.phase == Phase::Serving) else { return };
+        let revision = self.service.replica.keyspace().published().revision;
+        let leads = self.service.replica.role() == Role::Leader;
+        let Some(target) = machine.handle_time(revision, leads, now) else { return };
+        self.options.log(port, Level::Info, "starting auto compaction", &[("revision", Field::Number(target))]);
+        match self.service.submit_own(&Command::Compact { revision: target }, now) {
+            Ok(sequence) => self.compacting = Some(sequence),
+            Err(_) => self.end_compaction(port, now),
+        }
+        self.more = true;
+    }
+
+    /// A command of this member was applied: the automatic compaction, perhaps.
+    fn note_compacted<P: Port>(&mut self, port: &mut P, sequence: u64, now: u64) {
+        if self.compacting == Some(sequence) {
+            self.compacting = None;
+            self.end_compaction(port, now);
+        }
+    }
+
+    /// The automatic compaction has its outcome: what is compacted tells which.
+    fn end_compaction<P: Port>(&mut self, port: &mut P, now: u64) {
+        let keyspace = self.service.replica.keyspace();
+        let (revision, compacted) = (keyspace.published().revision, keyspace.state().compacted);
+        let Some(machine) = &mut self.auto_compaction else { return };
+        let succeeded = machine.pending().is_some_and(|target| target <= compacted);
+        let Some(target) = machine.handle_outcome(succeeded, revision, now) else { return };
+        let fields = [("revision", Field::Number(target))];
+        let (level, message) = match succeeded {
+            true => (Level::Info, "completed auto compaction"),
+            false => (Level::Warn, "failed auto compaction"),
+        };
+        self.options.log(port, level, message, &fields);
+    }
+
+    fn log_slow_calls<P: Port>(&mut self, port: &mut P) {
+        let wall_now = port.wall_now();
+        for slow in self.metrics.calls.take_slow() {
+            surface::describe_slow_call(&slow, wall_now, |fields| {
+                self.options.log(port, Level::Warn, "request stats", fields);
+            });
+        }
     }
 
     /// Steps the running checkpoint: when nothing presses, one step at a time with a pause after it, so that its pages
@@ -760,6 +861,9 @@ impl Node {
 
     fn start_serving<P: Port>(&mut self, port: &mut P) {
         self.phase = Phase::Serving;
+        let revision = self.service.replica.keyspace().published().revision;
+        let retention = self.options.surface.auto_compaction;
+        self.auto_compaction = AutoCompaction::new(retention, revision, port.now());
         let id = self.identity.member_id.to_string();
         let cluster = self.identity.cluster_id.to_string();
         self.options.log(
@@ -781,7 +885,8 @@ impl Node {
             Phase::Draining { until, .. } => Some(until),
             _ => None,
         };
-        let own = [self.service.replica.deadline(), self.service.deadline()];
+        let compaction = self.auto_compaction.as_ref().and_then(AutoCompaction::deadline);
+        let own = [self.service.replica.deadline(), self.service.deadline(), compaction];
         let scrub = self.scrubber.deadline(now).filter(|_| self.phase == Phase::Serving);
         let paused = [self.checkpoint_at, self.reclaim_at].map(|at| (at > now).then_some(at));
         let others = [self.clients.deadline(), self.disk.deadline(), drain, scrub];
@@ -816,16 +921,18 @@ impl Node {
         self.clients.handle_time(now);
         self.service.handle_time(&mut self.clients, now);
         self.mind_space(port, now);
-        self.poll_clients(port.wall_now(), now);
+        self.poll_clients(port, now);
         self.step(port, now);
         self.scrub(port, now);
         self.release_cold(port);
+        self.compact_automatically(port, now);
         self.advance_phase(now);
         if self.failed {
             return Turn::Stop(1);
         }
         self.more |= self.is_listening() && self.clients.has_revived();
-        self.clients.flush(port, now);
+        self.clients.flush(port, &mut self.metrics.calls, now);
+        self.log_slow_calls(port);
         if let Phase::Closing { signal } = self.phase
             && self.service.replica.is_stopped()
             && self.disk.is_idle()
@@ -836,34 +943,6 @@ impl Node {
         self.set_deadline(port, now);
         Turn::Continue
     }
-}
-
-/// The values of the moment that `/metrics` shows, by etcd's names.
-fn gauges(service: &Service) -> [Gauge; 4] {
-    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let gauge = |name, help, value| Gauge { name, help, value };
-    [
-        gauge(
-            "etcd_mvcc_db_total_size_in_bytes",
-            "Bytes of the store: extents in use, pending rows, overlay.",
-            bytes(service.replica.store_bytes()),
-        ),
-        gauge(
-            "etcd_mvcc_db_total_size_in_use_in_bytes",
-            "The same without dead rows.",
-            bytes(service.replica.store_bytes_in_use()),
-        ),
-        gauge(
-            "etcd_debugging_mvcc_current_revision",
-            "The newest visible revision.",
-            service.replica.keyspace().published().revision,
-        ),
-        gauge(
-            "etcd_debugging_mvcc_compact_revision",
-            "The compacted revision; -1 before the first compaction.",
-            service.replica.keyspace().state().compacted,
-        ),
-    ]
 }
 
 fn http_status<'a>(service: &'a Service, identity: &Identity, wall_now: u64) -> http::Status<'a> {

@@ -18,17 +18,20 @@ use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyError, ApplySt
 use trilith_engine::replica::{Replica, SubmitError};
 use trilith_engine::store::key_entry::Revision;
 use trilith_engine::watch::WatchLimits;
-use trilith_raftlog::ReadError;
+use trilith_raftlog::{ReadError, Role};
 use trilith_wire::api::methods::Method;
 use trilith_wire::api::status::{self, Status};
-use trilith_wire::connection::{Connection, Known, RequestHead};
+use trilith_wire::connection::{Known, RequestHead};
 use trilith_wire::proto::etcdserverpb as pb;
 use trilith_wire::proto::{Message, health};
 
 use crate::api::parts::Answer;
 use crate::api::{self, request, response};
+use crate::calls::CountedConnection as Connection;
 use crate::clients::{Caller, Clients};
 use crate::http::{CLUSTER_VERSION, Probe, SERVER_VERSION};
+use crate::metrics::applied::AppliedMetrics;
+use crate::metrics::moment::Moment;
 
 mod admission;
 mod deadlines;
@@ -100,6 +103,12 @@ pub struct Service {
     alarms_on_their_way: BTreeMap<u64, Alarm>,
     /// The disk is full, whatever the quota says.
     is_short_of_space: bool,
+    /// Applied commands, counted.
+    pub applied: AppliedMetrics,
+    /// Reads evaluated since the node last took the counts: refused, answered.
+    pub reads_done: [u64; 2],
+    /// Read rounds that raft refused.
+    pub rounds_refused: u64,
 }
 
 /// Rows of the keyspace through a page source.
@@ -142,6 +151,33 @@ impl Service {
             asked: BTreeMap::new(),
             alarms_on_their_way: BTreeMap::new(),
             is_short_of_space: false,
+            applied: AppliedMetrics::default(),
+            reads_done: [0; 2],
+            rounds_refused: 0,
+        }
+    }
+
+    /// What a scraper is told of the moment.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        let alarm_name = |alarm: &Alarm| pb::AlarmType(i32::try_from(alarm.alarm).unwrap_or(0)).name();
+        let alarms = self.replica.tables().alarms().iter();
+        Moment {
+            member_id: self.member_id,
+            has_leader: self.replica.leader().is_some(),
+            is_leader: self.replica.role() == Role::Leader,
+            committed: self.replica.commit().0,
+            applied: self.replica.applied().0,
+            pending: self.waiters.len() as u64,
+            quota_bytes: self.admission.quota_bytes,
+            store_bytes: self.replica.store_bytes(),
+            store_bytes_in_use: self.replica.store_bytes_in_use(),
+            revision: self.replica.keyspace().published().revision,
+            compacted: self.replica.keyspace().state().compacted,
+            open_reads: self.jobs.pins() as u64,
+            rounds_refused: self.rounds_refused,
+            alarms: alarms.map(|alarm| (alarm.member, alarm_name(alarm).unwrap_or("UNKNOWN"))).collect(),
+            ..Moment::default()
         }
     }
 
@@ -416,6 +452,7 @@ impl Service {
     }
 
     fn refuse_round(&mut self, clients: &mut Clients, context: u64, status: &Status) {
+        self.rounds_refused += 1;
         for read in self.reads.end_round(context) {
             self.refuse_read(clients, read, status);
         }
@@ -439,6 +476,7 @@ impl Service {
             ApplyStep::More => Err(Pause::Budget),
             ApplyStep::Suspended(unavailable) => Err(Pause::Pages(unavailable)),
             ApplyStep::Applied(applied) => {
+                self.applied.observe(&applied.result, clients.wall_now);
                 if !self.replica.is_own(applied.id) {
                     return Ok(Progress::Moved);
                 }
@@ -539,7 +577,10 @@ impl Service {
                 continue;
             }
             match self.answer_read(clients, &read, budget, pages) {
-                Ok(sent) => bytes += sent,
+                Ok(sent) => {
+                    bytes += sent;
+                    self.reads_done[usize::from(sent > 0)] += 1;
+                }
                 // It had less than a whole step.
                 Err(Pause::Budget) if given < READ_UNITS && budget.left() == 0 => self.reads.put_back(read),
                 Err(Pause::Budget) => self.begin_long_read(clients, read, now),
@@ -853,4 +894,5 @@ fn refuse(connection: &mut Connection, caller: Caller, status: &Status) {
 pub fn send_http(connection: &mut Connection, caller: Caller, response: &crate::http::Response) {
     let headers: Vec<(&str, &str)> = response.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     connection.send_http(caller.stream, response.status, &headers, &response.body);
+    connection.count_probe(&response.tally);
 }

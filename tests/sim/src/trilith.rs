@@ -33,7 +33,7 @@ fn options(limits: &Limits) -> NodeOptions {
         peer_urls: vec!["http://10.0.0.1:2380".to_owned()],
         client_urls: vec!["http://10.0.0.1:2379".to_owned()],
         token: "sim".to_owned(),
-        client_listeners: 1,
+        surface: trilith_server::surface::Surface::default(),
         journal: Journal { level_min: Level::Debug, format: Format::Json },
         replica: ReplicaOptions {
             log,

@@ -10,14 +10,13 @@
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::exit;
 use std::time::{Duration, SystemTime};
 
 use trilith_reactor::{
     CoreLoop, Event, GlommioPort, ListenOptions, LogOutput, ReactorOptions, RunError, Turn, end_by_signal,
-    memory_bytes, run,
+    memory_bytes, notify_service_manager, run,
 };
 use trilith_server::http::SERVER_VERSION;
 use trilith_server::journal::{Field, Format, Journal, Level};
@@ -34,7 +33,7 @@ fn main() {
     let environment: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    match options::parse(&arguments, &environment) {
+    match options::parse(&arguments, &environment, |path| std::fs::read_to_string(path)) {
         Ok(Invocation::Help) => print!("{}", options::help()),
         Ok(Invocation::Version) => println!(
             "etcd Version: {SERVER_VERSION}\nTrilith Version: {}\nRust Edition: 2024\nOS/Arch: {}/{}",
@@ -66,7 +65,6 @@ fn main() {
 }
 
 fn serve(options: &Options) {
-    log_notes(options);
     let listeners = match listeners(options) {
         Ok(listeners) => listeners,
         Err(text) => fail("cannot resolve a listen URL", &text),
@@ -75,12 +73,15 @@ fn serve(options: &Options) {
         data_directory: PathBuf::from(&options.data_dir),
         listeners,
         bind_retry_max: BIND_RETRY_MAX,
-        log_outputs: options.log_outputs.iter().map(|output| log_output(output)).collect(),
+        log_outputs: options.log_outputs.iter().map(|output| log_output(options, output)).collect(),
         signals: true,
         spin_before_sleep: Duration::ZERO,
     };
     let result = run(&reactor, |port: &mut GlommioPort| -> Result<Daemon, BootError> {
-        Ok(Daemon { node: Node::boot(NodeOptions::new(options), port)?, announced: false })
+        let log = NodeOptions::new(options);
+        log_start(options, &log, port);
+        let node = Node::boot(NodeOptions::new(options), port)?;
+        Ok(Daemon { node, said: Said::Nothing, log, traffic: traffic(options) })
     });
     match result {
         Ok(status) if status > SIGNAL_STATUS => {
@@ -93,44 +94,75 @@ fn serve(options: &Options) {
     }
 }
 
-/// The node, and the one message the service manager waits for.
+/// What the service manager was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Nothing,
+    Ready,
+    Stopping,
+}
+
+/// The node, and the words to the service manager and the operator that its life calls for.
 struct Daemon {
     node: Node,
-    announced: bool,
+    said: Said,
+    log: NodeOptions,
+    /// What clients' listeners carry, and their addresses.
+    traffic: Vec<(&'static str, String)>,
 }
 
 impl CoreLoop<GlommioPort> for Daemon {
     fn handle_turn(&mut self, port: &mut GlommioPort, events: &mut Vec<Event>) -> Turn {
         let turn = self.node.handle_turn(port, events);
-        if !self.announced && self.node.is_serving() {
-            self.announced = true;
-            announce_ready();
+        if self.said == Said::Nothing && self.node.is_serving() {
+            self.said = Said::Ready;
+            self.announce_ready(port);
+        }
+        if self.said != Said::Stopping && self.node.is_stopping() {
+            self.said = Said::Stopping;
+            self.notify(port, "STOPPING=1");
         }
         turn
     }
 }
 
-/// sd_notify(3): one datagram to the socket named by the environment; an abstract address starts with `@`.
-fn announce_ready() {
-    use std::os::linux::net::SocketAddrExt as _;
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let name = name.to_string_lossy().into_owned();
-    let sent = UnixDatagram::unbound().and_then(|socket| match name.strip_prefix('@') {
-        Some(abstract_name) => {
-            socket.send_to_addr(b"READY=1", &std::os::unix::net::SocketAddr::from_abstract_name(abstract_name)?)
+impl Daemon {
+    fn announce_ready(&self, port: &mut GlommioPort) {
+        for (traffic, address) in &self.traffic {
+            let fields = [("traffic", Field::Text(traffic)), ("address", Field::Text(address))];
+            let message = "serving client traffic insecurely; this is strongly discouraged!";
+            self.log.log(port, Level::Info, message, &fields);
         }
-        None => socket.send_to(b"READY=1", &name),
-    });
-    match sent {
-        Ok(_) => early_log(Level::Info, "successfully notified init daemon", &[]),
-        Err(error) => {
-            early_log(Level::Error, "failed to notify init daemon", &[("error", Field::Text(&error.to_string()))]);
+        self.log.log(port, Level::Info, "notifying init daemon", &[]);
+        if self.notify(port, "READY=1") {
+            self.log.log(port, Level::Info, "successfully notified init daemon", &[]);
         }
+    }
+
+    fn notify(&self, port: &mut GlommioPort, state: &str) -> bool {
+        notify_service_manager(state).unwrap_or_else(|error| {
+            let error = error.to_string();
+            self.log.log(port, Level::Error, "failed to notify init daemon", &[("error", Field::Text(&error))]);
+            false
+        })
     }
 }
 
+fn traffic(options: &Options) -> Vec<(&'static str, String)> {
+    let shared = if options.listen_client_http_urls.is_empty() { "grpc+http" } else { "grpc" };
+    let both = options.listen_client_urls.iter().map(|url| (shared, url));
+    let http = options.listen_client_http_urls.iter().map(|url| ("http", url));
+    both.chain(http).map(|(traffic, url)| (traffic, host_and_port(url))).collect()
+}
+
+fn host_and_port(url: &Url) -> String {
+    if url.host.contains(':') { format!("[{}]:{}", url.host, url.port) } else { format!("{}:{}", url.host, url.port) }
+}
+
 fn listeners(options: &Options) -> Result<Vec<ListenOptions>, String> {
-    let urls = options.listen_client_urls.iter().chain(&options.listen_peer_urls);
+    // In the order that `Surface` numbers them.
+    let clients = options.listen_client_urls.iter().chain(&options.listen_client_http_urls);
+    let urls = clients.chain(&options.listen_metrics_urls).chain(&options.listen_peer_urls);
     urls.map(|url| Ok(ListenOptions { address: address(url)?, reuse_port: options.socket_reuse_port })).collect()
 }
 
@@ -143,37 +175,75 @@ fn address(url: &Url) -> Result<SocketAddr, String> {
     Ok(SocketAddr::new(host, url.port))
 }
 
-fn log_output(name: &str) -> LogOutput {
+fn log_output(options: &Options, name: &str) -> LogOutput {
     match name {
         "default" | "stderr" => LogOutput::Stderr,
         "stdout" => LogOutput::Stdout,
-        path => LogOutput::File(PathBuf::from(path)),
+        path => LogOutput::File { path: PathBuf::from(path), rotation: options.log_rotation },
     }
 }
 
-fn log_notes(options: &Options) {
-    let journal = Journal { level_min: options.log_level, format: options.log_format };
+/// The first records: what the options came from, and what they are.
+fn log_start(options: &Options, log: &NodeOptions, port: &mut GlommioPort) {
     for note in &options.notes {
-        match note {
-            Note::EnvironmentUsed { variable, value } => {
-                let fields = [("variable-name", Field::Text(variable)), ("variable-value", Field::Text(value))];
-                log_with(journal, Level::Info, "recognized and used environment variable", &fields);
-            }
-            Note::EnvironmentUnknown(text) => {
-                let fields = [("environment-variable", Field::Text(text))];
-                log_with(journal, Level::Warn, "unrecognized environment variable", &fields);
-            }
-            Note::Inert { flag, why } => {
-                let fields = [("flag", Field::Text(flag)), ("reason", Field::Text(why))];
-                log_with(journal, Level::Info, "flag is accepted without effect", &fields);
-            }
-        }
+        log_note(note, log, port);
     }
-    let warn = "serving client traffic insecurely; this is strongly discouraged!";
-    for url in &options.listen_client_urls {
-        let address = format!("{}:{}", url.host, url.port);
-        let fields = [("traffic", Field::Text("grpc+http")), ("address", Field::Text(&address))];
-        log_with(journal, Level::Info, warn, &fields);
+    let arguments: Vec<String> = std::env::args().collect();
+    log.log(port, Level::Info, "Running: ", &[("args", Field::List(&arguments))]);
+    let data_dir = ("data-dir", Field::Text(&options.data_dir));
+    log.log(port, Level::Info, "Initialize and start etcd server", &[data_dir]);
+    let texts = |urls: &[Url]| -> Vec<String> {
+        urls.iter().map(|url| format!("{}://{}", url.scheme, host_and_port(url))).collect()
+    };
+    let (clients, http) = (texts(&options.listen_client_urls), texts(&options.listen_client_http_urls));
+    let (metrics, peers) = (texts(&options.listen_metrics_urls), texts(&options.listen_peer_urls));
+    let fields = [
+        ("etcd-version", Field::Text(SERVER_VERSION)),
+        ("trilith-version", Field::Text(env!("CARGO_PKG_VERSION"))),
+        ("name", Field::Text(&options.name)),
+        data_dir,
+        ("initial-advertise-peer-urls", Field::List(&options.initial_advertise_peer_urls)),
+        ("listen-peer-urls", Field::List(&peers)),
+        ("advertise-client-urls", Field::List(&options.advertise_client_urls)),
+        ("listen-client-urls", Field::List(&clients)),
+        ("listen-client-http-urls", Field::List(&http)),
+        ("listen-metrics-urls", Field::List(&metrics)),
+        ("quota-backend-bytes", Field::Number(options.quota_backend_bytes)),
+        ("cache-bytes", Field::Number(i64::try_from(options.cache_bytes).unwrap_or(i64::MAX))),
+    ];
+    log.log(port, Level::Info, "starting an etcd server", &fields);
+}
+
+fn log_note(note: &Note, log: &NodeOptions, port: &mut GlommioPort) {
+    let mut say = |level, message: &str, fields: &[(&str, Field<'_>)]| log.log(port, level, message, fields);
+    match note {
+        Note::EnvironmentUsed { variable, value } => {
+            let fields = [("variable-name", Field::Text(variable)), ("variable-value", Field::Text(value))];
+            say(Level::Info, "recognized and used environment variable", &fields);
+        }
+        Note::EnvironmentUnknown(text) => {
+            say(Level::Warn, "unrecognized environment variable", &[("environment-variable", Field::Text(text))]);
+        }
+        Note::Inert { flag, why } => {
+            let fields = [("flag", Field::Text(flag)), ("reason", Field::Text(why))];
+            say(Level::Info, "flag is accepted without effect", &fields);
+        }
+        Note::Renamed { old, new } if new.is_empty() => {
+            say(Level::Warn, "a flag of an earlier release has no effect", &[("flag", Field::Text(old))]);
+        }
+        Note::Renamed { old, new } => {
+            let fields = [("flag", Field::Text(old)), ("instead", Field::Text(new))];
+            say(Level::Warn, "a flag of an earlier release has a new name", &fields);
+        }
+        Note::ConfigFile(path) => {
+            let message = "loaded server configuration, other configuration command line flags and environment \
+                           variables will be ignored if provided";
+            say(Level::Info, message, &[("path", Field::Text(path))]);
+        }
+        Note::UnknownKey(key) => {
+            let message = "a key of the configuration file is unknown and ignored";
+            say(Level::Warn, message, &[("key", Field::Text(key))]);
+        }
     }
 }
 

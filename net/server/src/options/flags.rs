@@ -26,6 +26,10 @@ pub enum Kind {
     Duration,
     /// A comma-separated list of `scheme://host:port`.
     Urls,
+    /// The same, or nothing.
+    OptionalUrls,
+    /// `Name=bool` of feature gates, comma-separated.
+    Gates,
     /// One of the listed words.
     Choice(&'static [&'static str]),
 }
@@ -75,7 +79,6 @@ const TLS: &str = "TLS";
 const DISCOVERY: &str = "discovery";
 const CLUSTER: &str = "clusters of several members";
 const AUTH: &str = "authentication";
-const METRICS: &str = "the metrics endpoint";
 const TRACING: &str = "tracing";
 const BACKEND: &str = "there is no bbolt backend";
 
@@ -93,8 +96,13 @@ pub const FLAGS: &[Flag] = &[
     inert("initial-election-tick-advance", Kind::Bool, "true", "a single member campaigns at once"),
     used("listen-peer-urls", Kind::Urls, "http://localhost:2380", "URLs to listen on for peer traffic."),
     used("listen-client-urls", Kind::Urls, "http://localhost:2379", "URLs to listen on for client traffic."),
-    absent("listen-client-http-urls", Kind::Text, "", "a separate HTTP listener"),
-    absent("listen-metrics-urls", Kind::Text, "", METRICS),
+    used(
+        "listen-client-http-urls",
+        Kind::OptionalUrls,
+        "",
+        "URLs for HTTP alone; those of --listen-client-urls then serve gRPC alone.",
+    ),
+    used("listen-metrics-urls", Kind::OptionalUrls, "", "URLs that serve /metrics, /health, /livez and /readyz alone."),
     used(
         "initial-advertise-peer-urls",
         Kind::Urls,
@@ -136,8 +144,18 @@ pub const FLAGS: &[Flag] = &[
     inert("socket-reuse-address", Kind::Bool, "false", "SO_REUSEADDR is always set"),
     inert("raft-read-timeout", Kind::Duration, "5s", "there are no peer connections"),
     inert("raft-write-timeout", Kind::Duration, "5s", "there are no peer connections"),
-    absent("auto-compaction-mode", Kind::Choice(&["periodic", "revision"]), "periodic", "automatic compaction"),
-    absent("auto-compaction-retention", Kind::Text, "0", "automatic compaction"),
+    used(
+        "auto-compaction-mode",
+        Kind::Text,
+        "periodic",
+        "How --auto-compaction-retention counts: periodic or revision.",
+    ),
+    used(
+        "auto-compaction-retention",
+        Kind::Text,
+        "0",
+        "History to keep: hours or a duration (periodic), or a number of revisions; 0 keeps all.",
+    ),
     absent("cert-file", Kind::Text, "", TLS),
     absent("key-file", Kind::Text, "", TLS),
     absent("client-cert-file", Kind::Text, "", TLS),
@@ -169,30 +187,45 @@ pub const FLAGS: &[Flag] = &[
     absent("auth-token-ttl", COUNT, "300", AUTH),
     absent("bcrypt-cost", COUNT, "10", AUTH),
     absent("enable-pprof", Kind::Bool, "false", "Go's profiler"),
-    absent("metrics", Kind::Choice(&["basic", "extensive"]), "basic", METRICS),
+    used(
+        "metrics",
+        Kind::Choice(&["basic", "extensive"]),
+        "basic",
+        "extensive adds a latency histogram for each method.",
+    ),
     used("logger", Kind::Choice(&["zap"]), "zap", "Name of the log format family; only zap."),
     used("log-level", Kind::Choice(&["debug", "info", "warn", "error", "panic", "fatal"]), "info", "Least level."),
     used("log-format", Kind::Choice(&["json", "console"]), "json", "Log line format."),
-    used("log-outputs", Kind::Text, "default", "Comma-separated: default, stderr, stdout or file paths."),
-    absent("enable-log-rotation", Kind::Bool, "false", "log rotation"),
-    inert(
+    used(
+        "log-outputs",
+        Kind::Text,
+        "default",
+        "Comma-separated: stderr, stdout, file paths; or default alone, which is stderr.",
+    ),
+    used("enable-log-rotation", Kind::Bool, "false", "Rotate the log file, of which --log-outputs names one."),
+    used(
         "log-rotation-config-json",
         Kind::Text,
         "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}",
-        "log rotation cannot be enabled",
+        "Rotation: maxsize in MiB, maxage in days, maxbackups in files (0: no limit), localtime in names.",
     ),
     absent("corrupt-check-time", Kind::Duration, "0s", "comparison between members"),
     inert("compact-hash-check-time", Kind::Duration, "1m", "there are no other members to compare with"),
     inert("compaction-batch-limit", COUNT, "1000", "compaction is logical: it has no batches"),
     inert("compaction-sleep-interval", Kind::Duration, "0s", "compaction is logical: it has no batches"),
-    inert("watch-progress-notify-interval", Kind::Duration, "10m", "Watch is not available"),
-    inert("warning-apply-duration", Kind::Duration, "100ms", "apply is not timed in this version"),
-    inert("warning-unary-request-duration", Kind::Duration, "300ms", "requests are not timed in this version"),
+    used(
+        "watch-progress-notify-interval",
+        Kind::Duration,
+        "10m",
+        "Interval of progress notifications to idle watches; at least 100ms, 0 means 10m.",
+    ),
+    used("warning-apply-duration", Kind::Duration, "100ms", "A command that takes longer to apply is logged."),
+    used("warning-unary-request-duration", Kind::Duration, "300ms", "A unary call that takes longer is logged."),
     inert("downgrade-check-time", Kind::Duration, "5s", "Downgrade is not available"),
     inert("bootstrap-defrag-threshold-megabytes", COUNT, "0", "there is no defragmentation at start"),
     absent("max-learners", COUNT, "1", CLUSTER),
     absent("memory-mlock", Kind::Bool, "false", "locking memory"),
-    absent("feature-gates", Kind::Text, "", "feature gates"),
+    used("feature-gates", Kind::Gates, "", "Feature gates as Name=bool, comma-separated."),
     absent("enable-distributed-tracing", Kind::Bool, "false", TRACING),
     absent("distributed-tracing-address", Kind::Text, "localhost:4317", TRACING),
     absent("distributed-tracing-service-name", Kind::Text, "etcd", TRACING),
@@ -217,7 +250,7 @@ pub const FLAGS: &[Flag] = &[
     inert("v2-deprecation", Kind::Choice(&["write-only", "write-only-drop-data", "gone"]), "write-only", "no v2 store"),
     absent("force-new-cluster", Kind::Bool, "false", CLUSTER),
     absent("unsafe-no-fsync", Kind::Bool, "false", "running without durability"),
-    absent("config-file", Kind::Text, "", "configuration files"),
+    used("config-file", Kind::Text, "", "YAML or JSON file with the options; flags and variables are ignored then."),
     used("cache-bytes", COUNT, "0", "Memory for pages and rows in bytes; 0 means a quarter of the memory available."),
     used("scrub-interval", Kind::Duration, "24h", "Time of one background pass over everything stored; 0 is off."),
     used(
@@ -244,6 +277,69 @@ pub const LEGACY_IGNORED: &[&str] = &[
     "v",
     "vv",
 ];
+
+/// What a name of an earlier release stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Successor {
+    /// The flag of this name.
+    Flag(&'static str),
+    /// The feature gate of this name.
+    Gate(&'static str),
+    /// Nothing any more: accepted with one of these values, refused with others, because the thing is absent.
+    Gone(&'static [&'static str], &'static str),
+}
+
+use Successor::{Flag as Renamed, Gate as Gated, Gone};
+
+const V2: &str = "the v2 API";
+
+/// Names of earlier releases that unit files and manifests still carry, and what each stands for.
+pub const OLD_NAMES: &[(&str, Successor)] = &[
+    ("experimental-initial-corrupt-check", Gated("InitialCorruptCheck")),
+    ("experimental-compact-hash-check-enabled", Gated("CompactHashCheck")),
+    ("experimental-enable-lease-checkpoint", Gated("LeaseCheckpoint")),
+    ("experimental-enable-lease-checkpoint-persist", Gated("LeaseCheckpointPersist")),
+    ("experimental-txn-mode-write-with-shared-buffer", Gated("TxnModeWriteWithSharedBuffer")),
+    ("experimental-stop-grpc-service-on-defrag", Gated("StopGRPCServiceOnDefrag")),
+    ("experimental-snapshot-catchup-entries", Renamed("snapshot-catchup-entries")),
+    ("experimental-snapshot-catch-up-entries", Renamed("snapshot-catchup-entries")),
+    ("experimental-corrupt-check-time", Renamed("corrupt-check-time")),
+    ("experimental-compact-hash-check-time", Renamed("compact-hash-check-time")),
+    ("experimental-compaction-batch-limit", Renamed("compaction-batch-limit")),
+    ("experimental-compaction-sleep-interval", Renamed("compaction-sleep-interval")),
+    ("experimental-watch-progress-notify-interval", Renamed("watch-progress-notify-interval")),
+    ("experimental-warning-apply-duration", Renamed("warning-apply-duration")),
+    ("experimental-warning-unary-request-duration", Renamed("warning-unary-request-duration")),
+    ("experimental-memory-mlock", Renamed("memory-mlock")),
+    ("experimental-downgrade-check-time", Renamed("downgrade-check-time")),
+    ("experimental-bootstrap-defrag-threshold-megabytes", Renamed("bootstrap-defrag-threshold-megabytes")),
+    ("experimental-peer-skip-client-san-verification", Renamed("peer-skip-client-san-verification")),
+    ("experimental-max-learners", Renamed("max-learners")),
+    ("experimental-enable-distributed-tracing", Renamed("enable-distributed-tracing")),
+    ("experimental-distributed-tracing-address", Renamed("distributed-tracing-address")),
+    ("experimental-distributed-tracing-service-name", Renamed("distributed-tracing-service-name")),
+    ("experimental-distributed-tracing-instance-id", Renamed("distributed-tracing-instance-id")),
+    ("experimental-distributed-tracing-sampling-rate", Renamed("distributed-tracing-sampling-rate")),
+    ("experimental-backend-bbolt-freelist-type", Renamed("backend-bbolt-freelist-type")),
+    ("enable-v2", Gone(&["false"], V2)),
+    ("experimental-enable-v2v3", Gone(&[""], V2)),
+    ("proxy", Gone(&["off"], V2)),
+    ("proxy-failure-wait", Gone(&["5000"], V2)),
+    ("proxy-refresh-interval", Gone(&["30000"], V2)),
+    ("proxy-dial-timeout", Gone(&["1000"], V2)),
+    ("proxy-write-timeout", Gone(&["5000"], V2)),
+    ("proxy-read-timeout", Gone(&["0"], V2)),
+    ("discovery", Gone(&[""], DISCOVERY)),
+    ("discovery-proxy", Gone(&[""], DISCOVERY)),
+    ("debug", Gone(&["false"], "--debug: say --log-level=debug")),
+    ("log-package-levels", Gone(&[""], "log levels of single packages: say --log-level")),
+];
+
+/// What an old name stands for, if it is one.
+#[must_use]
+pub fn successor(name: &str) -> Option<Successor> {
+    OLD_NAMES.iter().find(|(old, _)| *old == name).map(|(_, successor)| *successor)
+}
 
 /// The table's row of a name.
 #[must_use]

@@ -1,23 +1,37 @@
-//! The server's options: from arguments and environment to checked values.
+//! The server's options: from arguments, environment or a file to checked values.
 //!
-//! Owns: precedence (flag, then environment, then default), etcd's error texts and exit codes, and the rules between
-//! options. Does not know: sockets or files; addresses are checked for form only.
+//! Owns: precedence (a configuration file alone; else flag, environment, default), etcd's error texts and exit codes,
+//! and the rules between options. Does not know: sockets or files (the file's text is handed in); addresses are checked
+//! for form only.
 //!
 //! Invariants
 //! - I1: a flag set together with its environment variable is fatal, as in etcd.
 //! - I2: a flag whose effect is absent is refused unless it has its default value.
+//! - I3: a name of an earlier release means what its successor means, and the log says so.
 
+mod config_file;
 pub mod flags;
+pub mod gates;
+mod log_rotation;
 pub mod value;
 
 use std::collections::BTreeMap;
+use std::io;
 
+use trilith_reactor::LogRotation;
+
+use crate::auto_compaction::Retention;
 use crate::journal::{Format, Level};
-use flags::{FLAGS, Flag, Kind, LEGACY_IGNORED, Support};
+use flags::{FLAGS, Kind, LEGACY_IGNORED, OLD_NAMES, Successor, Support};
+use gates::{GateSupport, Gates};
 use value::Url;
 
 /// Quota that 0 stands for: 2 GiB.
 pub const QUOTA_BACKEND_BYTES_DEFAULT: i64 = 2 << 30;
+
+/// What 0 stands for in `--watch-progress-notify-interval`, and the shortest, in nanoseconds: etcd's 10 min and 100 ms.
+const WATCH_PROGRESS_INTERVAL_DEFAULT: u64 = 600_000_000_000;
+const WATCH_PROGRESS_INTERVAL_MIN: u64 = 100_000_000;
 
 /// Checked options of a server.
 #[derive(Clone, Debug)]
@@ -28,6 +42,10 @@ pub struct Options {
     pub data_dir: String,
     /// Client listeners.
     pub listen_client_urls: Vec<Url>,
+    /// Listeners of clients' HTTP; if there are any, those above serve gRPC alone.
+    pub listen_client_http_urls: Vec<Url>,
+    /// Listeners of metrics and health.
+    pub listen_metrics_urls: Vec<Url>,
     /// Peer listeners.
     pub listen_peer_urls: Vec<Url>,
     /// Advertised client URLs, as given.
@@ -62,6 +80,20 @@ pub struct Options {
     pub log_format: Format,
     /// Log outputs as given.
     pub log_outputs: Vec<String>,
+    /// When the log file is set aside; `None`: never.
+    pub log_rotation: Option<LogRotation>,
+    /// `--metrics=extensive`.
+    pub metrics_extensive: bool,
+    /// History that automatic compaction keeps.
+    pub auto_compaction: Retention,
+    /// Interval of progress notifications to idle watches, nanoseconds.
+    pub watch_progress_notify_interval: u64,
+    /// A command that takes longer to apply is logged, nanoseconds.
+    pub warning_apply_duration: u64,
+    /// A unary call that takes longer is logged, nanoseconds.
+    pub warning_unary_request_duration: u64,
+    /// Feature gates.
+    pub feature_gates: Gates,
     /// Memory for pages and rows, bytes; 0: a quarter of what is available.
     pub cache_bytes: u64,
     /// Time of one scrub of everything stored, nanoseconds; 0: none.
@@ -84,13 +116,24 @@ pub enum Note {
     },
     /// An `ETCD_` variable that names no flag: `NAME=value`.
     EnvironmentUnknown(String),
-    /// A flag that is accepted and has nothing to act on.
+    /// A flag, or a feature gate, that is accepted and has nothing to act on.
     Inert {
-        /// Flag name.
+        /// Its name.
         flag: &'static str,
         /// Reason.
         why: &'static str,
     },
+    /// A name of an earlier release.
+    Renamed {
+        /// As given.
+        old: &'static str,
+        /// What to say instead; nothing if it has no successor.
+        new: String,
+    },
+    /// The options come from this file alone.
+    ConfigFile(String),
+    /// A key of that file that names nothing.
+    UnknownKey(String),
 }
 
 /// What the command line asks for.
@@ -115,19 +158,32 @@ pub enum OptionsError {
     Shadowed(String),
 }
 
-/// Reads arguments (without the program's name) and environment.
+/// Reads arguments (without the program's name) and environment. `read_file` reads a configuration file.
 ///
 /// # Errors
 /// See [`OptionsError`].
-pub fn parse(arguments: &[String], environment: &[(String, String)]) -> Result<Invocation, OptionsError> {
-    let mut values = BTreeMap::new();
-    match read_arguments(arguments, &mut values)? {
+pub fn parse(
+    arguments: &[String],
+    environment: &[(String, String)],
+    read_file: impl FnOnce(&str) -> io::Result<String>,
+) -> Result<Invocation, OptionsError> {
+    let mut given = Given::default();
+    match read_arguments(arguments, &mut given)? {
         Asked::Help => return Ok(Invocation::Help),
         Asked::Version => return Ok(Invocation::Version),
         Asked::Serve => {}
     }
-    let mut notes = Vec::new();
-    read_environment(environment, &mut values, &mut notes)?;
+    let path = given.values.remove("config-file").filter(|path| !path.is_empty()).or_else(|| {
+        let variable = environment.iter().find(|(name, _)| name == "ETCD_CONFIG_FILE");
+        variable.map(|(_, path)| path.clone()).filter(|path| !path.is_empty())
+    });
+    let is_file = path.is_some();
+    if let Some(path) = path {
+        given = read_config_file(path, read_file).map_err(OptionsError::Invalid)?;
+    } else {
+        read_environment(environment, &mut given)?;
+    }
+    let Given { values, mut notes, gates } = given;
     for (name, text) in &values {
         let flag = flags::find(name).expect("only table names are collected");
         match flag.support {
@@ -140,7 +196,42 @@ pub fn parse(arguments: &[String], environment: &[(String, String)]) -> Result<I
             _ => {}
         }
     }
-    build(&values, notes).map(|options| Invocation::Serve(Box::new(options))).map_err(OptionsError::Invalid)
+    let gates = merge_gates(&values, &gates, &mut notes).map_err(OptionsError::Invalid)?;
+    build(&values, gates, is_file, notes)
+        .map(|options| Invocation::Serve(Box::new(options)))
+        .map_err(OptionsError::Invalid)
+}
+
+fn read_config_file(path: String, read_file: impl FnOnce(&str) -> io::Result<String>) -> Result<Given, String> {
+    let text = read_file(&path).map_err(|error| match error.kind() {
+        // Go's words, without the number that Rust adds.
+        io::ErrorKind::NotFound => format!("open {path}: no such file or directory"),
+        io::ErrorKind::PermissionDenied => format!("open {path}: permission denied"),
+        _ => format!("open {path}: {error}"),
+    })?;
+    let (values, unknown) = config_file::read(&text)?;
+    let mut notes = vec![Note::ConfigFile(path)];
+    notes.extend(unknown.into_iter().map(Note::UnknownKey));
+    Ok(Given { values, notes, gates: BTreeMap::new() })
+}
+
+/// The gates of `--feature-gates` and of old flags, which must not name the same.
+fn merge_gates(values: &Values, old: &BTreeMap<&'static str, bool>, notes: &mut Vec<Note>) -> Result<Gates, String> {
+    let mut list = text_of(values, "feature-gates").to_owned();
+    for (gate, is_on) in old {
+        if list.split(',').any(|pair| pair.split('=').next().map(str::trim) == Some(gate)) {
+            return Err(format!("cannot specify both the feature gate {gate} and the old flag that stands for it"));
+        }
+        list.push_str(&format!(",{gate}={is_on}"));
+    }
+    let gates = Gates::parse(&list)?;
+    gates.check()?;
+    for (gate, _) in gates.all().filter(|(gate, is_on)| *is_on != gate.default) {
+        if let GateSupport::Inert(why) = gate.support {
+            notes.push(Note::Inert { flag: gate.name, why });
+        }
+    }
+    Ok(gates)
 }
 
 /// The text of `--help`.
@@ -158,6 +249,14 @@ pub fn help() -> String {
             Support::Inert(why) => text.push_str(&format!("    Accepted without effect: {why}.\n")),
             Support::Absent(what) => text.push_str(&format!("    Refused unless default: no support for {what}.\n")),
         }
+    }
+    text.push_str("\nNames of earlier releases:\n");
+    for (old, successor) in OLD_NAMES {
+        text.push_str(&match successor {
+            Successor::Flag(new) => format!("  --{old}\n    Now --{new}.\n"),
+            Successor::Gate(gate) => format!("  --{old}\n    Now --feature-gates={gate}=true.\n"),
+            Successor::Gone(_, what) => format!("  --{old}\n    Refused unless default: no support for {what}.\n"),
+        });
     }
     text
 }
@@ -177,8 +276,17 @@ enum Asked {
 
 type Values = BTreeMap<&'static str, String>;
 
+/// What was given, before the rules between options.
+#[derive(Debug, Default)]
+struct Given {
+    values: Values,
+    /// Gates set by old flags.
+    gates: BTreeMap<&'static str, bool>,
+    notes: Vec<Note>,
+}
+
 /// Go's flag syntax: `-x` or `--x`, `=value` or the next argument, booleans alone mean true, `--` ends flags.
-fn read_arguments(arguments: &[String], values: &mut Values) -> Result<Asked, OptionsError> {
+fn read_arguments(arguments: &[String], given: &mut Given) -> Result<Asked, OptionsError> {
     let mut rest = arguments.iter();
     let mut version = false;
     while let Some(argument) = rest.next() {
@@ -200,54 +308,93 @@ fn read_arguments(arguments: &[String], values: &mut Values) -> Result<Asked, Op
             }
             _ => {}
         }
-        let known = flags::find(name);
         let legacy = LEGACY_IGNORED.contains(&name);
-        if known.is_none() && !legacy {
+        let kind = kind_of(name);
+        if kind.is_none() && !legacy {
             return Err(OptionsError::Usage(format!("flag provided but not defined: -{name}")));
         }
-        let text = match (attached, known.map(|flag| flag.kind)) {
+        let text = match (attached, kind) {
             (Some(text), _) => text.to_owned(),
             (None, Some(Kind::Bool)) => "true".to_owned(),
             (None, _) => {
                 rest.next().cloned().ok_or_else(|| OptionsError::Usage(format!("flag needs an argument: -{name}")))?
             }
         };
-        if let Some(flag) = known {
-            insert(values, flag, text, &format!("flag -{name}"))?;
+        if !legacy {
+            insert(given, name, text, &format!("flag -{name}"))?;
         }
     }
     Ok(if version { Asked::Version } else { Asked::Serve })
 }
 
-fn insert(values: &mut Values, flag: &'static Flag, text: String, source: &str) -> Result<(), OptionsError> {
-    value::check(flag.kind, &text)
+/// The syntax of a present or old name.
+fn kind_of(name: &str) -> Option<Kind> {
+    if let Some(flag) = flags::find(name) {
+        return Some(flag.kind);
+    }
+    Some(match flags::successor(name)? {
+        Successor::Flag(new) => flags::find(new)?.kind,
+        Successor::Gate(_) => Kind::Bool,
+        // Alone it means true, which is not one of the values accepted, unless it is a word that stands for a boolean.
+        Successor::Gone(accepted, _) if accepted == ["false"] => Kind::Bool,
+        Successor::Gone(..) => Kind::Text,
+    })
+}
+
+/// Takes the value of a present or old name; `source` says where it stands.
+fn insert(given: &mut Given, name: &str, text: String, source: &str) -> Result<(), OptionsError> {
+    let kind = kind_of(name).expect("the caller looked it up");
+    value::check(kind, &text)
         .map_err(|reason| OptionsError::Usage(format!("invalid value {text:?} for {source}: {reason}")))?;
-    values.insert(flag.name, text);
+    if let Some(flag) = flags::find(name) {
+        given.values.insert(flag.name, text);
+        return Ok(());
+    }
+    let (old, successor) = OLD_NAMES.iter().find(|(old, _)| *old == name).expect("the caller looked it up");
+    match *successor {
+        Successor::Flag(new) => {
+            if given.values.insert(new, text).is_some() {
+                return Err(OptionsError::Invalid(format!("cannot specify both --{new} and its old name --{old}")));
+            }
+            given.notes.push(Note::Renamed { old, new: format!("--{new}") });
+        }
+        Successor::Gate(gate) => {
+            let is_on = value::boolean(&text) == Some(true);
+            given.gates.insert(gate, is_on);
+            given.notes.push(Note::Renamed { old, new: format!("--feature-gates={gate}={is_on}") });
+        }
+        Successor::Gone(accepted, what) => {
+            if !accepted.contains(&text.as_str()) && (kind != Kind::Bool || value::boolean(&text) == Some(true)) {
+                return Err(OptionsError::Invalid(format!(
+                    "--{old}={text} is refused: this version of trilithd has no support for {what}"
+                )));
+            }
+            given.notes.push(Note::Renamed { old, new: String::new() });
+        }
+    }
     Ok(())
 }
 
-fn read_environment(
-    environment: &[(String, String)],
-    values: &mut Values,
-    notes: &mut Vec<Note>,
-) -> Result<(), OptionsError> {
-    let from_arguments: Vec<&'static str> = values.keys().copied().collect();
+fn read_environment(environment: &[(String, String)], given: &mut Given) -> Result<(), OptionsError> {
+    let from_arguments: Vec<&'static str> = given.values.keys().copied().collect();
+    let names = FLAGS.iter().map(|flag| flag.name).chain(OLD_NAMES.iter().map(|(old, _)| *old));
+    let variables: BTreeMap<String, &'static str> = names.map(|name| (flags::environment_name(name), name)).collect();
     for (variable, text) in environment {
         if !variable.starts_with("ETCD_") || variable == "ETCD_VERSION" {
             continue;
         }
-        let Some(flag) = FLAGS.iter().find(|flag| flags::environment_name(flag.name) == *variable) else {
-            notes.push(Note::EnvironmentUnknown(format!("{variable}={text}")));
+        let Some(name) = variables.get(variable) else {
+            given.notes.push(Note::EnvironmentUnknown(format!("{variable}={text}")));
             continue;
         };
         if text.is_empty() {
             continue;
         }
-        if from_arguments.contains(&flag.name) {
+        if from_arguments.contains(name) {
             return Err(OptionsError::Shadowed(variable.clone()));
         }
-        insert(values, flag, text.clone(), &format!("environment variable {variable}"))?;
-        notes.push(Note::EnvironmentUsed { variable: variable.clone(), value: text.clone() });
+        insert(given, name, text.clone(), &format!("environment variable {variable}"))?;
+        given.notes.push(Note::EnvironmentUsed { variable: variable.clone(), value: text.clone() });
     }
     Ok(())
 }
@@ -273,9 +420,10 @@ fn strings(list: &str) -> Vec<String> {
 }
 
 /// The rules between options, in etcd's order.
-fn build(values: &Values, notes: Vec<Note>) -> Result<Options, String> {
+fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Result<Options, String> {
     let name = text_of(values, "name").to_owned();
-    if values.contains_key("listen-client-urls") && !values.contains_key("advertise-client-urls") {
+    let is_advertised = is_file || values.contains_key("advertise-client-urls");
+    if values.contains_key("listen-client-urls") && !is_advertised {
         return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned());
     }
     let heartbeat_interval_ms = unsigned_of(values, "heartbeat-interval");
@@ -288,11 +436,26 @@ fn build(values: &Values, notes: Vec<Note>) -> Result<Options, String> {
     }
     let peer_urls = strings(text_of(values, "initial-advertise-peer-urls"));
     check_initial_cluster(values, &name, &peer_urls)?;
+    let auto_compaction = retention(values)?;
+    if duration_of(values, "compact-hash-check-time") == 0 {
+        return Err("--compact-hash-check-time must be >0 (set to 0s)".to_owned());
+    }
+    let (log_outputs, log_rotation) = log_outputs(values)?;
+    let listen_client_urls = listen_urls(text_of(values, "listen-client-urls"))?;
+    let listen_client_http_urls = optional_listen_urls(text_of(values, "listen-client-http-urls"))?;
+    if let Some(url) = listen_client_http_urls.iter().find(|url| listen_client_urls.contains(url)) {
+        return Err(format!(
+            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {}://{}:{}",
+            url.scheme, url.host, url.port
+        ));
+    }
     let quota = integer_of(values, "quota-backend-bytes");
     let discard = unsigned_of(values, "wal-discard-from-lsn");
     Ok(Options {
         data_dir: values.get("data-dir").cloned().unwrap_or_else(|| format!("{name}.trilith")),
-        listen_client_urls: listen_urls(text_of(values, "listen-client-urls"))?,
+        listen_client_urls,
+        listen_client_http_urls,
+        listen_metrics_urls: optional_listen_urls(text_of(values, "listen-metrics-urls"))?,
         listen_peer_urls: listen_urls(text_of(values, "listen-peer-urls"))?,
         advertise_client_urls: strings(text_of(values, "advertise-client-urls")),
         initial_advertise_peer_urls: peer_urls,
@@ -310,13 +473,75 @@ fn build(values: &Values, notes: Vec<Note>) -> Result<Options, String> {
         socket_reuse_port: value::boolean(text_of(values, "socket-reuse-port")) == Some(true),
         log_level: Level::parse(text_of(values, "log-level")).expect("checked against the choices"),
         log_format: if text_of(values, "log-format") == "console" { Format::Console } else { Format::Json },
-        log_outputs: strings(text_of(values, "log-outputs")),
+        log_outputs,
+        log_rotation,
+        metrics_extensive: text_of(values, "metrics") == "extensive",
+        auto_compaction,
+        watch_progress_notify_interval: match duration_of(values, "watch-progress-notify-interval") {
+            0 => WATCH_PROGRESS_INTERVAL_DEFAULT,
+            interval => interval.max(WATCH_PROGRESS_INTERVAL_MIN),
+        },
+        warning_apply_duration: duration_of(values, "warning-apply-duration"),
+        warning_unary_request_duration: duration_of(values, "warning-unary-request-duration"),
+        feature_gates: gates,
         cache_bytes: unsigned_of(values, "cache-bytes"),
         scrub_interval: duration_of(values, "scrub-interval"),
         wal_discard_from_lsn: (discard > 0).then_some(discard),
         name,
         notes,
     })
+}
+
+/// `--auto-compaction-retention`: a bare number is hours, or revisions; all else a duration, whose nanoseconds are
+/// revisions in etcd too.
+fn retention(values: &Values) -> Result<Retention, String> {
+    let mode = text_of(values, "auto-compaction-mode");
+    if mode != "periodic" && mode != "revision" {
+        return Err(format!("unknown auto-compaction-mode {mode:?}"));
+    }
+    let text = text_of(values, "auto-compaction-retention");
+    let number: Option<u64> = text.parse().ok();
+    let malformed = |what: &str| format!("error parsing CompactionRetention: time: {what} {text:?}");
+    let amount = match number {
+        Some(hours) if mode == "periodic" => {
+            hours.checked_mul(3_600_000_000_000).ok_or_else(|| malformed("too long a"))?
+        }
+        Some(revisions) => revisions,
+        None => value::duration(text).ok_or_else(|| match text.parse::<f64>() {
+            Ok(_) => malformed("missing unit in duration"),
+            Err(_) => malformed("invalid duration"),
+        })?,
+    };
+    Ok(match (amount, mode) {
+        (0, _) => Retention::All,
+        (_, "periodic") => Retention::Period(amount),
+        _ => Retention::Revisions(amount),
+    })
+}
+
+/// Where records go, and when a file is set aside.
+fn log_outputs(values: &Values) -> Result<(Vec<String>, Option<LogRotation>), String> {
+    let outputs = strings(text_of(values, "log-outputs"));
+    let is_file = |output: &String| !matches!(output.as_str(), "default" | "stderr" | "stdout");
+    if let Some(journal) = outputs.iter().find(|output| output.as_str() == "systemd/journal") {
+        return Err(format!(
+            "--log-outputs={journal} is refused: a service's standard error goes to the journal, say stderr"
+        ));
+    }
+    if outputs.len() > 1 && outputs.iter().any(|output| output == "default") {
+        return Err("multi logoutput for \"default\" is not supported yet".to_owned());
+    }
+    if outputs.iter().any(String::is_empty) {
+        return Err("--log-outputs names an empty path".to_owned());
+    }
+    if value::boolean(text_of(values, "enable-log-rotation")) != Some(true) {
+        return Ok((outputs, None));
+    }
+    if outputs.iter().filter(|output| is_file(output)).count() != 1 || outputs.len() != 1 {
+        return Err("--log-outputs requires a single file path when --log-rotate-config-json is defined".to_owned());
+    }
+    let rotation = log_rotation::parse(text_of(values, "log-rotation-config-json"))?;
+    Ok((outputs, Some(rotation)))
 }
 
 /// `--initial-cluster` must name this member, and its URLs must be the advertised ones. Its default follows the name.
@@ -351,6 +576,10 @@ fn check_initial_cluster(values: &Values, name: &str, peer_urls: &[String]) -> R
         ));
     }
     Ok(())
+}
+
+fn optional_listen_urls(list: &str) -> Result<Vec<Url>, String> {
+    if list.is_empty() { Ok(Vec::new()) } else { listen_urls(list) }
 }
 
 /// Listeners take addresses only: an IP or `localhost`, over plain HTTP.

@@ -13,7 +13,7 @@ fn serve(list: &[&str]) -> Result<Box<Options>, OptionsError> {
 fn serve_with(list: &[&str], environment: &[(&str, &str)]) -> Result<Box<Options>, OptionsError> {
     let environment: Vec<(String, String)> =
         environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-    match parse(&arguments(list), &environment)? {
+    match parse(&arguments(list), &environment, |_| Err(io::ErrorKind::NotFound.into()))? {
         Invocation::Serve(options) => Ok(options),
         other => panic!("expected a server, got {other:?}"),
     }
@@ -59,8 +59,9 @@ fn go_flag_syntax() {
                 .to_owned()
         )
     );
-    assert!(matches!(parse(&arguments(&["--version"]), &[]), Ok(Invocation::Version)));
-    assert!(matches!(parse(&arguments(&["-h"]), &[]), Ok(Invocation::Help)));
+    let asked = |flag| parse(&arguments(&[flag]), &[], |_| unreachable!("no file is named"));
+    assert!(matches!(asked("--version"), Ok(Invocation::Version)));
+    assert!(matches!(asked("-h"), Ok(Invocation::Help)));
 }
 
 #[test]
@@ -99,4 +100,135 @@ fn rules_between_options() {
 #[test]
 fn a_refused_flag_may_repeat_its_default() {
     assert!(serve(&["--auth-token", "simple", "--client-cert-auth=false"]).is_ok());
+}
+
+fn invalid(list: &[&str]) -> String {
+    match serve(list).expect_err("illegal") {
+        OptionsError::Invalid(text) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn automatic_compaction_is_read_as_etcd_reads_it() {
+    let of = |mode: &str, retention: &str| {
+        serve(&["--auto-compaction-mode", mode, "--auto-compaction-retention", retention]).map(|o| o.auto_compaction)
+    };
+    const HOUR: u64 = 3_600_000_000_000;
+    assert_eq!(serve(&[]).expect("defaults").auto_compaction, Retention::All);
+    assert_eq!(of("periodic", "2"), Ok(Retention::Period(2 * HOUR)), "a bare number is hours");
+    assert_eq!(of("periodic", "90m"), Ok(Retention::Period(HOUR / 2 * 3)));
+    assert_eq!(of("revision", "1000"), Ok(Retention::Revisions(1_000)));
+    assert_eq!(of("revision", "10h"), Ok(Retention::Revisions(10 * HOUR)), "odd, but etcd's");
+    assert_eq!(of("revision", "0"), Ok(Retention::All));
+    let error = |mode, retention| of(mode, retention).expect_err("illegal");
+    assert_eq!(error("foo", "1"), OptionsError::Invalid("unknown auto-compaction-mode \"foo\"".to_owned()));
+    for (text, what) in [("abc", "invalid duration"), ("-5", "missing unit in duration"), ("1.5", "missing unit in")] {
+        let OptionsError::Invalid(said) = error("periodic", text) else { panic!("logged, not printed") };
+        assert!(said.starts_with(&format!("error parsing CompactionRetention: time: {what}")), "{said}");
+    }
+}
+
+#[test]
+fn listeners_for_http_and_metrics() {
+    let options =
+        serve(&["--listen-metrics-urls", "http://127.0.0.1:1", "--listen-client-http-urls", "http://[::1]:2"])
+            .expect("legal");
+    assert_eq!((options.listen_metrics_urls[0].port, options.listen_client_http_urls[0].port), (1, 2));
+    let same = invalid(&["--listen-client-http-urls", "http://localhost:2379"]);
+    let both =
+        "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url http://localhost:2379";
+    assert_eq!(same, both);
+    assert!(invalid(&["--listen-metrics-urls", "https://127.0.0.1:1"]).contains("no support for TLS"));
+    assert!(invalid(&["--listen-metrics-urls", "http://a.b:1"]).starts_with("expected IP in URL for binding"));
+    assert!(matches!(serve(&["--listen-metrics-urls", "foo"]), Err(OptionsError::Usage(_))));
+}
+
+#[test]
+fn log_outputs_and_rotation() {
+    let options = serve(&["--log-outputs", "stderr,stdout,/tmp/x"]).expect("legal");
+    assert_eq!((options.log_outputs.len(), options.log_rotation), (3, None));
+    assert_eq!(invalid(&["--log-outputs", "stderr,default"]), "multi logoutput for \"default\" is not supported yet");
+    assert!(invalid(&["--log-outputs", "systemd/journal"]).contains("say stderr"));
+    assert!(invalid(&["--log-outputs="]).contains("empty path"));
+    let single = "--log-outputs requires a single file path when --log-rotate-config-json is defined";
+    assert_eq!(invalid(&["--enable-log-rotation"]), single);
+    assert_eq!(invalid(&["--enable-log-rotation", "--log-outputs", "a,b"]), single);
+    let rotated = serve(&["--enable-log-rotation", "--log-outputs", "a"]).expect("legal");
+    assert_eq!(rotated.log_rotation.map(|rotation| rotation.bytes_max), Some(100 << 20));
+    let malformed = invalid(&["--enable-log-rotation", "--log-outputs", "a", "--log-rotation-config-json", "{"]);
+    assert!(malformed.starts_with("improperly formatted log rotation config: "));
+}
+
+#[test]
+fn intervals_have_etcds_bounds() {
+    let interval = |text| {
+        serve(&["--watch-progress-notify-interval", text]).expect("legal").watch_progress_notify_interval / 1_000_000
+    };
+    assert_eq!(["5s", "50ms", "0s"].map(interval), [5_000, 100, 600_000]);
+    assert_eq!(invalid(&["--compact-hash-check-time", "0s"]), "--compact-hash-check-time must be >0 (set to 0s)");
+}
+
+#[test]
+fn names_of_earlier_releases_mean_their_successors() {
+    let options = serve(&[
+        "--experimental-initial-corrupt-check=true",
+        "--experimental-watch-progress-notify-interval=5s",
+        "--experimental-enable-lease-checkpoint",
+        "--enable-v2=false",
+        "--proxy",
+        "off",
+    ])
+    .expect("what cluster tools still write");
+    assert_eq!(options.watch_progress_notify_interval, 5_000_000_000);
+    assert!(options.feature_gates.is_on("InitialCorruptCheck") && options.feature_gates.is_on("LeaseCheckpoint"));
+    let renamed =
+        |old: &str| options.notes.iter().any(|note| matches!(note, Note::Renamed { old: o, .. } if *o == old));
+    assert!(renamed("experimental-initial-corrupt-check") && renamed("enable-v2"));
+    assert!(invalid(&["--enable-v2"]).contains("no support for the v2 API"));
+    assert!(invalid(&["--proxy", "on"]).contains("--proxy=on is refused"));
+    assert!(invalid(&["--debug"]).contains("--log-level=debug"));
+    let both = ["--experimental-initial-corrupt-check", "--feature-gates=InitialCorruptCheck=true"];
+    assert!(invalid(&both).contains("cannot specify both"));
+    let both = ["--max-learners=1", "--experimental-max-learners=1"];
+    assert!(invalid(&both).contains("cannot specify both"));
+    let by_environment = serve_with(&[], &[("ETCD_EXPERIMENTAL_INITIAL_CORRUPT_CHECK", "true")]).expect("legal");
+    assert!(by_environment.feature_gates.is_on("InitialCorruptCheck"));
+}
+
+#[test]
+fn gates_are_checked_where_etcd_checks_them() {
+    let usage = serve(&["--feature-gates=Foo=true"]).expect_err("unknown");
+    let text = "invalid value \"Foo=true\" for flag -feature-gates: unrecognized feature gate: Foo";
+    assert_eq!(usage, OptionsError::Usage(text.to_owned()));
+    assert!(invalid(&["--feature-gates=LeaseCheckpointPersist=true"]).contains("requires enabling feature gate"));
+    let options = serve(&["--feature-gates=InitialCorruptCheck=true"]).expect("legal");
+    assert!(options.notes.iter().any(|note| matches!(note, Note::Inert { flag: "InitialCorruptCheck", .. })));
+}
+
+#[test]
+fn a_configuration_file_stands_alone() {
+    let environment = [("ETCD_NAME".to_owned(), "e".to_owned()), ("ETCD_CONFIG_FILE".to_owned(), "c.yaml".to_owned())];
+    let read = |path: &str| {
+        assert_eq!(path, "c.yaml");
+        Ok("name: f\nlisten-client-urls: http://127.0.0.1:9\nbogus: 1\n".to_owned())
+    };
+    let Ok(Invocation::Serve(options)) = parse(&arguments(&["--data-dir", "x"]), &environment, read) else {
+        panic!("the file is legal")
+    };
+    assert_eq!(
+        (options.name.as_str(), options.data_dir.as_str()),
+        ("f", "f.trilith"),
+        "flags and variables are ignored"
+    );
+    assert_eq!(options.listen_client_urls[0].port, 9, "no advertised URL is asked for");
+    assert_eq!(options.notes, [Note::ConfigFile("c.yaml".to_owned()), Note::UnknownKey("bogus".to_owned())]);
+    let unknown =
+        parse(&arguments(&["--config-file", "c.yaml", "--bogus"]), &[], read).expect_err("checked all the same");
+    assert!(matches!(unknown, OptionsError::Usage(_)));
+    let missing = parse(&arguments(&["--config-file", "nope"]), &[], |_| Err(io::ErrorKind::NotFound.into()));
+    assert_eq!(missing.expect_err("missing"), OptionsError::Invalid("open nope: no such file or directory".to_owned()));
+    let refused = |text: &'static str| parse(&arguments(&["--config-file", "c"]), &[], |_| Ok(text.to_owned()));
+    let error = refused("client-transport-security: {cert-file: x}\n").expect_err("absent");
+    assert!(matches!(error, OptionsError::Invalid(text) if text.contains("no support for TLS")));
 }

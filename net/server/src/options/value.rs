@@ -20,6 +20,8 @@ pub fn check(kind: Kind, text: &str) -> Result<(), String> {
             Ok(())
         }
         Kind::Urls => urls(text).map(drop),
+        Kind::OptionalUrls => optional_urls(text).map(drop),
+        Kind::Gates => super::gates::Gates::parse(text).map(drop),
         Kind::Duration => duration(text).map(drop).ok_or_else(|| "parse error".to_owned()),
         Kind::Choice(words) => {
             if words.contains(&text) {
@@ -108,6 +110,14 @@ pub struct Url {
 /// A message naming the offending URL.
 pub fn urls(list: &str) -> Result<Vec<Url>, String> {
     list.split(',').map(|text| url(text.trim())).collect()
+}
+
+/// The same, where nothing at all is legal too.
+///
+/// # Errors
+/// A message naming the offending URL.
+pub fn optional_urls(list: &str) -> Result<Vec<Url>, String> {
+    if list.is_empty() { Ok(Vec::new()) } else { urls(list) }
 }
 
 fn url(text: &str) -> Result<Url, String> {

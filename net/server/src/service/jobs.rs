@@ -159,6 +159,11 @@ impl Jobs {
         self.all().next().is_none()
     }
 
+    /// How many hold a revision.
+    pub(super) fn pins(&self) -> usize {
+        self.all().filter(|job| job.pin.is_some()).count()
+    }
+
     /// Whether one could do something now.
     pub(super) fn has_ready(&self) -> bool {
         !self.ready.is_empty()

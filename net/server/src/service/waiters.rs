@@ -28,6 +28,12 @@ pub(super) struct Waiters {
 }
 
 impl Waiters {
+    /// How many outcomes are awaited.
+    #[must_use]
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether no outcome is awaited.
     #[must_use]
     pub(super) fn is_empty(&self) -> bool {

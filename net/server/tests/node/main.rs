@@ -14,6 +14,7 @@ use trilith_engine::store::StoreOptions;
 use trilith_engine::store::row_log::RowLogOptions;
 use trilith_reactor::{CloseReason, ConnectionId, Event};
 use trilith_server::journal::{Format, Journal, Level};
+use trilith_server::surface::Surface;
 use trilith_server::{BootError, Node, NodeOptions};
 use trilith_wire::hpack::{Decoder, FieldSink, Mark};
 
@@ -30,7 +31,7 @@ fn options() -> NodeOptions {
         peer_urls: vec!["http://10.0.0.1:2380".to_owned()],
         client_urls: vec!["http://10.0.0.1:2379".to_owned()],
         token: "test".to_owned(),
-        client_listeners: 1,
+        surface: Surface::default(),
         journal: Journal { level_min: Level::Fatal, format: Format::Json },
         replica: ReplicaOptions {
             log,
