@@ -145,10 +145,8 @@ impl CatchUp {
                 lane.advance(hub, hub.claimed, ground)?;
             }
         }
-        if lane.is_resting() || hub.members[scan].is_empty() {
-            lane.release(&mut hub.released);
-            self.scans[scan] = None;
-        }
+        lane.release(&mut hub.released);
+        self.scans[scan] = None;
         Ok(())
     }
 }

@@ -79,7 +79,7 @@ pub(super) struct Stream {
     /// The long response that is under way.
     pub(super) sending: Option<Box<Sending>>,
     pub(super) unsynced: u32,
-    /// Watchers that began in the future: (start revision, watcher). Those that were reached may remain.
+    /// Watchers that began above `front`: (start revision, watcher). Those that were reached may remain.
     pub(super) future: BTreeSet<(i64, u32)>,
     /// Watchers that want periodic progress.
     pub(super) progress_watchers: u32,
@@ -191,9 +191,8 @@ impl Hub {
     /// What a watcher wants next is compacted. Its id stays taken, and what its stream waits for never comes.
     pub(super) fn cancel_compacted(&mut self, watcher: u32, compacted: i64) {
         let gone = self.remove(watcher);
-        let stream = &mut self.streams[gone.stream];
-        stream.watchers.insert(gone.id, NIL);
-        stream.unsynced += 1;
+        // It was not synced and counts as such until its id goes, too.
+        self.streams[gone.stream].watchers.insert(gone.id, NIL);
         self.answer(gone.stream, ResponseHead::compacted(gone.id, compacted));
     }
 
@@ -208,7 +207,7 @@ impl Hub {
         held.answers.is_empty() && held.sending.is_none() && outlet.has_room(StreamKey(stream))
     }
 
-    /// Whether a watcher that could be synced began in the future and is not reached yet.
+    /// Whether a synced watcher began in the future and is not reached yet.
     pub(super) fn is_future(&self, watcher: u32) -> bool {
         let held = &self.watchers[watcher];
         held.next > self.front && self.streams[held.stream].future.contains(&(held.next, watcher))

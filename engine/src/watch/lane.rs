@@ -30,6 +30,8 @@ use crate::watch::{Outlet, ResponseHead, StreamKey, WatchLimits};
 const LOOK: u32 = 1;
 /// A response handed over.
 const SEND: u32 = 4;
+/// Events wait for so many rows at most before they are handed out.
+const ROWS_MAX: u32 = 1 << 13;
 /// What a response holds beside its events, at most.
 pub(super) const HEAD_BYTES: usize = 128;
 
@@ -66,6 +68,8 @@ pub(super) struct Lane {
     last: i64,
     stage: Stage,
     block: Block,
+    /// Rows read since the block before.
+    rows: u32,
     long: Option<LongRevision>,
     pin: Option<Pin>,
     /// For reuse.
@@ -83,6 +87,7 @@ impl Lane {
             last: done,
             stage: Stage::Build,
             block: Block::default(),
+            rows: 0,
             long: None,
             pin: None,
             nodes: Vec::new(),
@@ -165,7 +170,7 @@ impl Lane {
     }
 
     fn finish<T: KeyTree>(&mut self, hub: &mut Hub, keyspace: &mut Keyspace<T>) {
-        (self.done, self.at, self.stage) = (self.last, self.last, Stage::Build);
+        (self.done, self.at, self.stage, self.rows) = (self.last, self.last, Stage::Build, 0);
         if self.walk == LIVE {
             hub.front = self.done;
             self.hold(keyspace);
@@ -184,7 +189,8 @@ impl Lane {
             };
             if row.at.main > self.at {
                 self.block.mark_whole();
-                if self.at > self.done && (self.long.is_some() || self.block.is_full(bytes_max)) {
+                let far = self.rows >= ROWS_MAX && !self.block.is_empty();
+                if self.at > self.done && (self.long.is_some() || self.block.is_full(bytes_max) || far) {
                     self.end_block(hub, row.at.main - 1, ground.budget);
                     return Ok(());
                 }
@@ -207,6 +213,7 @@ impl Lane {
             }
             self.take_row(hub, keyspace, &row, ground.pages, ground.budget)?;
             self.next = row.at.next();
+            self.rows += 1;
             ground.budget.charge(price::NEXT_ROW)?;
         }
     }
@@ -289,8 +296,8 @@ impl Lane {
             }
         }
         self.block.push(row, prev.as_ref(), wants_prev, &self.nodes);
-        let prev_bytes = prev.map_or(0, |prev| price::BYTES * price::ROW as usize + prev.value.len());
-        budget.spend_bytes(row.key.len() + row.value.len() + prev_bytes);
+        budget.spend(if prev.is_some() { price::ROW } else { 0 });
+        budget.spend_bytes(row.key.len() + row.value.len() + prev.map_or(0, |prev| prev.value.len()));
         Ok(())
     }
 

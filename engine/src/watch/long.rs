@@ -95,6 +95,8 @@ pub(super) struct Sending {
     message_left: u64,
     /// A fragment that is being measured: the next row and the bytes so far.
     measured: (Revision, u64),
+    /// Events sent.
+    events: u64,
 }
 
 impl Hub {
@@ -129,6 +131,7 @@ impl Hub {
             left: totals.bytes(held.flags, prev_is_shown),
             message_left: 0,
             measured: (next, 0),
+            events: 0,
         };
         self.streams[stream].sending = Some(Box::new(sending));
         true
@@ -142,6 +145,7 @@ impl Hub {
     ) -> Result<bool, Pause> {
         let Some(mut sending) = self.streams[stream].sending.take() else { return Ok(true) };
         let gone_on = sending.go_on(StreamKey(stream), ground);
+        self.events += std::mem::take(&mut sending.events);
         if !matches!(gone_on, Ok(true)) {
             self.streams[stream].sending = Some(sending);
             return gone_on;
@@ -182,7 +186,7 @@ impl Sending {
 
     /// The bytes of events that the next message holds.
     fn measure<T: KeyTree>(&mut self, ground: &mut Ground<'_, T>) -> Result<u64, Pause> {
-        let bytes_max = (ground.limits.response_bytes_max - HEAD_BYTES) as u64;
+        let bytes_max = ground.limits.response_bytes_max.saturating_sub(HEAD_BYTES) as u64;
         if self.flags & FRAGMENT == 0 || self.left < bytes_max {
             return Ok(self.left);
         }
@@ -205,10 +209,14 @@ impl Sending {
     fn send_part<T: KeyTree>(&mut self, stream: StreamKey, ground: &mut Ground<'_, T>) -> Result<(), Pause> {
         let mut part = Vec::new();
         let mut paused = Ok(());
-        while part.len() < PART_BYTES && (part.len() as u64) < self.message_left {
+        let part_bytes = PART_BYTES.min(ground.limits.block_bytes_max);
+        while part.len() < part_bytes && (part.len() as u64) < self.message_left {
             let read = self.read(self.next, ground, &mut |row, prev| encode_event(&mut part, row, prev));
             match read {
-                Ok(read) => self.next = read.expect("I1: the announced events are there").0.next(),
+                Ok(read) => {
+                    self.next = read.expect("I1: the announced events are there").0.next();
+                    self.events += 1;
+                }
                 Err(pause) => {
                     paused = Err(pause);
                     break;

@@ -31,6 +31,8 @@
 //!   behind.
 //! - I5: while somebody is synced, a pin keeps the rows that the live walk has still to read.
 
+#[cfg(test)]
+mod bed;
 mod block;
 mod catch_up;
 mod event;
@@ -38,7 +40,11 @@ mod hub;
 mod index;
 mod lane;
 mod long;
+#[cfg(test)]
+mod model_test;
 mod range_tree;
+#[cfg(test)]
+mod rules_test;
 mod slab;
 mod streams;
 
@@ -254,15 +260,20 @@ impl Watches {
         self.rest_at_published(keyspace);
         let next = if create.start_revision == 0 { revision + 1 } else { create.start_revision };
         let watcher = self.hub.add(stream.0, id, range, next, flags(create));
-        if create.start_revision > revision {
-            self.hub.streams[stream.0].future.insert((next, watcher));
+        let front = self.hub.front;
+        let held = &mut self.hub.streams[stream.0];
+        if create.start_revision > front {
+            held.future.retain(|&(start, _)| start > front);
+            held.future.insert((next, watcher));
         }
-        if create.progress_notify && self.hub.streams[stream.0].due.is_none() {
+        if held.requests > 0 {
+            // Progress is not behind what the client was told here.
+            held.requested_at = revision;
+        }
+        if create.progress_notify && held.due.is_none() {
             self.undated.insert(stream.0);
         }
-        if self.hub.synced > 0 {
-            self.live.hold(keyspace);
-        }
+        self.hold(keyspace);
     }
 
     /// Answers a request to create a watcher with a refusal.
@@ -390,6 +401,7 @@ impl Watches {
         let ground = Ground { keyspace, pages, budget, outlet, limits: self.limits };
         let stepped = self.step_whole(ground, &mut waits);
         self.rest_at_published(keyspace);
+        self.hold(keyspace);
         self.hub.released.drain(..).for_each(|pin| keyspace.unpin(pin));
         match (waits, stepped) {
             (Some(missing), _) => Err(missing),
@@ -405,7 +417,7 @@ impl Watches {
         waits: &mut Option<Unavailable>,
     ) -> Result<(), Pause> {
         let target = ground.keyspace.published().revision;
-        while self.hub.synced > 0 && (self.hub.front < target || !self.live.is_resting()) {
+        while (self.hub.synced > 0 && self.hub.front < target) || !self.live.is_resting() {
             if let Err(pause) = self.live.advance(&mut self.hub, target, &mut ground) {
                 note(Err(pause), waits)?;
                 break;
@@ -429,6 +441,13 @@ impl Watches {
             self.live.release(&mut self.hub.released);
             self.live.jump(revision);
             (self.hub.front, self.hub.claimed) = (revision, revision);
+        }
+    }
+
+    /// I5. In the middle of a block the pin is that of its beginning.
+    fn hold<T: KeyTree>(&mut self, keyspace: &mut Keyspace<T>) {
+        if self.hub.synced > 0 && self.live.is_resting() {
+            self.live.hold(keyspace);
         }
     }
 

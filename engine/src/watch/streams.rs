@@ -99,7 +99,9 @@ impl Hub {
         let held = &mut self.watchers[watcher];
         let flags = held.flags;
         held.flags &= !ACTIVE;
-        flags & PROGRESS != 0 && flags & ACTIVE == 0 && held.state == State::Synced && !self.is_future(watcher)
+        let idle = flags & PROGRESS != 0 && flags & ACTIVE == 0 && held.state == State::Synced;
+        // Progress is not behind what the client was told at the creation.
+        idle && held.next <= self.front + 1 && !self.is_future(watcher)
     }
 
     /// Answers requests for progress up to the point that was reached.
