@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::mvcc::{KeyRange, Pin};
-use crate::watch::index::{Index, List};
+use crate::watch::index::{Index, List, Node};
 use crate::watch::long::{Long, Sending};
 use crate::watch::slab::{NIL, Slab};
 use crate::watch::{Outlet, ResponseHead, StreamKey};
@@ -237,7 +237,7 @@ impl Hub {
                 self.link(watcher);
             }
             State::Waiting => {
-                let by_key = flags & BY_SCAN == 0 && self.index.get(node).is_some_and(|node| node.is_key());
+                let by_key = flags & BY_SCAN == 0 && self.index.get(node).is_some_and(Node::is_key);
                 let set = if by_key { &mut self.keys_waiting } else { &mut self.ranges_waiting };
                 set.insert((next, watcher));
             }

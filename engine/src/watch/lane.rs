@@ -21,7 +21,7 @@ use crate::store::row_log::Row;
 use crate::watch::block::{Block, Hit, Selection};
 use crate::watch::event::encoded_len;
 use crate::watch::hub::{ACTIVE, FRAGMENT, Hub, LIVE, PREV_KV, State, VARIANT};
-use crate::watch::index::List;
+use crate::watch::index::{List, Node};
 use crate::watch::long::{Long, LongRevision};
 use crate::watch::slab::NIL;
 use crate::watch::{Outlet, ResponseHead, StreamKey, WatchLimits};
@@ -246,7 +246,7 @@ impl Lane {
         }
         let mut long = LongRevision::new(self.at);
         let block = &mut self.block;
-        let is_key = |hit: &Hit| hub.index.get(hit.node).is_none_or(|node| node.is_key());
+        let is_key = |hit: &Hit| hub.index.get(hit.node).is_none_or(Node::is_key);
         for &hit in block.hits.iter().filter(|hit| !is_key(hit)) {
             let event = block.event(hit);
             long.count(
@@ -280,12 +280,12 @@ impl Lane {
         if self.nodes.is_empty() {
             return Ok(());
         }
-        let wants_prev = self.nodes.iter().any(|&node| index.get(node).is_some_and(|node| node.wants_prev()));
+        let wants_prev = self.nodes.iter().any(|&node| index.get(node).is_some_and(Node::wants_prev));
         let prev = if wants_prev { previous_row(keyspace, row, pages)? } else { None };
         if let Some(long) = &mut self.long {
             let lens = [encoded_len(row, None), if wants_prev { encoded_len(row, prev.as_ref()) } else { 0 }];
             self.nodes.retain(|&node| {
-                let is_key = index.get(node).is_some_and(|node| node.is_key());
+                let is_key = index.get(node).is_some_and(Node::is_key);
                 if !is_key {
                     long.count(node, row.at.sub, !row.is_tombstone(), lens);
                 }

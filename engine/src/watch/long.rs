@@ -61,7 +61,7 @@ impl LongRevision {
 
     /// Counts an event of these lengths for a node.
     pub(super) fn count(&mut self, node: u32, sub: u32, put: bool, lens: [usize; 2]) {
-        let totals = self.totals.entry(node).or_insert(Totals { first: sub, ..Totals::default() });
+        let totals = self.totals.entry(node).or_insert_with(|| Totals { first: sub, ..Totals::default() });
         totals.last = sub;
         for (form, len) in lens.into_iter().enumerate() {
             totals.bytes[form][usize::from(put)] += len as u64;
@@ -239,7 +239,7 @@ impl Sending {
 
     /// Looks for the next row from `next` on that is wanted, with the one before it; rows in between are paid for.
     fn read<T: KeyTree, R>(
-        &mut self,
+        &self,
         next: Revision,
         ground: &mut Ground<'_, T>,
         use_row: &mut dyn FnMut(&Row<'_>, Option<&Row<'_>>) -> R,
