@@ -440,6 +440,14 @@ impl Replica {
         self.raft.term()
     }
 
+    /// The term in which this member leads, once it has applied an entry of it: then it knows everything committed
+    /// before.
+    #[must_use]
+    pub fn settled_term(&self) -> Option<Term> {
+        let term = self.raft.term();
+        (self.raft.role() == Role::Leader && self.position.term == term).then_some(term)
+    }
+
     /// The leader of this term, if known.
     #[must_use]
     pub fn leader(&self) -> Option<MemberId> {

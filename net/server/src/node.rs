@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Command, PublishMember};
+use trilith_engine::lease::lessor::{Lessor, LessorOptions};
 use trilith_engine::page_source::{Block, Unavailable};
 use trilith_engine::replica::apply::ALARM_CORRUPT;
 use trilith_engine::replica::{Effect, ReplicaOptions};
@@ -261,14 +262,12 @@ impl Node {
             progress_interval: options.watch_progress_interval,
             seed: port.entropy(),
         };
-        let service = Service::new(
-            booted.replica,
-            admission,
-            watch_limits,
-            booted.identity.cluster_id.0,
-            booted.identity.member_id.0,
-            request_timeout(options.replica.log.election_timeout),
-        );
+        let ids = (booted.identity.cluster_id.0, booted.identity.member_id.0);
+        let log = options.replica.log;
+        let timeout = request_timeout(log.election_timeout);
+        let lessor = LessorOptions::new(log.election_timeout, log.heartbeat_interval, timeout);
+        let lessor = Lessor::new(lessor, port.now());
+        let service = Service::new(booted.replica, admission, watch_limits, ids, timeout, lessor);
         let clients = Clients::new(options.connection_limits(), ASSEMBLY_BYTES_MAX);
         Ok(Self {
             identity: booted.identity,

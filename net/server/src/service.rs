@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Alarm, Command, Op, SortOrder, SortTarget, Txn};
+use trilith_engine::lease::lessor::Lessor;
 use trilith_engine::mvcc::{HashCursor, MvccError, RangeCursor, RowView, TxnCursor, check};
 use trilith_engine::page_source::{Block, PageSource, Unavailable};
 use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyError, ApplyStep, Outcome};
@@ -36,6 +37,7 @@ use crate::metrics::moment::Moment;
 mod admission;
 mod deadlines;
 mod jobs;
+mod lease_lists;
 mod leases;
 mod reads;
 mod steps;
@@ -45,7 +47,8 @@ mod watches;
 
 pub use admission::{Admission, rows_held_max};
 use deadlines::Deadlines;
-use jobs::{Job, Jobs, WHOLE_BYTES_MAX, Wait, Work};
+use jobs::{Job, Jobs, LeaseList, WHOLE_BYTES_MAX, Wait, Work};
+use leases::LeaseWork;
 use reads::{Read, ReadKind, Reads};
 pub use steps::JobStep;
 use streams::{OpenCall, OpenCalls};
@@ -93,6 +96,7 @@ pub struct Service {
     open_calls: OpenCalls,
     watch_calls: WatchCalls,
     deadlines: Deadlines,
+    leases: LeaseWork,
     /// The part of a long answer that is being made; kept for its memory.
     part: Vec<u8>,
     /// Compactions that are answered when their room is given back, by sequence.
@@ -130,9 +134,9 @@ impl Service {
         replica: Replica,
         admission: Admission,
         watch_limits: WatchLimits,
-        cluster_id: u64,
-        member_id: u64,
+        (cluster_id, member_id): (u64, u64),
         timeout: u64,
+        lessor: Lessor,
     ) -> Self {
         Self {
             replica,
@@ -146,6 +150,7 @@ impl Service {
             open_calls: OpenCalls::default(),
             watch_calls: WatchCalls::new(watch_limits),
             deadlines: Deadlines::default(),
+            leases: LeaseWork::new(lessor),
             part: Vec::new(),
             physical: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -210,6 +215,10 @@ impl Service {
             Method::HashKv => self.handle_hash_kv(caller, message, now),
             Method::Defragment => self.handle_defragment(caller, message, now),
             Method::Watch => Ok(self.open_watch(caller)),
+            Method::LeaseGrant => self.handle_lease_grant(caller, message, now),
+            Method::LeaseRevoke => self.handle_lease_revoke(caller, message, now),
+            Method::LeaseTimeToLive => self.handle_time_to_live(caller, message, now),
+            Method::LeaseLeases => self.handle_leases(caller, message, now),
             Method::LeaseKeepAlive => Ok(self.open_keep_alive(caller)),
             Method::HealthCheck => health_check(message),
             Method::HealthWatch => self.open_health_watch(caller, message),
@@ -477,6 +486,7 @@ impl Service {
             ApplyStep::Suspended(unavailable) => Err(Pause::Pages(unavailable)),
             ApplyStep::Applied(applied) => {
                 self.applied.observe(&applied.result, clients.wall_now);
+                self.note_lease_outcome(clients, &applied, now);
                 if !self.replica.is_own(applied.id) {
                     return Ok(Progress::Moved);
                 }
@@ -547,7 +557,13 @@ impl Service {
                 let alarms = listed.then(|| alarm_member(alarm)).into_iter().collect();
                 send(connection, caller, &pb::AlarmResponse { header: Some(self.current_header()), alarms });
             }
-            Outcome::LeaseGrant { .. } | Outcome::LeaseEnd { .. } => unreachable!("no call asks for leases yet"),
+            Outcome::LeaseGrant { id, ttl } => {
+                let header = Some(self.current_header());
+                send(connection, caller, &pb::LeaseGrantResponse { header, id, ttl, error: "" });
+            }
+            Outcome::LeaseEnd { outcome, .. } => {
+                send(connection, caller, &pb::LeaseRevokeResponse { header: Some(self.header(outcome.revision)) });
+            }
             Outcome::LeaseCheckpoint { .. } => unreachable!("only the server itself notes what is left of leases"),
             Outcome::Published => unreachable!("only the server itself publishes"),
         }
@@ -573,10 +589,10 @@ impl Service {
             let Some(read) = self.reads.take_ready(self.replica.applied().0) else { break };
             let given = budget.left();
             if let ReadKind::KeepAlive(id) = read.kind {
-                self.answer_keep_alive(clients, read.caller, id);
+                self.answer_keep_alive(clients, read.caller, id, now);
                 continue;
             }
-            match self.answer_read(clients, &read, budget, pages) {
+            match self.answer_read(clients, &read, budget, pages, now) {
                 Ok(sent) => {
                     bytes += sent;
                     self.reads_done[usize::from(sent > 0)] += 1;
@@ -604,6 +620,15 @@ impl Service {
         }
         let keyspace = self.replica.keyspace();
         let (revision, work) = match kind {
+            ReadKind::TimeToLive => {
+                let request = decode::<pb::LeaseTimeToLiveRequest>(&message).expect("decoded when it arrived");
+                let work = Work::LeaseKeys { id: request.id, from: Vec::new(), encoded: Vec::new() };
+                return self.jobs.push(Job { caller, pin: None, started: now, work }, Wait::Turn);
+            }
+            ReadKind::Leases => {
+                let work = Work::Leases(LeaseList::new(now));
+                return self.jobs.push(Job { caller, pin: None, started: now, work }, Wait::Turn);
+            }
             ReadKind::Range | ReadKind::RangeStream => {
                 let streams = matches!(kind, ReadKind::RangeStream);
                 let request = decode::<pb::RangeRequest<'_>>(&message).expect("decoded when it arrived");
@@ -642,6 +667,7 @@ impl Service {
         read: &Read,
         budget: &mut Budget,
         pages: &dyn PageSource,
+        now: u64,
     ) -> Result<usize, Pause> {
         let caller = read.caller;
         let Some(connection) = clients.answer(caller) else { return Ok(0) };
@@ -672,6 +698,18 @@ impl Service {
                 }
             }
             ReadKind::MemberList => send(connection, caller, &self.member_list()),
+            ReadKind::TimeToLive => {
+                let request = decode::<pb::LeaseTimeToLiveRequest>(&read.message).expect("decoded when it arrived");
+                match self.time_to_live(request.id, now) {
+                    Ok(answer) if request.keys && answer.ttl >= 0 => return Err(Pause::Budget),
+                    Ok(answer) => send(connection, caller, &answer),
+                    Err(status) => {
+                        refuse(connection, caller, &status);
+                        0
+                    }
+                }
+            }
+            ReadKind::Leases => return Err(Pause::Budget),
             ReadKind::KeepAlive(_) => unreachable!("answered where the state may change"),
             ReadKind::Alarms(kind) => {
                 let wanted = |alarm: &&Alarm| *kind == 0 || alarm.alarm == *kind;
@@ -693,6 +731,7 @@ impl Service {
     pub fn handle_time(&mut self, clients: &mut Clients, now: u64) {
         // Not before the timeout has passed; earlier than time zero nothing began.
         self.refuse_before(clients, now.saturating_sub(self.timeout), &status::TIMEOUT);
+        self.step_leases(clients, now);
         self.end_overdue(clients, now);
         self.jobs.wake_started_before(now.saturating_sub(jobs::AGE_MAX));
     }
@@ -703,7 +742,8 @@ impl Service {
         let oldest = [self.waiters.oldest(), self.reads.oldest()];
         let waiting = oldest.into_iter().flatten().min().map(|since| since.saturating_add(self.timeout + 1));
         let working = self.jobs.oldest().map(|since| since.saturating_add(jobs::AGE_MAX + 1));
-        [waiting, working, self.deadlines.first(), self.watch_calls.watches.deadline()].into_iter().flatten().min()
+        let of_calls = [self.deadlines.first(), self.watch_calls.watches.deadline(), self.lease_deadline()];
+        [waiting, working].into_iter().chain(of_calls).flatten().min()
     }
 
     /// Answers everything that waits with "server stopped".

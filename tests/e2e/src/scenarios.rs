@@ -10,6 +10,7 @@ mod h2spec;
 mod http;
 mod kill;
 mod kvdiff;
+mod leases;
 mod powercut;
 mod process;
 mod regressions;
@@ -39,6 +40,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "etcdctl_changes", run: etcdctl_flags::changes },
     Scenario { name: "etcdctl_transactions", run: etcdctl_flags::transactions },
     Scenario { name: "etcdctl_maintenance", run: etcdctl_flags::maintenance },
+    Scenario { name: "etcdctl_leases", run: leases::etcdctl_leases },
     Scenario { name: "go_clientv3", run: clients::go },
     Scenario { name: "python_etcd3", run: clients::python },
     Scenario { name: "http_health_and_version", run: http::health_and_version },
@@ -57,6 +59,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "flushes_at_depth_one", run: durability::flushes_at_depth_one },
     Scenario { name: "held_writes_hold_answers", run: durability::held_writes_hold_answers },
     Scenario { name: "h2spec_no_worse_than_etcd", run: h2spec::no_worse_than_etcd },
+    Scenario { name: "lease_calls", run: leases::lease_calls },
     Scenario { name: "random_requests", run: kvdiff::random_requests },
     Scenario { name: "hash_kv", run: kvdiff::hash_kv },
     Scenario { name: "more_than_memory", run: residency::more_than_memory },

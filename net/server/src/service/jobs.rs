@@ -24,6 +24,7 @@ use trilith_wire::api::status::Status;
 use crate::api::parts::{Answer, Parts};
 use crate::clients::Caller;
 use crate::metrics::StepKind;
+pub(super) use crate::service::lease_lists::LeaseList;
 
 /// Bytes of an answer handed to a connection in one step. More than the backlog at which a stream calls for more.
 pub(super) const PART_BYTES: usize = 64 << 10;
@@ -33,6 +34,8 @@ pub(super) const WHOLE_BYTES_MAX: usize = 256 << 10;
 pub(super) const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 /// A job that is not done after this long ends with an error, in nanoseconds.
 pub(super) const AGE_MAX: u64 = 600 * 1_000_000_000;
+/// An address of a row.
+const ROW_ADDRESS_BYTES: usize = 16;
 
 /// What a job does next.
 #[derive(Debug)]
@@ -47,6 +50,12 @@ pub(super) enum Work {
     Send(Parts),
     /// Sends a range as messages of a stream.
     Stream(RangeStream),
+    /// Lists the leases.
+    Leases(LeaseList),
+    /// Lists the keys of a lease, in their encoded form, from a key on.
+    LeaseKeys { id: i64, from: Vec<u8>, encoded: Vec<u8> },
+    /// Sends a message that is made, in two parts.
+    SendBytes { parts: [Vec<u8>; 2], sent: Option<usize> },
     /// Computes a hash of the history: Maintenance.HashKV, or Hash.
     Hash { cursor: HashCursor, is_kv: bool },
     /// Waits until the store has given back what it can.
@@ -89,7 +98,8 @@ impl Work {
     pub(super) fn kind(&self) -> StepKind {
         match self {
             Self::Range { .. } | Self::Txn { .. } | Self::Measure(_) => StepKind::Read,
-            Self::Send(_) | Self::Stream(_) => StepKind::Answer,
+            Self::Leases(_) | Self::LeaseKeys { .. } => StepKind::Read,
+            Self::Send(_) | Self::Stream(_) | Self::SendBytes { .. } => StepKind::Answer,
             Self::Hash { .. } => StepKind::Hash,
             Self::Defragment { .. } | Self::Compact { .. } => StepKind::Reclaim,
         }
@@ -103,6 +113,9 @@ impl Work {
             Self::Measure(answer) => answer.rows(),
             Self::Send(parts) => parts.rows(),
             Self::Stream(stream) => stream.range.rows.len(),
+            Self::Leases(list) => list.rows(),
+            Self::LeaseKeys { encoded, .. } => encoded.len() / ROW_ADDRESS_BYTES,
+            Self::SendBytes { parts: [_, list], .. } => list.len() / ROW_ADDRESS_BYTES,
             Self::Hash { .. } | Self::Defragment { .. } | Self::Compact { .. } => 0,
         }
     }

@@ -30,6 +30,10 @@ pub(super) enum ReadKind {
     NoAlarms,
     /// One request of Lease.LeaseKeepAlive: the lease.
     KeepAlive(i64),
+    /// Lease.LeaseTimeToLive.
+    TimeToLive,
+    /// Lease.LeaseLeases.
+    Leases,
     /// An HTTP health probe.
     Probe(Box<Probe>),
 }

@@ -37,8 +37,10 @@ pub struct JobStep {
 }
 
 /// Where a job stands after a step.
-enum Next {
+pub(super) enum Next {
     Goes(Wait),
+    /// It goes on as other work.
+    Becomes(Box<Work>),
     Ends,
     Fails(Status),
 }
@@ -64,6 +66,7 @@ impl Service {
         };
         match next {
             Next::Goes(wait) => self.jobs.push(job, wait),
+            Next::Becomes(work) => self.jobs.push(Job { work: *work, ..job }, Wait::Turn),
             Next::Ends => self.end_job(job),
             Next::Fails(status) => {
                 if let Some(connection) = clients.answer(job.caller) {
@@ -101,7 +104,12 @@ impl Service {
         if now.saturating_sub(job.started) > AGE_MAX {
             return Ok(Next::Fails(status::CONTEXT_DEADLINE_EXCEEDED));
         }
-        match &job.work {
+        let holds_too_much = self.jobs.is_too_much(job.work.rows());
+        match &mut job.work {
+            Work::Leases(_) | Work::LeaseKeys { .. } if holds_too_much => Ok(Next::Fails(status::TOO_MANY_REQUESTS)),
+            Work::Leases(list) => self.list_leases(budget, list).map(|work| Next::Becomes(Box::new(work))),
+            Work::LeaseKeys { id, from, encoded } => self.list_lease_keys(pages, budget, (*id, from, encoded), now),
+            Work::SendBytes { .. } => Ok(self.send_bytes(clients, budget, job)),
             Work::Range { .. } | Work::Txn { .. } => self.evaluate(pages, budget, job),
             Work::Measure(_) => self.measure(clients, pages, budget, job),
             Work::Send(_) => self.send_part(clients, pages, budget, job),
@@ -202,6 +210,34 @@ impl Service {
         }
         connection.finish(stream, 0, "");
         Ok(Next::Ends)
+    }
+
+    /// Sends the next part of a message that is made; one that is short, at once.
+    fn send_bytes(&self, clients: &mut Clients, budget: &mut Budget, job: &mut Job) -> Next {
+        let Work::SendBytes { parts: [head, list], sent } = &mut job.work else { unreachable!("the caller looked") };
+        let (connection, stream) = (clients.answer(job.caller).expect("the caller looked"), job.caller.stream);
+        let len = head.len() + list.len();
+        let Some(sent) = sent else {
+            if len > MESSAGE_BYTES_MAX {
+                return Next::Fails(status::message_too_long_to_send(len, MESSAGE_BYTES_MAX));
+            }
+            connection.begin_message(stream, len);
+            connection.send_part(stream, head);
+            *sent = Some(0);
+            return Next::Goes(Wait::Turn);
+        };
+        if connection.backlog_bytes(stream) > STREAM_BACKLOG_LOW_BYTES {
+            return Next::Goes(Wait::Client);
+        }
+        let part = &list[*sent..list.len().min(*sent + PART_BYTES)];
+        connection.send_part(stream, part);
+        *sent += part.len();
+        budget.spend(UNITS_PER_PART);
+        if *sent < list.len() {
+            return Next::Goes(Wait::Turn);
+        }
+        connection.finish(stream, 0, "");
+        Next::Ends
     }
 
     fn send_chunk(

@@ -7,7 +7,7 @@
 //! - I1: a call is listed from its head until it ends from either side; nothing is sent to one that is not listed.
 //! - I2: an open call alone keeps nobody from stopping: a drain ends it, and its client comes back elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use trilith_engine::watch::StreamKey;
 use trilith_reactor::ConnectionId;
@@ -33,6 +33,8 @@ pub(super) enum OpenCall {
 pub(super) struct KeepAlive {
     /// Requests without an answer yet.
     pub(super) unanswered: usize,
+    /// Those among them whose rounds are over, the oldest ones: the first waits for what becomes of its lease.
+    pub(super) confirmed: VecDeque<i64>,
     /// The client sends no more: the call ends with its last answer.
     pub(super) half_closed: bool,
 }

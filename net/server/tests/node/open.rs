@@ -14,40 +14,51 @@ const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 const RST_STREAM: u8 = 3;
 
 /// A node and one connection to it.
-struct World {
-    port: MemoryPort,
-    node: Node,
+pub(crate) struct World {
+    pub(crate) port: MemoryPort,
+    pub(crate) node: Node,
     connection: ConnectionId,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut port = MemoryPort::default();
         let node = serving(&mut port, options());
+        Self::over(port, node)
+    }
+
+    fn over(mut port: MemoryPort, node: Node) -> Self {
         let connection = port.accept(1);
         let mut world = Self { port, node, connection };
         world.say(greeting());
         world
     }
 
+    /// The process dies, and another one starts.
+    pub(crate) fn restarted(self) -> Self {
+        let mut port = self.port.restarted();
+        let node = serving(&mut port, options());
+        Self::over(port, node)
+    }
+
     /// Sends bytes, and lets some time pass.
-    fn say(&mut self, bytes: Vec<u8>) {
+    pub(crate) fn say(&mut self, bytes: Vec<u8>) {
         self.port.push(Event::Received { connection: self.connection, bytes });
         self.wait(SECOND / 10);
     }
 
-    fn wait(&mut self, time: u64) {
+    pub(crate) fn wait(&mut self, time: u64) {
         let until = self.port.now + time;
         self.port.run(&mut self.node, until);
         self.port.now = until;
     }
 
-    fn message(&mut self, stream: u32, message: &[u8]) {
+    pub(crate) fn message(&mut self, stream: u32, message: &[u8]) {
         self.say(frame(0, 0, stream, &prefixed(message, 0)));
     }
 
     /// The messages received on a stream.
-    fn messages(&self, stream: u32) -> Vec<Vec<u8>> {
+    pub(crate) fn messages(&self, stream: u32) -> Vec<Vec<u8>> {
         let sent = self.port.sent.get(&self.connection).map_or(&[][..], Vec::as_slice);
         let of_stream = frames(sent).into_iter().filter(|(kind, id, _)| (*kind, *id) == (0, stream));
         let bytes: Vec<u8> = of_stream.flat_map(|(_, _, payload)| payload).collect();
@@ -60,12 +71,12 @@ impl World {
         messages
     }
 
-    fn answer(&self, stream: u32) -> Vec<String> {
+    pub(crate) fn answer(&self, stream: u32) -> Vec<String> {
         answer(&self.port, self.connection, stream)
     }
 }
 
-fn encoded<'a>(message: &impl Message<'a>) -> Vec<u8> {
+pub(crate) fn encoded<'a>(message: &impl Message<'a>) -> Vec<u8> {
     let mut bytes = Vec::new();
     message.encode_into(&mut bytes);
     bytes

@@ -48,10 +48,6 @@ pub(super) fn unknown_methods(setup: &Setup) -> Result<Outcome> {
 
 /// RPCs of etcd that the compatibility page lists as absent.
 const ABSENT: &[&str] = &[
-    "/etcdserverpb.Lease/LeaseGrant",
-    "/etcdserverpb.Lease/LeaseRevoke",
-    "/etcdserverpb.Lease/LeaseTimeToLive",
-    "/etcdserverpb.Lease/LeaseLeases",
     "/etcdserverpb.Cluster/MemberAdd",
     "/etcdserverpb.Cluster/MemberRemove",
     "/etcdserverpb.Cluster/MemberUpdate",
