@@ -59,10 +59,22 @@ pub(crate) fn listen(options: &ListenOptions, retry_max: Duration) -> io::Result
                 thread::sleep(BIND_POLL);
             }
             result => {
-                return result.map_err(|error| in_context(error, &format!("cannot listen on {}", options.address)));
+                return result.map_err(|error| explain_listen_error(error, options));
             }
         }
     }
+}
+
+fn explain_listen_error(error: io::Error, options: &ListenOptions) -> io::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => "another process has the port: stop it, or choose another URL to listen on",
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has the address: correct the URL to listen on",
+        io::ErrorKind::PermissionDenied => {
+            "a port below 1024 is for root, or for AmbientCapabilities=CAP_NET_BIND_SERVICE in the systemd unit"
+        }
+        _ => return in_context(error, &format!("cannot listen on {}", options.address)),
+    };
+    io::Error::new(error.kind(), format!("cannot listen on {}: {error}: {advice}", options.address))
 }
 
 fn listen_once(options: &ListenOptions) -> io::Result<Socket> {
@@ -78,4 +90,37 @@ fn listen_once(options: &ListenOptions) -> io::Result<Socket> {
     socket.bind(&options.address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_ring_says_what_to_do() {
+        for (code, advice) in [
+            (libc::EPERM, "kernel.io_uring_disabled=0"),
+            (libc::EPERM, "seccomp"),
+            (libc::ENOSYS, "Linux 6.1 or newer"),
+            (libc::EINVAL, "Linux 6.1 or newer"),
+            (libc::ENOMEM, "locked memory"),
+        ] {
+            let said = explain_ring_error(io::Error::from_raw_os_error(code)).to_string();
+            assert!(said.contains(advice), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_refused_address_says_what_to_do() {
+        let options = ListenOptions { address: ([127, 0, 0, 1], 2379).into(), reuse_port: false };
+        for (code, advice) in [
+            (libc::EADDRINUSE, "another process has the port"),
+            (libc::EADDRNOTAVAIL, "no interface of this machine"),
+            (libc::EACCES, "below 1024"),
+            (libc::ENOMEM, "cannot listen on 127.0.0.1:2379"),
+        ] {
+            let said = explain_listen_error(io::Error::from_raw_os_error(code), &options).to_string();
+            assert!(said.contains(advice) && said.contains("127.0.0.1:2379"), "{said}");
+        }
+    }
 }

@@ -101,11 +101,13 @@ pub(crate) fn thread_cpu_time() -> u64 {
 
 /// How far local time is ahead of UTC at a time since the Unix epoch, in seconds; 0 if that cannot be told.
 pub(crate) fn local_time_offset(seconds: i64) -> i64 {
-    // SAFETY: an all-zero tm is a valid value.
-    let mut broken_down: libc::tm = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers name values that outlive the call, and the reentrant form touches nothing else of ours.
-    let result = unsafe { libc::localtime_r(&raw const seconds, &raw mut broken_down) };
-    if result.is_null() { 0 } else { broken_down.tm_gmtoff }
+    let mut broken_down = std::mem::MaybeUninit::<libc::tm>::uninit();
+    // SAFETY: both pointers name memory that outlives the call, the reentrant form touches nothing else of ours, and it
+    // has filled the value whenever it does not answer null.
+    unsafe {
+        let filled = libc::localtime_r(&raw const seconds, broken_down.as_mut_ptr());
+        if filled.is_null() { 0 } else { broken_down.assume_init().tm_gmtoff }
+    }
 }
 
 /// Gregorian date (year, month, day) of a day number since 1970-01-01: years are counted from March, so that the leap

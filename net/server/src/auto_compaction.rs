@@ -3,9 +3,9 @@
 //! Owns: when to compact, and at which revision, as etcd decides it. Does not know: how a compaction is carried out, or
 //! who leads. Time and revisions come in, revisions to compact at go out.
 //!
-//! *Periodic* keeps samples of the revision, a tenth of the interval apart; the oldest is the revision of one period
-//! ago. The first compaction comes after one period, the next ones every interval, which is the period or an hour,
-//! whichever is shorter. *Revision* looks every five minutes and keeps the newest so many revisions.
+//! *Periodic* keeps samples of the revision, a tenth of the interval apart; the oldest is a period and one sample old
+//! when it is used. The first compaction comes after one period, the next ones every interval, which is the period or
+//! an hour, whichever is shorter. *Revision* looks every five minutes and keeps the newest so many revisions.
 //!
 //! Invariants
 //! - I1: at most one compaction is on its way; while it is, no sample is taken.
@@ -68,6 +68,12 @@ impl AutoCompaction {
         self.pending.is_none().then_some(self.next_at)
     }
 
+    /// The mode's name.
+    #[must_use]
+    pub fn mode(&self) -> &'static str {
+        if matches!(self.retention, Retention::Revisions(_)) { "revision" } else { "periodic" }
+    }
+
     /// The revision of the compaction on its way.
     #[must_use]
     pub fn pending(&self) -> Option<i64> {
@@ -101,8 +107,8 @@ impl AutoCompaction {
         }
     }
 
-    /// The compaction is done, or was before; or it failed, and is tried again when the next sample is due. The revision
-    /// it was for.
+    /// The compaction is done, or was before; or it failed, and is tried again when the next sample is due. The
+    /// revision it was for.
     pub fn handle_outcome(&mut self, succeeded: bool, revision: i64, now: u64) -> Option<i64> {
         let target = self.pending.take()?;
         if succeeded {
@@ -159,16 +165,16 @@ mod tests {
 
     #[test]
     fn a_short_period_compacts_once_a_period() {
-        // Samples every minute; the oldest of eleven is ten minutes old.
+        // Samples every minute; the oldest of eleven is used a minute after the newest.
         let done = run(Retention::Period(10 * MINUTE), 40, |_| true);
-        assert_eq!(done, [(10, 1), (20, 11), (30, 21), (40, 31)]);
+        assert_eq!(done, [(10, 1), (20, 10), (30, 20), (40, 30)]);
     }
 
     #[test]
     fn a_long_period_compacts_once_an_hour_after_the_first() {
         // Samples every six minutes; 21 of them span two hours.
         let done = run(Retention::Period(120 * MINUTE), 300, |_| true);
-        assert_eq!(done, [(120, 1), (180, 61), (240, 121), (300, 181)]);
+        assert_eq!(done, [(120, 1), (180, 55), (240, 115), (300, 175)]);
     }
 
     #[test]
@@ -181,7 +187,7 @@ mod tests {
     #[test]
     fn who_does_not_lead_samples_and_does_not_compact() {
         let done = run(Retention::Period(10 * MINUTE), 40, |now| now >= 25 * MINUTE);
-        assert_eq!(done, [(25, 16), (35, 26)]);
+        assert_eq!(done, [(25, 15), (35, 25)]);
     }
 
     #[test]

@@ -94,7 +94,10 @@ impl fmt::Display for BootError {
                 found.member_id, found.cluster_id, expected.member_id, expected.cluster_id
             ),
             Self::Options(text) => f.write_str(text),
-            Self::Io { what, error } => write!(f, "{what}: {error}"),
+            Self::Io { what, error } => match io_advice(error.kind()) {
+                Some(advice) => write!(f, "{what}: {error}: {advice}"),
+                None => write!(f, "{what}: {error}"),
+            },
             Self::Log(error) if error.place().is_some() => write!(
                 f,
                 "{error}. Nothing was changed. A cluster of one has no copy to repair from: restore a backup, or give \
@@ -110,6 +113,30 @@ impl fmt::Display for BootError {
 }
 
 impl std::error::Error for BootError {}
+
+/// What an operator can do about an environment that refuses a call on the data directory.
+fn io_advice(kind: io::ErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        io::ErrorKind::PermissionDenied => {
+            "the data directory and all in it must belong to the user that the server runs as: chown -R it to that \
+             user, or choose another --data-dir"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "the file system is mounted read-only: remount it, or choose another --data-dir"
+        }
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "a part of the path is a file: choose another --data-dir"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "there is no room for a first log segment: free some gigabytes, or choose another --data-dir"
+        }
+        io::ErrorKind::WouldBlock => {
+            "writes of a process that was killed are still on their way to the disk, or another process holds the \
+             file: try again when it has ended"
+        }
+        _ => return None,
+    })
+}
 
 /// What a start yields.
 #[derive(Debug)]
@@ -529,5 +556,29 @@ impl PageSource for BootPages {
                 Err(Unavailable::Missing(block))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_call_says_what_to_do() {
+        let said = |kind: io::ErrorKind| {
+            let error = io::Error::from(kind);
+            BootError::Io { what: "creating the data directory".to_owned(), error }.to_string()
+        };
+        for (kind, advice) in [
+            (io::ErrorKind::PermissionDenied, "must belong to the user"),
+            (io::ErrorKind::ReadOnlyFilesystem, "mounted read-only"),
+            (io::ErrorKind::NotADirectory, "a part of the path is a file"),
+            (io::ErrorKind::StorageFull, "no room for a first log segment"),
+            (io::ErrorKind::WouldBlock, "try again when it has ended"),
+        ] {
+            let text = said(kind);
+            assert!(text.starts_with("creating the data directory: ") && text.contains(advice), "{text}");
+        }
+        assert!(!said(io::ErrorKind::BrokenPipe).contains("choose"), "nothing to advise");
     }
 }

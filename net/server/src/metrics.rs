@@ -4,8 +4,8 @@
 //! [`exposition`] the syntax, [`calls`] gRPC and probes, [`applied`] commands, [`streams`] watch and lease, [`moment`]
 //! what is asked for when a scraper comes. Does not know: sockets; who scrapes.
 //!
-//! Values are plain numbers in plain arrays: a core has its own, nothing is locked or hashed. Times are the turn's, so a
-//! duration is as exact as a turn is short; where CPU time is meant, the name or the help says so.
+//! Values are plain numbers in plain arrays: a core has its own, nothing is locked or hashed. Times are the turn's, so
+//! a duration is as exact as a turn is short; where CPU time is meant, the name or the help says so.
 //!
 //! Invariants
 //! - I1: every family of etcd that this server has is there before its first event, with value 0, but for the samples

@@ -668,7 +668,8 @@ impl Node {
         let revision = self.service.replica.keyspace().published().revision;
         let leads = self.service.replica.role() == Role::Leader;
         let Some(target) = machine.handle_time(revision, leads, now) else { return };
-        self.options.log(port, Level::Info, "starting auto compaction", &[("revision", Field::Number(target))]);
+        let message = format!("starting auto {} compaction", machine.mode());
+        self.options.log(port, Level::Info, &message, &[("revision", Field::Number(target))]);
         match self.service.submit_own(&Command::Compact { revision: target }, now) {
             Ok(sequence) => self.compacting = Some(sequence),
             Err(_) => self.end_compaction(port, now),
@@ -691,12 +692,13 @@ impl Node {
         let Some(machine) = &mut self.auto_compaction else { return };
         let succeeded = machine.pending().is_some_and(|target| target <= compacted);
         let Some(target) = machine.handle_outcome(succeeded, revision, now) else { return };
+        let mode = machine.mode();
         let fields = [("revision", Field::Number(target))];
         let (level, message) = match succeeded {
-            true => (Level::Info, "completed auto compaction"),
-            false => (Level::Warn, "failed auto compaction"),
+            true => (Level::Info, format!("completed auto {mode} compaction")),
+            false => (Level::Warn, format!("failed auto {mode} compaction")),
         };
-        self.options.log(port, level, message, &fields);
+        self.options.log(port, level, &message, &fields);
     }
 
     fn log_slow_calls<P: Port>(&mut self, port: &mut P) {

@@ -21,7 +21,8 @@ const START_SECONDS_MAX: u64 = 45;
 /// Longest wait for a stop that was asked for.
 const STOP_SECONDS_MAX: u64 = 20;
 /// Warnings that a plain start is right to print.
-const WARNINGS_EXPECTED: &[&str] = &["serving client traffic insecurely"];
+const WARNINGS_EXPECTED: &[&str] =
+    &["serving client traffic insecurely", "request stats", "apply request took too long"];
 
 /// Which server a program is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

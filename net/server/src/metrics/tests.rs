@@ -78,7 +78,10 @@ const PRESENT: &[(&str, &str)] = &[
 ];
 
 /// A reader of the text format: families by name, with their type and samples. Panics on anything malformed.
-struct Families<'a>(BTreeMap<&'a str, (&'a str, Vec<(&'a str, &'a str, f64)>)>);
+struct Families<'a>(BTreeMap<&'a str, (&'a str, Vec<Sample<'a>>)>);
+
+/// What follows the family's name, the labels, the value.
+type Sample<'a> = (&'a str, &'a str, f64);
 
 impl<'a> Families<'a> {
     fn read(text: &'a str) -> Self {

@@ -1,7 +1,7 @@
 //! `--config-file`: etcd's YAML (or JSON) form of the options.
 //!
-//! Owns: the keys and the types of their values; a file becomes the same texts that flags have. Does not know: where the
-//! file is, the rules between options.
+//! Owns: the keys and the types of their values; a file becomes the same texts that flags have. Does not know: where
+//! the file is, the rules between options.
 //!
 //! Keys are the names of flags. Durations are whole nanoseconds, lists of URLs and gates are strings with commas, log
 //! outputs and cipher suites are lists; TLS, sockets and discovery stand in sections of their own. As in etcd, a value

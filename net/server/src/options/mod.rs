@@ -441,14 +441,7 @@ fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Resu
         return Err("--compact-hash-check-time must be >0 (set to 0s)".to_owned());
     }
     let (log_outputs, log_rotation) = log_outputs(values)?;
-    let listen_client_urls = listen_urls(text_of(values, "listen-client-urls"))?;
-    let listen_client_http_urls = optional_listen_urls(text_of(values, "listen-client-http-urls"))?;
-    if let Some(url) = listen_client_http_urls.iter().find(|url| listen_client_urls.contains(url)) {
-        return Err(format!(
-            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {}://{}:{}",
-            url.scheme, url.host, url.port
-        ));
-    }
+    let (listen_client_urls, listen_client_http_urls) = client_urls(values)?;
     let quota = integer_of(values, "quota-backend-bytes");
     let discard = unsigned_of(values, "wal-discard-from-lsn");
     Ok(Options {
@@ -576,6 +569,19 @@ fn check_initial_cluster(values: &Values, name: &str, peer_urls: &[String]) -> R
         ));
     }
     Ok(())
+}
+
+/// The listeners of clients, and of their HTTP.
+fn client_urls(values: &Values) -> Result<(Vec<Url>, Vec<Url>), String> {
+    let clients = listen_urls(text_of(values, "listen-client-urls"))?;
+    let http = optional_listen_urls(text_of(values, "listen-client-http-urls"))?;
+    match http.iter().find(|url| clients.contains(url)) {
+        Some(url) => Err(format!(
+            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {}://{}:{}",
+            url.scheme, url.host, url.port
+        )),
+        None => Ok((clients, http)),
+    }
 }
 
 fn optional_listen_urls(list: &str) -> Result<Vec<Url>, String> {

@@ -232,3 +232,53 @@ fn a_configuration_file_stands_alone() {
     let error = refused("client-transport-security: {cert-file: x}\n").expect_err("absent");
     assert!(matches!(error, OptionsError::Invalid(text) if text.contains("no support for TLS")));
 }
+
+/// The lists of docs/compat.md, from the tables. Where the page differs, the failure prints what belongs there.
+#[test]
+fn the_compatibility_page_has_the_tables() {
+    let page = include_str!("../../../../docs/compat.md");
+    let code = |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let of = |wanted: fn(&Support) -> Option<&'static str>| -> Vec<(&'static str, Vec<&'static str>)> {
+        let mut rows: Vec<(&str, Vec<&str>)> = Vec::new();
+        for flag in FLAGS {
+            let Some(why) = wanted(&flag.support) else { continue };
+            match rows.iter_mut().find(|(known, _)| *known == why) {
+                Some((_, names)) => names.push(flag.name),
+                None => rows.push((why, vec![flag.name])),
+            }
+        }
+        rows
+    };
+    let table = |head: &str, rows: Vec<(&str, Vec<&str>)>| {
+        let lines = rows.iter().map(|(why, names)| format!("| {} | {why} |\n", code(names))).collect::<String>();
+        format!("| {head} |\n|---|---|\n{lines}")
+    };
+    let used = of(|support| matches!(support, Support::Used).then_some(""));
+    let inert = of(|support| if let Support::Inert(why) = support { Some(why) } else { None });
+    let absent = of(|support| if let Support::Absent(what) = support { Some(what) } else { None });
+    let old: String = OLD_NAMES
+        .iter()
+        .map(|(name, successor)| match successor {
+            Successor::Flag(new) => format!("| `{name}` | `{new}` |\n"),
+            Successor::Gate(gate) => format!("| `{name}` | feature gate `{gate}` |\n"),
+            Successor::Gone(_, what) => format!("| `{name}` | refused unless default: {what} |\n"),
+        })
+        .collect();
+    let gates: String = gates::GATES
+        .iter()
+        .map(|gate| match gate.support {
+            GateSupport::Used => format!("| `{}` | used |\n", gate.name),
+            GateSupport::Inert(why) => format!("| `{}` | without effect: {why} |\n", gate.name),
+            GateSupport::Absent => format!("| `{}` | refused when turned on |\n", gate.name),
+        })
+        .collect();
+    for block in [
+        format!("Used: {}.\n", code(&used[0].1)),
+        table("accepted without effect | why", inert),
+        table("refused unless default | what is absent", absent),
+        format!("| name of an earlier release | stands for |\n|---|---|\n{old}"),
+        format!("| feature gate | state |\n|---|---|\n{gates}"),
+    ] {
+        assert!(page.contains(&format!("\n{block}\n")), "docs/compat.md lacks:\n{block}");
+    }
+}
