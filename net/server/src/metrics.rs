@@ -27,7 +27,7 @@ use calls::CallMetrics;
 use exposition::{Exposition, Kind, Unit};
 use histogram::{APPLY_BOUNDS, CPU_BOUNDS, DISK_BOUNDS, Histogram};
 use moment::Moment;
-use streams::{LeaseMetrics, WatchMetrics};
+pub use streams::{LeaseMetrics, WatchMetrics};
 
 /// Room for the text: without `--metrics=extensive` it is about this long.
 const TEXT_BYTES: usize = 160 << 10;

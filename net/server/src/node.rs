@@ -52,8 +52,6 @@ const APPLY_STEPS_PER_TURN: u32 = 4;
 const READ_STEPS_PER_TURN: u32 = 4;
 /// Events that are handed to all who watch at once; a revision with more leaves in parts.
 const WATCH_BLOCK_BYTES_MAX: usize = 1 << 20;
-/// etcd's default of `--watch-progress-notify-interval`.
-const WATCH_PROGRESS_INTERVAL: u64 = 600 * 1_000_000_000;
 /// Steps of watches in one turn.
 const WATCH_STEPS_PER_TURN: u32 = 4;
 /// Work units of reclaim in one turn.
@@ -178,7 +176,7 @@ impl NodeOptions {
             cache_bytes,
             // Two merges that need files of their own, and two segments of the log.
             reserve_bytes: 2 * (index_file_bytes + row_segment_bytes + log.segment_bytes),
-            watch_progress_interval: WATCH_PROGRESS_INTERVAL,
+            watch_progress_interval: options.watch_progress_notify_interval,
             scrub_interval: options.scrub_interval,
         }
     }
@@ -468,6 +466,7 @@ impl Node {
                         Answer::Metrics => {
                             let (process, gates) = (port.process_stats(), options.surface.gates);
                             let moment = Moment { process, gates, ..service.moment() };
+                            metrics.watch = service.watch_metrics();
                             let text = metrics.render(&service.applied, &moment);
                             let response = http::metrics_response(audience, text, wall_now);
                             send_http(&mut client.connection, caller, &response);

@@ -21,6 +21,7 @@ use trilith_wire::proto::etcdserverpb as pb;
 
 use crate::api::response::Identity;
 use crate::clients::{Caller, Clients};
+use crate::metrics::WatchMetrics;
 use crate::service::streams::OpenCall;
 use crate::service::{Service, Verdict, decode_streamed};
 
@@ -98,6 +99,20 @@ impl Service {
         let identity =
             Identity { cluster_id: self.cluster_id, member_id: self.member_id, raft_term: self.replica.term().0 };
         self.replica.step_watches(watches, pages, budget, now, &mut Calls { clients, callers, identity })
+    }
+
+    /// The figures of the moment.
+    #[must_use]
+    pub fn watch_metrics(&self) -> WatchMetrics {
+        let counts = self.watch_calls.watches.counts();
+        WatchMetrics {
+            streams: counts.streams as u64,
+            watchers: counts.watchers as u64,
+            watchers_behind: counts.slow as u64,
+            // Nothing is kept for a slow client but where it stands.
+            events_pending: 0,
+            events_sent: counts.events,
+        }
     }
 
     /// Whether somebody who watches might be handed something.

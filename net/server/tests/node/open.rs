@@ -257,6 +257,23 @@ fn the_events_of_one_revision_come_in_one_message_however_many() {
 }
 
 #[test]
+fn metrics_count_watches() {
+    let mut world = World::new();
+    world.say(head(1, WATCH, &[]));
+    world.watch(1, all_from(0));
+    world.watch(1, all_from(100));
+    world.ask(2, PUT_PATH, PUT);
+    let connection = world.port.accept(3);
+    let bytes = b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n".to_vec();
+    world.port.push(Event::Received { connection, bytes });
+    world.wait(SECOND / 10);
+    let text = String::from_utf8(world.port.sent[&connection].clone()).unwrap();
+    for line in ["etcd_debugging_mvcc_watcher_total 2", "etcd_debugging_mvcc_events_total 1"] {
+        assert!(text.lines().any(|found| found == line), "{line} in {text}");
+    }
+}
+
+#[test]
 fn health_is_watched() {
     let mut world = World::new();
     let request = encoded(&health::HealthCheckRequest::default());
