@@ -21,7 +21,7 @@ use trilith_wire::proto::etcdserverpb as pb;
 
 use crate::api::response::Identity;
 use crate::clients::{Caller, Clients};
-use crate::metrics::WatchMetrics;
+use crate::metrics::streams::WatchMetrics;
 use crate::service::streams::OpenCall;
 use crate::service::{Service, Verdict, decode_streamed};
 
