@@ -8,8 +8,8 @@
 //! or a transaction's: those of one range lie between its first and its last.
 //!
 //! Invariants
-//! - I1: what was announced is what is sent, whatever is compacted meanwhile: a pin keeps the rows, and whether previous
-//!   pairs are shown is settled when the first response begins.
+//! - I1: what was announced is what is sent, whatever is compacted meanwhile: a pin keeps the rows, and it is settled
+//!   when the first response begins whether previous pairs are shown.
 
 use std::collections::BTreeMap;
 

@@ -263,7 +263,9 @@ impl Watches {
         let front = self.hub.front;
         let held = &mut self.hub.streams[stream.0];
         if create.start_revision > front {
-            held.future.retain(|&(start, _)| start > front);
+            while held.future.first().is_some_and(|&(start, _)| start <= front) {
+                held.future.pop_first();
+            }
             held.future.insert((next, watcher));
         }
         if held.requests > 0 {
