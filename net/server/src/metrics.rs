@@ -27,7 +27,7 @@ use calls::CallMetrics;
 use exposition::{Exposition, Kind, Unit};
 use histogram::{APPLY_BOUNDS, CPU_BOUNDS, DISK_BOUNDS, Histogram};
 use moment::Moment;
-pub use streams::{LeaseMetrics, WatchMetrics};
+pub use streams::WatchMetrics;
 
 /// Room for the text: without `--metrics=extensive` it is about this long.
 const TEXT_BYTES: usize = 160 << 10;
@@ -76,8 +76,6 @@ pub struct Metrics {
     pub calls: CallMetrics,
     /// Watches.
     pub watch: WatchMetrics,
-    /// Leases.
-    pub lease: LeaseMetrics,
     /// The time from an append's submission to its completion: write and sync are one.
     append: Histogram,
     append_bytes: u64,
@@ -101,7 +99,6 @@ impl Metrics {
             turn: Histogram::new(CPU_BOUNDS),
             steps: vec![Histogram::new(CPU_BOUNDS); StepKind::ALL.len()],
             watch: WatchMetrics::default(),
-            lease: LeaseMetrics::default(),
             append: Histogram::new(DISK_BOUNDS),
             append_bytes: 0,
             appends: VecDeque::new(),
@@ -173,7 +170,6 @@ impl Metrics {
             out.buckets(name, &format!("success=\"{success}\""), Unit::Seconds, histogram);
         }
         self.watch.render(&mut out);
-        self.lease.render(&mut out);
         self.calls.render(&mut out);
         self.render_turns(&mut out);
         out.finish()

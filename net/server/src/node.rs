@@ -52,6 +52,8 @@ const APPLY_STEPS_PER_TURN: u32 = 4;
 const READ_STEPS_PER_TURN: u32 = 4;
 /// Events that are handed to all who watch at once; a revision with more leaves in parts.
 const WATCH_BLOCK_BYTES_MAX: usize = 1 << 20;
+/// How often the feature gate LeaseCheckpoint notes what is left of leases: etcd's 5 min.
+const LEASE_CHECKPOINT_INTERVAL: u64 = 300 * 1_000_000_000;
 /// Steps of watches in one turn.
 const WATCH_STEPS_PER_TURN: u32 = 4;
 /// Work units of reclaim in one turn.
@@ -263,7 +265,10 @@ impl Node {
         let ids = (booted.identity.cluster_id.0, booted.identity.member_id.0);
         let log = options.replica.log;
         let timeout = request_timeout(log.election_timeout);
-        let lessor = LessorOptions::new(log.election_timeout, log.heartbeat_interval, timeout);
+        let lessor = LessorOptions {
+            checkpoint_interval: options.surface.gates.is_on("LeaseCheckpoint").then_some(LEASE_CHECKPOINT_INTERVAL),
+            ..LessorOptions::new(log.election_timeout, log.heartbeat_interval, timeout)
+        };
         let lessor = Lessor::new(lessor, port.now());
         let service = Service::new(booted.replica, admission, watch_limits, ids, timeout, lessor);
         let clients = Clients::new(options.connection_limits(), ASSEMBLY_BYTES_MAX);

@@ -4,6 +4,7 @@
 //! its process id.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test program; a panic is its failure")]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -10,10 +10,20 @@ use trilith_engine::replica::apply::{ApplyError, Outcome};
 
 use super::exposition::{Exposition, Kind, Unit};
 use super::histogram::{APPLY_BOUNDS, Histogram};
+use super::streams::LeaseMetrics;
 
 /// `op` of each kind of command; a refused one does not tell its kind.
-const OPERATIONS: [&str; 8] =
-    ["Put", "DeleteRange", "Txn", "Compaction", "Alarm", "LeaseGrant", "ClusterMemberAttrSet", "LeaseRevoke"];
+const OPERATIONS: [&str; 9] = [
+    "Put",
+    "DeleteRange",
+    "Txn",
+    "Compaction",
+    "Alarm",
+    "LeaseGrant",
+    "ClusterMemberAttrSet",
+    "LeaseRevoke",
+    "LeaseCheckpoint",
+];
 const REFUSED: usize = OPERATIONS.len();
 
 /// Commands applied by one core.
@@ -29,6 +39,8 @@ pub struct AppliedMetrics {
     txns: u64,
     slow: u64,
     compacted_at: u64,
+    /// Leases.
+    pub lease: LeaseMetrics,
 }
 
 impl Default for AppliedMetrics {
@@ -42,6 +54,7 @@ impl Default for AppliedMetrics {
             txns: 0,
             slow: 0,
             compacted_at: 0,
+            lease: LeaseMetrics::default(),
         }
     }
 }
@@ -69,9 +82,16 @@ impl AppliedMetrics {
                 3
             }
             Ok(Outcome::Alarm { .. }) => 4,
-            Ok(Outcome::LeaseGrant { .. }) => 5,
+            Ok(Outcome::LeaseGrant { ttl, .. }) => {
+                self.lease.observe_granted(*ttl);
+                5
+            }
             Ok(Outcome::Published) => 6,
-            Ok(_) => 7,
+            Ok(Outcome::LeaseEnd { .. }) => {
+                self.lease.ended += 1;
+                7
+            }
+            Ok(Outcome::LeaseCheckpoint { .. }) => 8,
         };
         self.step[operation] += 1;
     }
@@ -126,6 +146,7 @@ impl AppliedMetrics {
         out.counter("etcd_mvcc_txn_total", "Writing transactions applied.", self.txns);
         let name = "etcd_debugging_mvcc_db_compaction_last";
         out.gauge(name, "Unix time of the last compaction since the start; 0 before.", self.compacted_at);
+        self.lease.render(out);
     }
 }
 

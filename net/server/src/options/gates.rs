@@ -46,7 +46,7 @@ pub const GATES: &[Gate] = &[
     gate("FastLeaseKeepAlive", "BETA", true, GateSupport::Inert("keep-alives do not wait for apply")),
     gate("InitialCorruptCheck", "ALPHA", false, ALONE),
     gate("LeaseCheckpoint", "ALPHA", false, GateSupport::Used),
-    gate("LeaseCheckpointPersist", "ALPHA", false, GateSupport::Used),
+    gate("LeaseCheckpointPersist", "ALPHA", false, GateSupport::Inert("what is noted of leases is always durable")),
     gate("PriorityRequest", "ALPHA", false, GateSupport::Absent),
     gate("SetMemberLocalAddr", "ALPHA", false, GateSupport::Absent),
     gate("StopGRPCServiceOnDefrag", "ALPHA", false, GateSupport::Inert("defragmentation stops nothing")),

@@ -150,7 +150,9 @@ impl Service {
         let mut budget = Budget::new(UNITS_PER_TURN);
         while let Some(id) = self.leases.lessor.poll_expired(now, &mut budget) {
             let is_free = !self.leases.named.contains_key(&id);
-            if !is_free || self.submit_own(&Command::LeaseExpire { id, term }, now).is_err() {
+            if is_free && self.submit_own(&Command::LeaseExpire { id, term }, now).is_ok() {
+                self.applied.lease.expired += 1;
+            } else {
                 self.leases.lessor.handle_refused(id, now);
             }
         }
@@ -241,7 +243,10 @@ impl Service {
     fn renew(&mut self, id: i64, now: u64) -> Result<Option<i64>, Status> {
         let lease = self.replica.keyspace().leases().get(id);
         match self.leases.lessor.renew(id, lease, now) {
-            Renewal::Renewed { ttl, is_noted: false } => Ok(Some(ttl)),
+            Renewal::Renewed { ttl, is_noted: false } => {
+                self.applied.lease.renewed += 1;
+                Ok(Some(ttl))
+            }
             Renewal::Renewed { is_noted: true, .. } => {
                 // A leader that comes next must not count from the note.
                 if !self.leases.voided.contains(&id) {

@@ -77,7 +77,7 @@ impl Service {
                 watches.cancel(stream, cancel.watch_id, self.replica.keyspace());
             }
             Some(pb::WatchRequestRequestUnion::Progress(_)) => {
-                watches.request_progress(stream, self.replica.keyspace())
+                watches.request_progress(stream, self.replica.keyspace());
             }
             None => {}
         }
