@@ -414,6 +414,12 @@ impl Node {
         self.more = true;
     }
 
+    /// Whether nothing more can be written for a farewell: all of it was, or the rest waits for room on a full disk and
+    /// was promised to nobody. After a turn that began with the farewell under way.
+    fn is_closed(&self) -> bool {
+        (self.service.replica.is_stopped() || self.disk.log_waits_for_room()) && self.disk.is_idle()
+    }
+
     /// Whether requests are looked at.
     fn is_listening(&self) -> bool {
         matches!(self.phase, Phase::Serving | Phase::Draining { .. })
@@ -912,6 +918,7 @@ impl<P: Port> CoreLoop<P> for Node {
 impl Node {
     fn turn<P: Port>(&mut self, port: &mut P, events: &mut Vec<Event>) -> Turn {
         let now = port.now();
+        let phase = self.phase;
         self.more = false;
         self.disk.begin_turn();
         for event in events.drain(..) {
@@ -938,9 +945,8 @@ impl Node {
         self.more |= self.is_listening() && self.clients.has_revived();
         self.clients.flush(port, &mut self.metrics.calls, now);
         self.log_slow_calls(port);
-        if let Phase::Closing { signal } = self.phase
-            && self.service.replica.is_stopped()
-            && self.disk.is_idle()
+        if let Phase::Closing { signal } = phase
+            && self.is_closed()
         {
             self.options.log(port, Level::Info, "closed trilith server", &[]);
             return Turn::Stop(128 + signal);

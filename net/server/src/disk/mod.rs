@@ -526,6 +526,12 @@ impl Disk {
         self.space.is_short()
     }
 
+    /// Whether the log waits for room for a segment.
+    #[must_use]
+    pub fn log_waits_for_room(&self) -> bool {
+        self.space.parked().any(|parked| matches!(parked, Parked::SegmentFile(_)))
+    }
+
     /// Time has come to the port's `now`: what found no room is tried again.
     pub fn handle_time<P: Port>(&mut self, port: &mut P) {
         self.seek_space(port);

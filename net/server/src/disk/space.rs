@@ -73,6 +73,11 @@ impl<T> Space<T> {
         self.is_short
     }
 
+    /// What waits for room.
+    pub(super) fn parked(&self) -> impl Iterator<Item = &T> {
+        self.parked.iter()
+    }
+
     /// A submission found no room. Whether that is news.
     pub(super) fn park(&mut self, submission: T, now: u64) -> bool {
         self.parked.push_back(submission);

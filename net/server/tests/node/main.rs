@@ -409,6 +409,46 @@ fn a_full_disk_refuses_puts_and_takes_deletes_until_there_is_room() {
 }
 
 #[test]
+fn a_stop_on_a_full_disk_ends_and_loses_nothing_that_was_acknowledged() {
+    // What the last segment of the log has left when there is no room for another one: from nothing to enough.
+    for shape in 0..36_usize {
+        let mut options = NodeOptions { request_bytes_max: 12 << 10, ..options() };
+        (options.replica.log.entry_bytes_max, options.replica.log.batch_bytes_max) = (16 << 10, 12 << 10);
+        let mut port = MemoryPort::default();
+        let mut node = serving(&mut port, options.clone());
+        let connection = port.accept(1);
+        port.push(Event::Received { connection, bytes: greeting() });
+        port.capacity = Some(port.used_bytes());
+        let mut stream = 1;
+        let mut ask = |node: &mut Node, port: &mut MemoryPort, path: &str, message: &[u8]| {
+            port.push(Event::Received { connection, bytes: call(stream, path, message, 0) });
+            let until = port.now + SECOND;
+            assert_eq!(port.run(node, until), None);
+            stream += 2;
+            has(&answer(port, connection, stream - 2), "grpc-status: 0")
+        };
+        assert!(ask(&mut node, &mut port, PUT_PATH, PUT));
+        // DeleteRangeRequest { key } of no key: a full disk takes them, as long as the log does.
+        let mut delete = |node: &mut Node, port: &mut MemoryPort, blocks: usize| {
+            let len = 3500 + 4096 * blocks;
+            let message = [&[0x0a, len as u8 | 0x80, (len >> 7) as u8][..], &vec![b'x'; len]].concat();
+            ask(node, port, "/etcdserverpb.KV/DeleteRange", &message)
+        };
+        (0..shape / 9).for_each(|_| assert!(delete(&mut node, &mut port, 0)));
+        let sizes = [shape % 3, shape / 3 % 3];
+        let taken = (0..40).take_while(|number| delete(&mut node, &mut port, sizes[number % 2])).count();
+        assert!(taken < 40, "the disk is full");
+        port.push(Event::StopRequested { signal: 15 });
+        let until = port.now + 30 * SECOND;
+        assert_eq!(port.run(&mut node, until), Some(143), "shape {shape}");
+        let mut port = port.restarted();
+        port.capacity = None;
+        let node = serving(&mut port, options);
+        assert_eq!(node.replica().keyspace().published().revision, 2);
+    }
+}
+
+#[test]
 fn what_rots_on_the_disk_is_found_while_nobody_reads_it() {
     let mut options = NodeOptions { scrub_interval: 100 * SECOND, ..options() };
     options.journal.level_min = Level::Info;
