@@ -381,7 +381,8 @@ impl Watches {
     ///
     /// # Errors
     /// Something waits for a page; whatever does not was gone on with. Call again when it is loaded, or for any other
-    /// reason before. The page source has been asked for more of those that will be needed.
+    /// reason before: at once if the budget is used up, as then there may be more to do for those who wait for nothing.
+    /// The page source has been asked for more of the pages that will be needed.
     pub fn step<T: KeyTree>(
         &mut self,
         keyspace: &mut Keyspace<T>,
