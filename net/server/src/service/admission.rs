@@ -1,7 +1,7 @@
 //! What a request may cost before it enters the log.
 //!
-//! Owns: the size limit of a replicated request and the quota estimate, both as etcd computes them, and what long answers
-//! may hold in memory. Does not know: what happens to a refused request.
+//! Owns: the size limit of a replicated request and the quota estimate, both as etcd computes them, and what long
+//! answers may hold in memory. Does not know: what happens to a refused request.
 //!
 //! Invariants
 //! - I1: the size that is limited is that of etcd's replicated request: the message, its field in the envelope, and the

@@ -9,8 +9,8 @@
 //!
 //! Invariants
 //! - I1: a job is in exactly one queue; a job that ended has given back its pin.
-//! - I2: a job that waits for its client is looked at again when the client took bytes; one that waits for its client or
-//!   for the store, when the client reset the stream or is gone.
+//! - I2: a job that waits for its client is looked at again when the client took bytes; one that waits for its client
+//!   or for the store, when the client reset the stream or is gone.
 //! - I3: a job ends by [`AGE_MAX`] at the latest, and what all jobs hold in memory is bounded
 //!   (`Admission::rows_held_max`), answers of writes included: a slow reader costs itself.
 
