@@ -531,7 +531,13 @@ impl Node {
             match step {
                 Ok(WatchStep::Idle) => return,
                 Ok(WatchStep::More) => {}
-                Err(unavailable) => return self.load(port, unavailable),
+                Err(unavailable) => {
+                    self.load(port, unavailable);
+                    // Who waits for nothing does not wait for the page.
+                    if !budget.is_used_up() {
+                        return;
+                    }
+                }
             }
         }
         self.more = true;
