@@ -40,7 +40,8 @@ const LOOKUPS_PER_TURN: u64 = 1_000;
 /// Does the whole work.
 pub(crate) fn run(folder: &Path, work: &Work) -> Result<Figures> {
     let arguments = ["--quota-backend-bytes=-1".to_owned(), format!("--data-dir={}", folder.display())];
-    let parsed = options::parse(&arguments, &[]).map_err(|error| anyhow!("{error:?}"))?;
+    let parsed = options::parse(&arguments, &[], |path| std::fs::read_to_string(path));
+    let parsed = parsed.map_err(|error| anyhow!("{error:?}"))?;
     let Invocation::Serve(parsed) = parsed else { bail!("these options ask for a server") };
     let reactor = ReactorOptions {
         data_directory: folder.to_owned(),

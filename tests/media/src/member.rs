@@ -82,7 +82,8 @@ impl Geometry {
     }
 
     fn options(&self) -> NodeOptions {
-        let Ok(Invocation::Serve(defaults)) = options::parse(&[], &[]) else { unreachable!("no flag is needed") };
+        let parsed = options::parse(&[], &[], |_| unreachable!("no file is named"));
+        let Ok(Invocation::Serve(defaults)) = parsed else { unreachable!("no flag is needed") };
         let mut node = NodeOptions::new(&defaults);
         let log = &mut node.replica.log;
         log.segment_bytes = self.wal_segment_bytes;

@@ -8,6 +8,7 @@ mod leases;
 mod long;
 mod open;
 mod port;
+mod surface;
 
 use port::MemoryPort;
 use trilith_engine::replica::ReplicaOptions;
