@@ -1,7 +1,7 @@
 //! When leases expire: the leader's clock.
 //!
-//! Owns: a deadline for each lease while this member leads, which of them have passed, and what must be noted in the log
-//! for the next leader. Does not know: clocks (the time is handed in), the log, who asks.
+//! Owns: a deadline for each lease while this member leads, which of them have passed, and what must be noted in the
+//! log for the next leader. Does not know: clocks (the time is handed in), the log, who asks.
 //!
 //! Time is counted from when the leader applied the grant, by its monotonic clock. That clock stands still while the
 //! process is paused: who was not looked at for longer than an election timeout could not have heard its clients, so
@@ -16,7 +16,7 @@
 //!   ended or another term begins.
 //! - I2: a timer that was not handed out stands in the queue exactly once, at the latest one [`TICK`] after its
 //!   deadline.
-//! - I3: at most [`PROPOSED_MAX`] leases are handed out and have not ended: puts need not wait behind thousands of ends.
+//! - I3: at most [`PROPOSED_MAX`] leases are handed out and have not ended: puts need not wait behind many thousand.
 //! - I4: every call does work for a bounded number of leases.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -259,8 +259,8 @@ impl Lessor {
         Some(deadline.saturating_sub(self.clock(now)))
     }
 
-    /// The next lease whose time is over, to be ended in the term that leads. It is handed out again if it has not ended
-    /// within the time for that. `None`: there is none now, too many are on their way (I3), or the budget is used up.
+    /// The next lease whose time is over, to be ended in the term that leads. It is handed out again if it has not
+    /// ended within the time for that. `None`: there is none now, too many are on their way (I3), or the budget is used up.
     pub fn poll_expired(&mut self, now: u64, budget: &mut Budget) -> Option<i64> {
         let clock = self.clock(now);
         if let Some(id) = self.poll_again(clock) {
@@ -306,7 +306,7 @@ impl Lessor {
         self.proposed.push_back((again, id));
     }
 
-    /// The next lease of which to note in the log how much is left, and how many seconds that are: 0 if its time is over.
+    /// The next lease of which to note in the log how much is left, and how many seconds that are: 0 if it is over.
     pub fn poll_note(&mut self, now: u64) -> Option<(i64, i64)> {
         let clock = self.clock(now);
         let &(at, id) = self.notes.first().filter(|(at, _)| *at <= clock)?;

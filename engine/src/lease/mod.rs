@@ -5,8 +5,8 @@
 //!
 //! The tree holds `0x00 id` -> TTL in seconds (i64, little-endian), and the noted rest if there is one (i64), for each
 //! lease and `0x01 id key` -> nothing for each attachment, ids as big-endian numbers with the sign bit turned, so that
-//! leases stand together and the keys of one lease stand in order. Leases are held in memory, too; attachments only as far as they changed since the last
-//! checkpoint, so that a start reads the leases alone.
+//! leases stand together and the keys of one lease stand in order. Leases are held in memory, too; attachments only as
+//! far as they changed since the last checkpoint, so that a start reads the leases alone.
 //!
 //! Invariants
 //! - I1: a key is attached to at most one lease: the one that its newest row names, and only while the key is alive.

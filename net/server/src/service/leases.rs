@@ -1,7 +1,7 @@
 //! The lease RPCs, and the ends of leases whose time is over.
 //!
-//! Owns: the order of checks, the answers, the clock of the member that leads and what it proposes by it. Does not know:
-//! when a lease expires (`trilith_engine::lease::lessor`).
+//! Owns: the order of checks, the answers, the clock of the member that leads and what it proposes by it. Does not
+//! know: when a lease expires (`trilith_engine::lease::lessor`).
 //!
 //! Invariants
 //! - I1: a keep-alive request is answered after a read round that began after it arrived, in the order of its stream.
