@@ -732,6 +732,7 @@ impl Service {
         // Not before the timeout has passed; earlier than time zero nothing began.
         self.refuse_before(clients, now.saturating_sub(self.timeout), &status::TIMEOUT);
         self.step_leases(clients, now);
+        self.watch_calls.watches.handle_time(now);
         self.end_overdue(clients, now);
         self.jobs.wake_started_before(now.saturating_sub(jobs::AGE_MAX));
     }
