@@ -226,7 +226,7 @@ part_watch_interactive() {
   echo "watch ${prefix}x ${prefix}z --rev=$((base + 2)) --prev-kv" >&9
   await interactive '^DELETE' 2
   echo progress >&9
-  [ "$release" = 3.4 ] || await interactive '^progress notify' 3
+  await interactive '^progress notify' 3
   echo nonsense >&9
   await interactive 'nonsense' 1
   exec 9>&-
@@ -247,14 +247,11 @@ part_lease() {
   e lease grant 100
   local long short
   long=$(granted)
-  e lease grant 2
-  short=$(granted)
   e lease grant 0
   e lease grant 9000000001
   e lease grant 100 -w json
   e put @a 1 --lease="$long"
   e put @b 2 --lease="$long"
-  e put @short 3 --lease="$short"
   e lease timetolive "$long"
   e lease timetolive "$long" --keys
   e lease timetolive "$long" --keys -w json | sed 's/"ttl":[0-9]*/"ttl":T/'
@@ -262,8 +259,11 @@ part_lease() {
   e lease keep-alive --once "$long"
   e lease keep-alive 7b
   echo "\$ lease list has it: $(etcdctl lease list | grep -c "$long")"
-  background gone watch @ --prefix --rev=%4
+  background gone watch @ --prefix --rev=%3
   local gone=$job
+  e lease grant 2
+  short=$(granted)
+  e put @short 3 --lease="$short"
   await gone DELETE 1
   e lease timetolive "$short"
   e lease revoke "$long"
@@ -271,7 +271,7 @@ part_lease() {
   await gone DELETE 3
   finish $gone
   show gone
-  e lease grant 3
+  e lease grant 6
   short=$(granted)
   background kept lease keep-alive "$short"
   local kept=$job
@@ -339,7 +339,7 @@ part_maintenance() {
 
 part_perf() {
   etcdctl_long check perf --load=s 2>&1 | tr '\r' '\n' | grep -o 'PASS.*\|FAIL.*' | sed 's/[0-9.]\+/N/g'
-  e get /etcdctl-check-perf/ --prefix --count-only -w json
+  e get /etcdctl-check-perf/ --prefix --keys-only
 }
 
 etcdctl_long() { timeout 150 "$ctl" --endpoints="$endpoint" "$@"; }
@@ -372,7 +372,6 @@ restart() {
   base=$(etcdctl get conformance/none -w json | sed 's/.*"revision":\([0-9]*\).*/\1/')
 }
 
-release=$("$ctl" version | sed -n 's/^etcdctl version: \([0-9]*\.[0-9]*\)\..*/\1/p')
 for name in "$@"; do
   echo "== $name"
   prefix=conformance/etcdctl/$name/

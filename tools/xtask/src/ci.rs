@@ -13,7 +13,7 @@ use crate::clients::{self, Clients};
 use crate::options::Options;
 use crate::process::{self, Tally};
 use crate::workspace::Workspace;
-use crate::{arrows, compare, e2e, generate, media, mutants, sim, tidy};
+use crate::{arrows, compare, conformance, e2e, generate, media, mutants, sim, tidy};
 
 /// Seeds of the simulation that every run tries.
 const CRASH_SEEDS: &str = "40";
@@ -49,6 +49,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "simulation", run: simulation },
     Stage { name: "media", run: media },
     Stage { name: "end-to-end", run: end_to_end },
+    Stage { name: "conformance", run: |context| conformance::test(&context.workspace) },
     Stage { name: "bench", run: bench },
     Stage { name: "mutants", run: |context| mutants::hunt_some(&context.workspace, MUTANTS) },
 ];

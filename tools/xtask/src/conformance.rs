@@ -28,6 +28,14 @@ use crate::workspace::Workspace;
 use programs::{PROGRAMS, Program};
 use verdict::Verdict;
 
+/// Longest time of one part.
+const SECONDS_MAX: u64 = 70;
+/// Longest time of one part that is slow by nature.
+const SLOW_SECONDS_MAX: u64 = 240;
+
+/// How servers are started here, beyond what every start has: with more frequent news of progress.
+const FLAGS: [&str; 2] = ["--watch-progress-notify-interval", "1s"];
+
 /// What is judged.
 enum Subject {
     /// The server of this tree, started here on fresh data for each program.
@@ -57,6 +65,14 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         bail!("{} parts differ, {} programs cannot run here", tally.failed, missing.len());
     }
     Ok(())
+}
+
+/// The whole suite on the server of this tree. A program that cannot run here counts as skipped.
+pub(crate) fn test(workspace: &Workspace) -> Result<Tally> {
+    let subject = Subject::Tree(server(workspace)?);
+    let (mut tally, missing) = suite(workspace, &select(&[])?, &subject, false)?;
+    tally.skipped = missing.len() as u64;
+    Ok(tally)
 }
 
 fn select(names: &[String]) -> Result<Vec<&'static Program>> {
@@ -95,7 +111,7 @@ fn suite(workspace: &Workspace, programs: &[&Program], subject: &Subject, slow: 
 /// One program on etcd, then on the subject, each with fresh data.
 fn judge(workspace: &Workspace, program: &Program, words: &[String], subject: &Subject, slow: bool) -> Result<Tally> {
     let started = Instant::now();
-    let parts = program.parts_to_run(slow);
+    let parts = program.parts_to_run(matches!(subject, Subject::Tree(_)), slow);
     let bench = Bench { folder: prepare::folder(workspace)?.join("transcripts"), program, words, parts: &parts };
     std::fs::create_dir_all(&bench.folder)?;
     let expected = bench.on_site(workspace, System::Etcd, None)?;
@@ -136,23 +152,35 @@ impl Bench<'_> {
         if let Some(server) = server {
             site.use_program(server);
         }
-        let running = site.start(&[])?;
+        let running = site.start(&FLAGS.map(str::to_owned))?;
         self.transcript(&running.address().to_string(), system.name())
     }
 
-    /// What the program prints, with its end as the last line.
+    /// What the program prints, part by part, each in a process of its own.
     fn transcript(&self, endpoint: &str, name: &str) -> Result<String> {
         let path = self.folder.join(format!("{}.{name}.txt", self.program.name));
-        let errors = self.folder.join(format!("{}.{name}.log", self.program.name));
+        let errors = File::create(path.with_extension("log"))?;
+        let mut text = String::new();
+        for part in self.parts {
+            text.push_str(&self.part(part, endpoint, &path, errors.try_clone()?)?);
+        }
+        std::fs::write(&path, &text)?;
+        Ok(text)
+    }
+
+    /// What the program prints of one part, and how it ended if it did not end well.
+    fn part(&self, part: &str, endpoint: &str, path: &Path, errors: File) -> Result<String> {
         let (program, arguments) = self.words.split_first().context("a program has a name")?;
         let mut command = Command::new(program);
-        command.args(arguments).arg(endpoint).args(self.parts);
-        command.stdin(Stdio::null()).stdout(File::create(&path)?).stderr(File::create(&errors)?);
-        let slow = self.parts.iter().any(|part| self.program.slow.contains(part));
-        let seconds = if slow { self.program.seconds * 2 } else { self.program.seconds };
+        command.args(arguments).args([endpoint, part]);
+        command.stdin(Stdio::null()).stdout(File::create(path)?).stderr(errors);
+        let seconds = if self.program.slow.contains(&part) { SLOW_SECONDS_MAX } else { SECONDS_MAX };
         let end = bounded(&mut command, Duration::from_secs(seconds))?;
-        let text = std::fs::read(&path)?;
-        Ok(format!("{}== end\n{end}\n", String::from_utf8_lossy(&text)))
+        let mut text = String::from_utf8_lossy(&std::fs::read(path)?).into_owned();
+        if end != "exit status: 0" {
+            text.push_str(&format!("ended with {end}\n"));
+        }
+        Ok(text)
     }
 }
 

@@ -10,19 +10,19 @@ import (
 // leaseCalls is the part of Lease's calls one by one.
 func (t *tour) leaseCalls() {
 	given := t.grant("given by the server", 60)
-	small := t.grant("below the minimum", 1)
-	t.grant("zero", 0)
-	t.grant("negative", -5)
-	t.grant("long", 9_000_000_000)
+	t.revoke("it at once", t.grant("below the minimum", 1))
+	t.revoke("it at once", t.grant("zero", 0))
+	t.revoke("it at once", t.grant("negative", -5))
+	long := t.grant("long", 9_000_000_000)
 	t.timeToLive("fresh", given)
 	t.put("a", "1", etcd.WithLease(given))
 	t.put("b", "2", etcd.WithLease(given))
-	t.put("c", "3", etcd.WithLease(small))
+	t.put("c", "3", etcd.WithLease(long))
 	t.timeToLive("with keys", given, etcd.WithAttachedKeys())
 	t.get("of a lease", "a")
 	t.attachments(given)
 	t.keepOnce("given", given)
-	t.listed(given, small)
+	t.listed(given, long)
 	ctx, cancel := t.watchAll()
 	defer cancel()
 	t.revoke("given", given)
@@ -32,7 +32,7 @@ func (t *tour) leaseCalls() {
 	t.keepOnce("revoked", given)
 	t.put("a", "1", etcd.WithLease(given))
 	t.get("after", "", etcd.WithPrefix())
-	for _, id := range t.leases[1:] {
+	for _, id := range t.leases[4:] {
 		t.revoke(t.lease(id), id)
 	}
 	t.get("after all", "", etcd.WithPrefix())
@@ -118,6 +118,8 @@ func (t *tour) listed(ids ...etcd.LeaseID) {
 
 // expiry is the part of leases that end by themselves, and of one that is kept.
 func (t *tour) expiry() {
+	channel, cancel := t.watchAll()
+	defer cancel()
 	short := t.grant("short", 2)
 	kept := t.grant("kept", 2)
 	t.put("short/a", "1", etcd.WithLease(short))
@@ -131,9 +133,7 @@ func (t *tour) expiry() {
 		for range alive {
 		}
 	}()
-	channel, cancel := t.watchAll()
-	defer cancel()
-	t.events("expired", channel, 2)
+	t.events("put and expired", channel, 5)
 	t.timeToLive("expired", short)
 	t.keepOnce("expired", short)
 	t.revoke("expired", short)

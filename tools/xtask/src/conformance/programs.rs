@@ -33,24 +33,25 @@ pub(super) struct Program {
     pub(super) client: Client,
     /// Parts that must be the same on both servers.
     pub(super) parts: &'static [&'static str],
+    /// Parts that count on how the servers are started here.
+    pub(super) local: &'static [&'static str],
     /// Parts that take long, run when asked for.
     pub(super) slow: &'static [&'static str],
     /// Parts about what this version of the server answers UNIMPLEMENTED.
     pub(super) absent: &'static [&'static str],
-    /// Longest time of one run.
-    pub(super) seconds: u64,
 }
 
 impl Program {
     /// Every part, in the order of a run.
     pub(super) fn all_parts(&self) -> Vec<&'static str> {
-        self.parts_to_run(true)
+        self.parts_to_run(true, true)
     }
 
     /// The parts of one run.
-    pub(super) fn parts_to_run(&self, slow: bool) -> Vec<&'static str> {
+    pub(super) fn parts_to_run(&self, local: bool, slow: bool) -> Vec<&'static str> {
+        let local = if local { self.local } else { &[] };
         let slow = if slow { self.slow } else { &[] };
-        [self.parts, slow, self.absent].concat()
+        [self.parts, local, slow, self.absent].concat()
     }
 }
 
@@ -78,9 +79,9 @@ const fn tour(name: &'static str, folder: &'static str) -> Program {
         name,
         client: Client::Go(folder, "trilith.test/tour"),
         parts: TOUR,
+        local: &[],
         slow: &[],
         absent: &["auth", "changes", "snapshot"],
-        seconds: 180,
     }
 }
 
@@ -89,9 +90,9 @@ const fn etcdctl(name: &'static str, release: Release) -> Program {
         name,
         client: Client::Etcdctl(release),
         parts: &["kv", "txn", "watch", "lease", "locks", "maintenance"],
+        local: &[],
         slow: &["perf"],
         absent: &["auth", "snapshot"],
-        seconds: 180,
     }
 }
 
@@ -116,33 +117,33 @@ pub(super) const PROGRAMS: &[Program] = &[
             "answers",
             "health",
         ],
+        local: &["notify"],
         slow: &[],
         absent: &["auth", "changes", "snapshot"],
-        seconds: 120,
     },
     Program {
         name: "rust",
         client: Client::Rust,
         parts: &["kv", "txn", "watch", "lease", "maintenance"],
+        local: &[],
         slow: &[],
         absent: &["lock", "election", "auth", "snapshot"],
-        seconds: 120,
     },
     Program {
         name: "python",
         client: Client::Python,
         parts: &["kv", "txn", "watch", "lease", "lock", "maintenance"],
+        local: &[],
         slow: &[],
         absent: &["snapshot"],
-        seconds: 120,
     },
     Program {
         name: "node",
         client: Client::Node,
         parts: &["kv", "txn", "watch", "lease", "lock", "election", "maintenance"],
+        local: &[],
         slow: &[],
         absent: &["auth", "snapshot"],
-        seconds: 120,
     },
     etcdctl("etcdctl-3.4", Release::Old),
     etcdctl("etcdctl-3.5", Release::Middle),
@@ -167,7 +168,7 @@ mod tests {
     #[test]
     fn slow_parts_run_only_when_asked_for() {
         for program in PROGRAMS {
-            assert_eq!(program.all_parts().len() - program.parts_to_run(false).len(), program.slow.len());
+            assert_eq!(program.all_parts().len() - program.parts_to_run(true, false).len(), program.slow.len());
         }
     }
 }

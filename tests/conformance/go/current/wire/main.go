@@ -26,6 +26,7 @@ var parts = map[string]func(*session){
 	"filters":   (*session).filters,
 	"fragments": (*session).fragments,
 	"progress":  (*session).progress,
+	"notify":    (*session).notify,
 	"compacted": (*session).compacted,
 	"grant":     (*session).grant,
 	"keepalive": (*session).keepAlive,

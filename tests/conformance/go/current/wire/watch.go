@@ -238,6 +238,20 @@ func (s *session) progress() {
 	w.create("no progress without a watch", &pb.WatchCreateRequest{Key: s.key("b")})
 }
 
+// notify is the part of progress that comes by itself, on a server that tells of it every second.
+func (s *session) notify() {
+	w := s.open()
+	defer w.end()
+	w.create("notified", &pb.WatchCreateRequest{Key: s.key("a"), ProgressNotify: true, WatchId: 5})
+	w.create("not notified", &pb.WatchCreateRequest{Key: s.key("a"), WatchId: 6})
+	w.next("progress")
+	s.put("elsewhere", "1", 0)
+	w.next("progress after another key")
+	s.put("a", "2", 0)
+	w.both("event")
+	w.next("progress after the event")
+}
+
 // compacted is the part of watches of history that is gone.
 func (s *session) compacted() {
 	for i := range 4 {
