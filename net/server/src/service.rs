@@ -734,6 +734,7 @@ impl Service {
         self.step_leases(clients, now);
         self.watch_calls.watches.handle_time(now);
         self.end_overdue(clients, now);
+        self.end_slow_watches(clients, now);
         self.jobs.wake_started_before(now.saturating_sub(jobs::AGE_MAX));
     }
 
@@ -743,8 +744,9 @@ impl Service {
         let oldest = [self.waiters.oldest(), self.reads.oldest()];
         let waiting = oldest.into_iter().flatten().min().map(|since| since.saturating_add(self.timeout + 1));
         let working = self.jobs.oldest().map(|since| since.saturating_add(jobs::AGE_MAX + 1));
-        let of_calls = [self.deadlines.first(), self.watch_calls.watches.deadline(), self.lease_deadline()];
-        [waiting, working].into_iter().chain(of_calls).flatten().min()
+        let of_watches = [self.watch_calls.watches.deadline(), self.watch_calls.deadline()];
+        let of_calls = [self.deadlines.first(), self.lease_deadline()];
+        [waiting, working].into_iter().chain(of_watches).chain(of_calls).flatten().min()
     }
 
     /// Answers everything that waits with "server stopped".

@@ -8,13 +8,15 @@
 //!
 //! Invariants
 //! - I1: a call takes a further response only while what it has not sent is short: a slow client costs itself.
+//! - I2: a response that leaves in parts holds rows; a client that does not take it in [`LONG_RESPONSE_TIME_MAX`] loses
+//!   its call, and one that asks much and reads nothing does, too.
 
 use std::collections::BTreeMap;
 
 use trilith_engine::budget::Budget;
 use trilith_engine::page_source::{PageSource, Unavailable};
 use trilith_engine::watch::{CreateWatch, Outlet, ResponseHead, StreamKey, WatchLimits, WatchStep, Watches};
-use trilith_wire::api::status::Status;
+use trilith_wire::api::status::{self, Status};
 use trilith_wire::connection::limits::STREAM_BACKLOG_LOW_BYTES;
 use trilith_wire::proto::Message;
 use trilith_wire::proto::etcdserverpb as pb;
@@ -22,26 +24,46 @@ use trilith_wire::proto::etcdserverpb as pb;
 use crate::api::response::Identity;
 use crate::clients::{Caller, Clients};
 use crate::metrics::streams::WatchMetrics;
+use crate::service::jobs::AGE_MAX;
 use crate::service::streams::OpenCall;
-use crate::service::{Service, Verdict, decode_streamed};
+use crate::service::{Service, Verdict, decode_streamed, refuse};
+
+/// How long a response in parts may take, in nanoseconds.
+const LONG_RESPONSE_TIME_MAX: u64 = AGE_MAX;
+/// Answers to requests of one stream that wait for its client. A turn's input cannot hold so many requests.
+const ANSWERS_WAITING_MAX: usize = 65_536;
 
 /// All watch streams of a core.
 #[derive(Debug)]
 pub(super) struct WatchCalls {
     pub(super) watches: Watches,
     callers: BTreeMap<StreamKey, Caller>,
+    /// Responses that leave in parts.
+    long: BTreeMap<StreamKey, LongResponse>,
+}
+
+#[derive(Debug)]
+struct LongResponse {
+    since: u64,
+    bytes_left: usize,
 }
 
 impl WatchCalls {
     /// None yet.
     pub(super) fn new(limits: WatchLimits) -> Self {
-        Self { watches: Watches::new(limits), callers: BTreeMap::new() }
+        Self { watches: Watches::new(limits), callers: BTreeMap::new(), long: BTreeMap::new() }
     }
 
     /// A call has ended.
     pub(super) fn close(&mut self, stream: StreamKey) {
         self.callers.remove(&stream);
+        self.long.remove(&stream);
         self.watches.close_stream(stream);
+    }
+
+    /// When a client will have taken too long.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.long.values().map(|long| long.since.saturating_add(LONG_RESPONSE_TIME_MAX)).min()
     }
 }
 
@@ -81,7 +103,23 @@ impl Service {
             }
             None => {}
         }
+        if watches.answers_waiting(stream) > ANSWERS_WAITING_MAX {
+            return Err(status::TOO_MANY_REQUESTS);
+        }
         Ok(())
+    }
+
+    /// Ends the calls of clients that take too long over one response (I2); they may go on from where they were.
+    pub(super) fn end_slow_watches(&mut self, clients: &mut Clients, now: u64) {
+        let WatchCalls { callers, long, .. } = &self.watch_calls;
+        let is_slow = |long: &LongResponse| long.since.saturating_add(LONG_RESPONSE_TIME_MAX) <= now;
+        let slow: Vec<Caller> = long.iter().filter(|(_, long)| is_slow(long)).map(|(key, _)| callers[key]).collect();
+        for caller in slow {
+            self.handle_call_ended(caller);
+            if let Some(connection) = clients.answer(caller) {
+                refuse(connection, caller, &status::TIMEOUT);
+            }
+        }
     }
 
     /// Hands out what watchers are to see, as much as the budget allows.
@@ -95,10 +133,10 @@ impl Service {
         budget: &mut Budget,
         now: u64,
     ) -> Result<WatchStep, Unavailable> {
-        let WatchCalls { watches, callers } = &mut self.watch_calls;
+        let WatchCalls { watches, callers, long } = &mut self.watch_calls;
         let identity =
             Identity { cluster_id: self.cluster_id, member_id: self.member_id, raft_term: self.replica.term().0 };
-        self.replica.step_watches(watches, pages, budget, now, &mut Calls { clients, callers, identity })
+        self.replica.step_watches(watches, pages, budget, now, &mut Calls { clients, callers, long, identity, now })
     }
 
     /// The figures of the moment.
@@ -127,7 +165,9 @@ impl Service {
 struct Calls<'a> {
     clients: &'a mut Clients,
     callers: &'a BTreeMap<StreamKey, Caller>,
+    long: &'a mut BTreeMap<StreamKey, LongResponse>,
     identity: Identity,
+    now: u64,
 }
 
 impl Calls<'_> {
@@ -172,12 +212,18 @@ impl Outlet for Calls<'_> {
         head.encode_into(&mut bytes);
         connection.begin_message(caller.stream, bytes.len() + events_bytes);
         connection.send_part(caller.stream, &bytes);
+        self.long.insert(stream, LongResponse { since: self.now, bytes_left: events_bytes });
     }
 
     fn part(&mut self, stream: StreamKey, events: &[u8]) {
         let caller = self.caller(stream);
         if let Some(connection) = self.clients.answer(caller) {
             connection.send_part(caller.stream, events);
+        }
+        let Some(long) = self.long.get_mut(&stream) else { return };
+        long.bytes_left = long.bytes_left.checked_sub(events.len()).expect("parts are as long as announced");
+        if long.bytes_left == 0 {
+            self.long.remove(&stream);
         }
     }
 }

@@ -257,6 +257,48 @@ fn the_events_of_one_revision_come_in_one_message_however_many() {
 }
 
 #[test]
+fn a_client_that_stalls_within_a_long_response_loses_its_call() {
+    let mut world = World::new();
+    let value = vec![b'v'; 10 << 10];
+    for number in 0..300_u64 {
+        let key = format!("{number:03}");
+        let put = pb::PutRequest { key: key.as_bytes(), value: &value, ..Default::default() };
+        world.ask(2 + number, PUT_PATH, &encoded(&put));
+    }
+    let open = 1_u32 << 28;
+    world.say([head(1, WATCH, &[]), frame(WINDOW_UPDATE, 0, 0, &open.to_be_bytes())].concat());
+    let create = pb::WatchCreateRequest { key: b"\0", range_end: b"\0", prev_kv: true, ..Default::default() };
+    world.watch(1, pb::WatchRequestRequestUnion::Create(create));
+    let delete = pb::DeleteRangeRequest { key: b"\0", range_end: b"\0", ..Default::default() };
+    world.ask(900, DELETE_PATH, &encoded(&delete));
+    world.wait(599 * SECOND);
+    let is_reset = |world: &World| {
+        frames(&world.port.sent[&world.connection]).iter().any(|(kind, stream, _)| (*kind, *stream) == (RST_STREAM, 1))
+    };
+    assert!(!is_reset(&world));
+    assert!(world.node.replica().keyspace().oldest_pin().is_some());
+    world.wait(2 * SECOND);
+    assert!(is_reset(&world), "a status would wait behind what is not taken");
+    assert_eq!(world.node.replica().keyspace().oldest_pin(), None);
+}
+
+#[test]
+fn who_asks_much_and_reads_nothing_loses_its_call() {
+    let mut world = World::new();
+    world.say(head(1, WATCH, &[]));
+    let request = encoded(&pb::WatchRequest { request_union: Some(all_from(0)) });
+    let messages = prefixed(&request, 0).repeat(500);
+    for _ in 0..140 {
+        world.say(frame(0, 0, 1, &messages));
+    }
+    let open = 1_u32 << 28;
+    let windows = [frame(WINDOW_UPDATE, 0, 0, &open.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &open.to_be_bytes())];
+    world.say(windows.concat());
+    world.wait(SECOND);
+    assert!(has(&world.answer(1), "grpc-message: etcdserver: too many requests"), "{:?}", world.answer(1));
+}
+
+#[test]
 fn metrics_count_watches() {
     let mut world = World::new();
     world.say(head(1, WATCH, &[]));
