@@ -42,6 +42,7 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("criterion", &["trilith-bench"]),
     ("crossbeam", &["trilith-reactor"]),
     ("fuser", &["trilith-e2e"]),
+    ("flate2", &["trilith-reactor"]),
     ("futures-lite", &["trilith-reactor"]),
     ("glommio", &["trilith-reactor"]),
     ("h2", &["trilith-e2e"]),
@@ -58,6 +59,7 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("socket2", &["trilith-reactor", "trilith-bench"]),
     ("tokio", &["trilith-e2e"]),
     ("xxhash-rust", &["trilith-raftlog", "trilith-engine", "trilith-sim"]),
+    ("yaml-rust2", &["trilith-server"]),
 ];
 
 /// Checks the whole workspace and prints every violation.

@@ -59,7 +59,8 @@ fn work_shows_in_the_metrics() {
     for line in [
         "\ngrpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\
          \"unary\"} 3\n",
-        "\ngrpc_server_msg_received_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 3\n",
+        "\ngrpc_server_msg_received_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\
+         \"unary\"} 3\n",
         "\netcd_network_client_grpc_received_bytes_total 18\n",
         "\netcd_mvcc_put_total 3\n",
         "\netcd_debugging_mvcc_current_revision 4\n",
