@@ -64,8 +64,11 @@ impl Tour {
         match waited {
             None => println!("the second lock: nothing for 20 seconds"),
             Some(result) => {
-                if self.answer("the second lock", result).is_some() {
+                if let Some(answer) = self.answer("the second lock", result) {
                     println!("the second lock: locked");
+                    // Its lease is the server's, and would take the key with it in another part's time.
+                    let result = client.unlock(answer.key()).await;
+                    self.answer("unlock", result);
                 }
             }
         }
