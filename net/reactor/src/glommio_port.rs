@@ -1,44 +1,38 @@
-//! The real backend of [`Port`]: one glommio executor, one file ring, one helper thread.
+//! The real backend of [`Port`]: one ring, one helper thread, on a glommio executor's thread.
 //!
 //! Owns: the turn. Everything that is ready is collected, the clock is read, the shell runs, then all it submitted
-//! leaves: file operations in one system call, one write per connection, log records in one write.
+//! leaves: file operations and sends in one system call, log records in one write.
 //! Does not know: what the shell does.
 //!
-//! The loop is a glommio task. It sleeps until a socket task leaves an event or the event descriptor is signalled (by
-//! the file ring, the helper thread or a stop signal).
+//! The loop is the executor's only task, so it may sleep in the ring: until an operation completes (a signal of the
+//! event descriptor by the helper thread or a signal handler is one), or the earliest deadline has passed.
 
+use crate::file_io::FileIo;
 use crate::files::{self, Directory, OpenFile};
 use crate::helper::{FileThread, Reply, Request};
-use crate::inbox::Inbox;
-use crate::log::{LogSink, in_context};
+use crate::listeners::Listeners;
+use crate::log::LogSink;
 use crate::options::ReactorOptions;
 use crate::port::{
     BootFiles, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
 };
 use crate::process::{self, ProcessStats};
-use crate::ring::FileRing;
-use crate::sockets::{Sockets, accept_all};
+use crate::ring::{Completion, OperationId, Origin, Ring, target};
+use crate::sockets::Sockets;
 use crate::start;
 use crate::sys::{self, EventFd};
-use crate::wake::WakeUp;
-use crate::watch::Watch;
-use glommio::net::TcpListener;
-use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, Task};
+use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
+use io_uring::opcode;
 use socket2::Socket;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
-use std::rc::Rc;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Entries of each glommio ring: a burst of ready sockets fits without extra system calls.
-const RING_DEPTH: usize = 2048;
-/// glommio's preemption timer, in effect off: tasks of ours give way by themselves, see I2 of `inbox.rs`.
-const PREEMPT: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Turns in a row before the rings are looked at.
-const TURNS_PER_IO_ROUND_MAX: u32 = 16;
+/// Entries of each ring of the executor, which has nothing to do with them.
+const EXECUTOR_RING_DEPTH: usize = 32;
 
 /// Why a reactor did not start or did not go on.
 #[derive(Debug)]
@@ -77,20 +71,22 @@ fn nanoseconds(duration: Duration) -> u64 {
 /// One core's [`Port`]; before the first turn also its [`BootFiles`].
 pub struct GlommioPort {
     clock: Clock,
-    // Dropped before `files`: the ring waits for operations that use their descriptors.
-    ring: FileRing,
+    // Idle once the port is dropped, hence before what its operations use.
+    ring: Ring,
+    file_io: FileIo,
+    sockets: Sockets,
+    listeners: Listeners,
     helper: FileThread,
     directory: Directory,
     files: Vec<Option<OpenFile>>,
     owner_locks: Vec<File>,
     event: Arc<EventFd>,
-    inbox: Rc<Inbox>,
-    sockets: Rc<Sockets>,
     addresses: Vec<SocketAddr>,
-    accepting: Vec<Task<()>>,
     deadline: Option<u64>,
+    spin_before_sleep: Duration,
     log: LogSink,
     signals: bool,
+    stopping: bool,
 }
 
 impl GlommioPort {
@@ -100,37 +96,40 @@ impl GlommioPort {
             sys::catch_stop_signals(&event)?;
         }
         let directory = Directory::new(options.data_directory.clone());
-        let inbox = Rc::new(Inbox::new(Arc::clone(&event)));
-        Ok(Self {
+        let ring = Ring::new().map_err(start::explain_ring_error)?;
+        let sockets = Sockets::new(&ring).map_err(start::explain_ring_error)?;
+        let mut port = Self {
             clock: Clock::start(),
-            ring: FileRing::new(&event).map_err(start::explain_ring_error)?,
+            ring,
+            file_io: FileIo::new(),
+            sockets,
+            listeners: Listeners::default(),
             helper: FileThread::start(directory.clone(), Arc::clone(&event))?,
             directory,
             files: Vec::new(),
             owner_locks: Vec::new(),
             event,
-            sockets: Rc::new(Sockets::new(Rc::clone(&inbox))),
-            inbox,
             addresses,
-            accepting: Vec::new(),
             deadline: None,
+            spin_before_sleep: options.spin_before_sleep,
             log: LogSink::open(&options.log_outputs)?,
             signals: options.signals,
-        })
+            stopping: false,
+        };
+        port.watch_event();
+        Ok(port)
+    }
+
+    /// Makes every signal of the event descriptor a completion. Nobody reads the counter: each signal counts.
+    fn watch_event(&mut self) {
+        let entry = opcode::PollAdd::new(target(self.event.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
+        // SAFETY: no memory is named; the descriptor is the port's, which is dropped after its operations have ended.
+        unsafe { self.ring.prepare(OperationId::new(Origin::Signal, 0), entry) };
     }
 
     /// The address a listener is bound to (tells the port where port 0 was asked for).
     pub fn listener_address(&self, listener: ListenerId) -> SocketAddr {
         self.addresses[listener.0 as usize]
-    }
-
-    fn start_accepting(&mut self, listeners: Vec<Socket>) {
-        for (number, socket) in listeners.into_iter().enumerate() {
-            let id = ListenerId(u32::try_from(number).expect("listeners are few"));
-            // SAFETY: the descriptor was just taken out of its owner, so the listener becomes its only owner.
-            let listener = unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) };
-            self.accepting.push(glommio::spawn_local(accept_all(Rc::clone(&self.sockets), id, listener)));
-        }
     }
 
     fn register(&mut self, file: OpenFile) -> FileId {
@@ -143,19 +142,24 @@ impl GlommioPort {
     }
 
     fn take_file(&mut self, id: FileId) -> OpenFile {
-        assert!(self.ring.is_idle(id), "a file is unlinked only when nothing is under way on it");
+        assert!(self.file_io.is_idle(id), "a file is unlinked only when nothing is under way on it");
         self.files[id.0 as usize].take().expect("a file is unlinked once")
     }
 
-    /// Collects what is ready, in the order of the port's I6, and reads the clock.
+    /// Reads the clock and collects what is ready, in the order of the port's I6.
     fn begin_turn(&mut self, events: &mut Vec<Event>) {
-        self.ring.collect(events);
+        self.clock.read();
+        let now = self.clock.now;
+        self.sockets.deliver_held(&mut self.ring, now);
+        while let Some(completion) = self.ring.next_completion() {
+            self.complete(&completion, events);
+        }
         while let Some(reply) = self.helper.poll_reply() {
             events.extend(self.reply_event(reply));
         }
-        self.inbox.drain_into(events);
-        self.clock.read();
-        if self.deadline.is_some_and(|deadline| deadline <= self.clock.now) {
+        self.listeners.end_pauses(&mut self.ring, now);
+        self.sockets.finish_turn(&mut self.ring, now, events);
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
             events.push(Event::Timer);
         }
@@ -164,6 +168,24 @@ impl GlommioPort {
             for (count, signal) in [(terminates, libc::SIGTERM), (interrupts, libc::SIGINT)] {
                 events.extend((0..count).map(|_| Event::StopRequested { signal }));
             }
+        }
+    }
+
+    /// Gives a completion to whoever made the operation. Only files put their events in at once.
+    fn complete(&mut self, completion: &Completion, events: &mut Vec<Event>) {
+        let (ring, now) = (&mut self.ring, self.clock.now);
+        match completion.user_data.origin() {
+            Origin::File => self.file_io.complete(ring, completion, events),
+            Origin::Receive => self.sockets.complete_receive(ring, completion, now),
+            Origin::Send => self.sockets.complete_send(ring, completion, now),
+            Origin::Pause => self.sockets.complete_pause(ring, completion, now),
+            Origin::Accept => {
+                if let Some((listener, stream)) = self.listeners.complete(ring, completion, now) {
+                    self.sockets.adopt(ring, listener, stream, now);
+                }
+            }
+            Origin::Signal if !completion.more && !self.stopping => self.watch_event(),
+            Origin::Signal | Origin::Cancel => {}
         }
     }
 
@@ -178,16 +200,49 @@ impl GlommioPort {
         })
     }
 
-    /// Lets everything leave that the turn submitted. Sends leave when the loop's task goes to sleep.
-    fn end_turn(&mut self) -> io::Result<()> {
-        if let Some(deadline) = self.deadline {
-            self.ring.arm_timer(self.clock.now, deadline);
-        }
-        if !self.ring.submit()? {
-            self.event.signal();
-        }
+    /// Lets everything leave that the turn submitted, and sleeps until something comes.
+    fn wait(&mut self) -> io::Result<()> {
         self.log.flush();
+        let timeout = if self.sockets.is_due() {
+            Some(Duration::ZERO)
+        } else {
+            let deadlines = [self.deadline, self.sockets.deadline(), self.listeners.deadline()];
+            // The turn may have been long: its time is not the time.
+            let now = nanoseconds(self.clock.origin.elapsed());
+            deadlines.into_iter().flatten().min().map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)))
+        };
+        self.ring.wait(timeout, self.spin_before_sleep)
+    }
+
+    /// Lets everything leave that the last turn submitted.
+    fn end(&mut self) -> io::Result<()> {
+        self.log.flush();
+        self.ring.submit()
+    }
+
+    /// Ends every operation; their memory and descriptors are free then.
+    fn end_operations(&mut self) -> io::Result<()> {
+        self.stopping = true;
+        self.ring.cancel(OperationId::new(Origin::Cancel, 0), OperationId::new(Origin::Signal, 0));
+        self.listeners.close(&mut self.ring);
+        self.sockets.abandon(&mut self.ring, self.clock.now);
+        let mut ignored = Vec::new();
+        while self.ring.in_flight() > 0 {
+            self.ring.wait(None, Duration::ZERO)?;
+            while let Some(completion) = self.ring.next_completion() {
+                self.complete(&completion, &mut ignored);
+            }
+        }
         Ok(())
+    }
+}
+
+impl Drop for GlommioPort {
+    fn drop(&mut self) {
+        if self.end_operations().is_err() {
+            self.file_io.leak();
+            self.sockets.leak();
+        }
     }
 }
 
@@ -215,17 +270,17 @@ impl Port for GlommioPort {
     fn write(&mut self, token: Token, file: FileId, offset: u64, bytes: Vec<u8>) {
         let open = self.file(file);
         let target = (file, open.file.as_raw_fd(), open.mode == FileMode::Log);
-        self.ring.write(token, target, offset, &bytes);
+        self.file_io.write(&mut self.ring, token, target, offset, &bytes);
     }
 
     fn sync(&mut self, token: Token, file: FileId) {
         let descriptor = self.file(file).file.as_raw_fd();
-        self.ring.sync(token, file, descriptor);
+        self.file_io.sync(&mut self.ring, token, file, descriptor);
     }
 
     fn read(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
         let descriptor = self.file(file).file.as_raw_fd();
-        self.ring.read(token, file, descriptor, offset, len);
+        self.file_io.read(&mut self.ring, token, (file, descriptor), offset, len);
     }
 
     fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, preparation: Preparation) {
@@ -244,7 +299,7 @@ impl Port for GlommioPort {
 
     fn discard(&mut self, token: Token, file: FileId, offset: u64, len: u64) {
         let descriptor = self.file(file).file.as_raw_fd();
-        self.ring.discard(token, file, descriptor, offset, len);
+        self.file_io.discard(&mut self.ring, token, (file, descriptor), offset, len);
     }
 
     fn release(&mut self, file: FileId, offset: u64, len: usize) {
@@ -259,20 +314,19 @@ impl Port for GlommioPort {
     }
 
     fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>) {
-        self.sockets.send(connection, bytes);
+        self.sockets.send(&mut self.ring, connection, bytes);
     }
 
     fn set_receiving(&mut self, connection: ConnectionId, receiving: bool) {
-        self.sockets.set_receiving(connection, receiving);
+        self.sockets.set_receiving(&mut self.ring, connection, receiving, self.clock.now);
     }
 
     fn close(&mut self, connection: ConnectionId) {
-        self.sockets.close(connection);
+        self.sockets.close(&mut self.ring, connection, self.clock.now);
     }
 
     fn close_listeners(&mut self) {
-        // Dropping a task cancels it; its listener closes with it.
-        self.accepting.clear();
+        self.listeners.close(&mut self.ring);
     }
 
     fn set_deadline(&mut self, deadline: Option<u64>) {
@@ -344,7 +398,7 @@ where
     L: CoreLoop<GlommioPort>,
 {
     start::check_limits().map_err(RunError::Environment)?;
-    let executor = make_executor(options).map_err(RunError::Environment)?;
+    let executor = make_executor().map_err(RunError::Environment)?;
     executor.run(async {
         let listen = |listener| start::listen(listener, options.bind_retry_max);
         let listeners: Vec<_> =
@@ -353,25 +407,19 @@ where
         let mut port =
             addresses.and_then(|addresses| GlommioPort::new(options, addresses)).map_err(RunError::Environment)?;
         let mut core = make(&mut port).map_err(RunError::Shell)?;
-        port.start_accepting(listeners);
-        let waking = spawn_wake_up(&port).map_err(RunError::Environment)?;
-        let watch = Watch::start().map_err(RunError::Environment)?;
-        let watched = glommio::spawn_local(watch.watched().run());
-        let result = turn(&mut port, &mut core, &watch).await;
-        waking.cancel().await;
-        watched.cancel().await;
-        result.map_err(RunError::Environment)
+        for listener in listeners {
+            port.listeners.add(&mut port.ring, listener);
+        }
+        turn(&mut port, &mut core).map_err(RunError::Environment)
     })
 }
 
-fn make_executor(options: &ReactorOptions) -> io::Result<LocalExecutor> {
+fn make_executor() -> io::Result<LocalExecutor> {
     LocalExecutorBuilder::new(Placement::Unbound)
         .name("trilith-core")
-        .ring_depth(RING_DEPTH)
-        // Our own ring does file I/O; glommio needs next to no registered memory.
+        .ring_depth(EXECUTOR_RING_DEPTH)
+        // Our own ring does the I/O; glommio needs next to no registered memory.
         .io_memory(64 << 10)
-        .preempt_timer(PREEMPT)
-        .spin_before_park(options.spin_before_sleep)
         .make()
         .map_err(|error| start::explain_ring_error(error.into()))
 }
@@ -381,44 +429,21 @@ fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
     address.as_socket().ok_or_else(|| io::Error::other("a listener has an IP address"))
 }
 
-/// A task that turns signals of the event descriptor into wake-ups of the loop.
-fn spawn_wake_up(port: &GlommioPort) -> io::Result<Task<()>> {
-    let wake_up = WakeUp::new(&port.event).map_err(|error| in_context(error, "cannot wait for events"))?;
-    let inbox = Rc::clone(&port.inbox);
-    Ok(glommio::spawn_local(async move {
-        // A failed read of an event descriptor is impossible while we own it; without it the core would sleep for good.
-        while wake_up.wait().await.is_ok() {
-            inbox.end_io_round();
-        }
-        std::process::abort();
-    }))
-}
-
 /// Turns the loop until it stops.
-async fn turn<L: CoreLoop<GlommioPort>>(port: &mut GlommioPort, core: &mut L, watch: &Watch) -> io::Result<i32> {
+fn turn<L: CoreLoop<GlommioPort>>(port: &mut GlommioPort, core: &mut L) -> io::Result<i32> {
     let mut events = Vec::new();
-    let inbox = Rc::clone(&port.inbox);
-    let mut turns = 0_u32;
     port.clock.read();
     loop {
-        watch.count_turn();
         let next = core.handle_turn(port, &mut events);
         assert!(events.is_empty(), "the loop takes every event of its turn");
-        port.end_turn()?;
         if let Turn::Stop(status) = next {
+            port.end()?;
             return Ok(status);
         }
-        turns = turns.wrapping_add(1);
-        if turns.is_multiple_of(TURNS_PER_IO_ROUND_MAX) {
-            inbox.io_round().await;
-        }
+        // A wake-up may come in vain.
         while events.is_empty() {
-            inbox.wait().await;
+            port.wait()?;
             port.begin_turn(&mut events);
-            if events.is_empty() {
-                // Woken in vain, perhaps by a timer that was armed for an earlier deadline: arm the next one.
-                port.end_turn()?;
-            }
         }
     }
 }

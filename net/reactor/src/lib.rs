@@ -8,14 +8,16 @@
 //! the loop until it answers [`Turn::Stop`].
 //!
 //! Unsafe code lives in these files only, each block with its reason: `aligned.rs` (page-aligned memory), `mapping.rs`
-//! (read-only mappings), `ring.rs` (submissions to io_uring), `sys.rs` (system calls without a safe face), and in
-//! `wake.rs` and `glommio_port.rs` one hand-over of a descriptor to glommio each.
+//! (read-only mappings), `sys.rs` (system calls without a safe face), `ring.rs` (the queues of io_uring), and, because
+//! they answer for the memory and the descriptors of their operations, `file_io.rs`, `sockets.rs`, `listeners.rs`,
+//! `receive_buffers.rs` and, for the event descriptor, `glommio_port.rs`.
 
 mod aligned;
+mod file_io;
 mod files;
 mod glommio_port;
 mod helper;
-mod inbox;
+mod listeners;
 mod log;
 mod log_file;
 mod mapping;
@@ -25,12 +27,11 @@ mod notify;
 mod options;
 mod port;
 mod process;
+mod receive_buffers;
 mod ring;
 mod sockets;
 mod start;
 mod sys;
-mod wake;
-mod watch;
 
 pub use glommio_port::{GlommioPort, RunError, run};
 pub use memory::memory_bytes;

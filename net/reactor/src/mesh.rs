@@ -13,7 +13,6 @@
 //! - I3: a core sends nothing to itself: same-core calls never touch a mailbox.
 
 use crate::sys::EventFd;
-use crate::wake::WakeUp;
 use crossbeam::queue::ArrayQueue;
 use std::io;
 use std::sync::Arc;
@@ -101,11 +100,19 @@ impl<M: Send> MeshEnd<M> {
         self.mailboxes[self.own.0].queue.pop()
     }
 
-    /// What waits on behalf of this core. Must be called inside the core's executor, once.
-    pub fn sleeper(&self) -> io::Result<MeshSleeper<M>> {
-        let mailboxes = Arc::clone(&self.mailboxes);
-        let wake_up = WakeUp::new(&mailboxes[self.own.0].event)?;
-        Ok(MeshSleeper { own: self.own, mailboxes, wake_up })
+    /// Sleeps until this core's queue has something; returns at once if it is not empty already.
+    pub fn sleep(&self) -> io::Result<()> {
+        let mailbox = &self.mailboxes[self.own.0];
+        loop {
+            mailbox.sleeping.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if !mailbox.queue.is_empty() {
+                mailbox.sleeping.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
+            // A signal meant for an earlier sleep may end this one in vain; the loop looks again.
+            mailbox.event.wait()?;
+        }
     }
 }
 
@@ -118,35 +125,10 @@ impl<M> Mailbox<M> {
     }
 }
 
-/// Sleeps until a core's queue has something.
-pub struct MeshSleeper<M> {
-    own: CoreId,
-    mailboxes: Arc<[Mailbox<M>]>,
-    wake_up: WakeUp,
-}
-
-impl<M> MeshSleeper<M> {
-    /// Returns when the queue is not empty; at once if it is not empty already.
-    pub async fn wait(&self) -> io::Result<()> {
-        let mailbox = &self.mailboxes[self.own.0];
-        loop {
-            mailbox.sleeping.store(true, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            if !mailbox.queue.is_empty() {
-                mailbox.sleeping.store(false, Ordering::Relaxed);
-                return Ok(());
-            }
-            // A signal meant for an earlier sleep may end this one in vain; the loop looks again.
-            self.wake_up.wait().await?;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::Watch;
-    use glommio::{LocalExecutorBuilder, Placement};
+    use std::thread;
 
     #[test]
     fn a_turn_is_one_batch_per_destination_in_order() {
@@ -187,13 +169,10 @@ mod tests {
     }
 
     /// One side of a ping-pong: answers every number with the next one until `last` went by.
-    async fn play(mut end: MeshEnd<u64>, other: CoreId, last: u64) -> u64 {
-        let watch = Watch::start().unwrap();
-        let _watched = glommio::spawn_local(watch.watched().run());
-        let sleeper = end.sleeper().unwrap();
+    fn play(mut end: MeshEnd<u64>, other: CoreId, last: u64) -> u64 {
         let mut seen = 0;
         while seen + 1 < last {
-            sleeper.wait().await.unwrap();
+            end.sleep().unwrap();
             while let Some(batch) = end.receive() {
                 assert_eq!(batch.from, other);
                 for number in batch.messages {
@@ -210,19 +189,18 @@ mod tests {
     }
 
     #[test]
-    fn two_executors_wake_each_other() {
+    fn two_cores_wake_each_other() {
         const LAST: u64 = 2000;
         let mut ends = mesh::<u64>(2, 4).unwrap();
         let second = ends.pop().unwrap();
         let mut first = ends.pop().unwrap();
-        let start = |name: &str| LocalExecutorBuilder::new(Placement::Unbound).name(name);
-        let one = start("one").spawn(move || async move {
+        let one = thread::spawn(move || {
             first.post(CoreId(1), 1);
             assert!(first.flush());
-            play(first, CoreId(1), LAST).await
+            play(first, CoreId(1), LAST)
         });
-        let two = start("two").spawn(move || async move { play(second, CoreId(0), LAST).await });
-        let seen = [one.unwrap().join().unwrap(), two.unwrap().join().unwrap()];
+        let two = thread::spawn(move || play(second, CoreId(0), LAST));
+        let seen = [one.join().unwrap(), two.join().unwrap()];
         assert!(seen.contains(&LAST) && seen.contains(&(LAST - 1)), "{seen:?}");
     }
 }

@@ -8,8 +8,8 @@
 //! as the process once it is installed (it is leaked on purpose).
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
@@ -18,13 +18,13 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 }
 
 /// A kernel counter that makes its readers wake up; safe to signal from any thread.
-pub(crate) struct EventFd(OwnedFd);
+pub(crate) struct EventFd(File);
 
 impl EventFd {
     pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: eventfd takes no pointers; a non-negative result is a fresh descriptor that nobody else owns.
-        // It is blocking on purpose: io_uring waits for a blocking descriptor instead of answering EAGAIN.
-        unsafe { Ok(Self(OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC))?))) }
+        // It is blocking: who reads it waits.
+        unsafe { Ok(Self(File::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC))?))) }
     }
 
     /// Adds one to the counter, which wakes the reader.
@@ -32,8 +32,9 @@ impl EventFd {
         signal_descriptor(self.0.as_raw_fd());
     }
 
-    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
+    /// Waits until the counter is not zero, and resets it.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        (&self.0).read_exact(&mut [0; size_of::<u64>()])
     }
 
     pub(crate) fn as_raw_fd(&self) -> RawFd {

@@ -2,80 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::cell::RefCell;
+mod common;
+#[path = "common/echo.rs"]
+mod echo;
+
+use common::{SECOND, Scratch, each, listening, options, serve};
+use echo::echo;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 use trilith_reactor::{
-    BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, GlommioPort, ListenOptions, ListenerId,
-    Port, Preparation, ReactorOptions, RunError, Token, Turn, run,
+    BootFiles, CloseReason, ConnectionId, Event, FileId, FileMode, GlommioPort, Port, Preparation, RunError, Token,
+    Turn, run,
 };
-
-const SECOND: u64 = 1_000_000_000;
-
-/// A directory of this test's own, removed at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("trilith-reactor-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn options(directory: &Path) -> ReactorOptions {
-    ReactorOptions {
-        data_directory: directory.to_owned(),
-        listeners: Vec::new(),
-        bind_retry_max: Duration::ZERO,
-        log_outputs: Vec::new(),
-        signals: false,
-        spin_before_sleep: Duration::ZERO,
-    }
-}
-
-fn listening(directory: &Path) -> ReactorOptions {
-    let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    ReactorOptions { listeners: vec![ListenOptions { address, reuse_port: false }], ..options(directory) }
-}
-
-/// A loop made of a closure that is given one event at a time; `None` is the first turn.
-struct Each<F>(F, bool);
-
-impl<F: FnMut(&mut GlommioPort, Option<Event>) -> Turn> CoreLoop<GlommioPort> for Each<F> {
-    fn handle_turn(&mut self, port: &mut GlommioPort, events: &mut Vec<Event>) -> Turn {
-        if !std::mem::replace(&mut self.1, true) {
-            assert!(events.is_empty(), "the first turn brings nothing");
-            return (self.0)(port, None);
-        }
-        assert!(!events.is_empty(), "a turn brings something");
-        for event in events.drain(..) {
-            if let Turn::Stop(status) = (self.0)(port, Some(event)) {
-                return Turn::Stop(status);
-            }
-        }
-        Turn::Continue
-    }
-}
-
-fn each<F: FnMut(&mut GlommioPort, Option<Event>) -> Turn>(handle: F) -> Result<Each<F>, String> {
-    Ok(Each(handle, false))
-}
 
 /// The port as boot sees it, without the submissions of the same names.
 fn boot(port: &mut GlommioPort) -> &mut impl BootFiles {
@@ -435,66 +379,6 @@ fn deadlines_fire_once_not_early_and_can_be_replaced() {
     assert!(fired[2] < 10 * SECOND, "{fired:?}");
 }
 
-/// Runs `client` on another thread against a core that handles events with `handle`.
-fn serve<H, C, T>(handle: H, client: C) -> T
-where
-    H: FnMut(&mut GlommioPort, Option<Event>) -> Turn,
-    C: FnOnce(SocketAddr) -> T + Send + 'static,
-    T: Send + 'static,
-{
-    let scratch = Scratch::new();
-    let client = RefCell::new(Some(client));
-    let mut running = None;
-    run(&listening(&scratch.0), |port| {
-        let address = port.listener_address(ListenerId(0));
-        let client = client.take().unwrap();
-        running = Some(thread::spawn(move || client(address)));
-        each(handle)
-    })
-    .unwrap();
-    running.unwrap().join().unwrap()
-}
-
-/// Echoes; stops when the last of `clients` has gone.
-fn echo(clients: usize) -> impl FnMut(&mut GlommioPort, Option<Event>) -> Turn {
-    let mut waiting: std::collections::BTreeMap<ConnectionId, (bool, Vec<u8>)> = std::collections::BTreeMap::new();
-    let mut closed = 0;
-    move |port, event| {
-        match event {
-            None | Some(Event::Timer) => {}
-            Some(Event::Accepted { connection, peer, .. }) => {
-                assert!(peer.starts_with("127.0.0.1:"), "{peer}");
-                assert!(waiting.insert(connection, (false, Vec::new())).is_none(), "an id is new");
-            }
-            Some(Event::Received { connection, bytes }) => {
-                assert!(!bytes.is_empty());
-                let (sending, queue) = waiting.get_mut(&connection).unwrap();
-                queue.extend_from_slice(&bytes);
-                if !std::mem::replace(sending, true) {
-                    port.send(connection, std::mem::take(queue));
-                }
-            }
-            Some(Event::Sent { connection, buffer }) => {
-                assert!(buffer.is_empty());
-                let (sending, queue) = waiting.get_mut(&connection).unwrap();
-                *sending = !queue.is_empty();
-                if *sending {
-                    port.send(connection, std::mem::replace(queue, buffer));
-                }
-            }
-            Some(Event::Closed { connection, .. }) => {
-                assert!(waiting.remove(&connection).is_some(), "closed once");
-                closed += 1;
-                if closed == clients {
-                    return Turn::Stop(0);
-                }
-            }
-            other => panic!("{other:?}"),
-        }
-        Turn::Continue
-    }
-}
-
 #[test]
 fn bytes_come_back_in_order_on_many_connections() {
     const CLIENTS: usize = 8;
@@ -687,7 +571,7 @@ fn closed_listeners_refuse() {
     serve(handle, |address| {
         let mut first = TcpStream::connect(address).unwrap();
         assert_eq!(first.read(&mut [0]).unwrap(), 0);
-        // The listener closes with the executor's next round; a connection that slips in before is never answered.
+        // The listener closes once its accept operation has ended; a connection that slips in before is never answered.
         let start = Instant::now();
         while TcpStream::connect(address).is_ok() {
             assert!(start.elapsed() < Duration::from_millis(400), "the port is still open");
@@ -764,7 +648,7 @@ fn log_records_are_lines_of_every_output() {
     let scratch = Scratch::new();
     let paths = [scratch.0.join("one.log"), scratch.0.join("two.log")];
     let mut options = options(&scratch.0);
-    let plain = |path: &PathBuf| trilith_reactor::LogOutput::File { path: path.clone(), rotation: None };
+    let plain = |path: &std::path::PathBuf| trilith_reactor::LogOutput::File { path: path.clone(), rotation: None };
     options.log_outputs = paths.iter().map(plain).collect();
     run(&options, |port| {
         port.log(b"{\"msg\":\"first\"}");

@@ -43,7 +43,6 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("crossbeam", &["trilith-reactor"]),
     ("fuser", &["trilith-e2e"]),
     ("flate2", &["trilith-reactor"]),
-    ("futures-lite", &["trilith-reactor"]),
     ("glommio", &["trilith-reactor"]),
     ("h2", &["trilith-e2e"]),
     ("hdrhistogram", &["trilith-bench"]),
