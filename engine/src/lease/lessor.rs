@@ -260,7 +260,8 @@ impl Lessor {
     }
 
     /// The next lease whose time is over, to be ended in the term that leads. It is handed out again if it has not
-    /// ended within the time for that. `None`: there is none now, too many are on their way (I3), or the budget is used up.
+    /// ended within the time for that. `None`: there is none now, too many are on their way (I3), or the budget is used
+    /// up.
     pub fn poll_expired(&mut self, now: u64, budget: &mut Budget) -> Option<i64> {
         let clock = self.clock(now);
         if let Some(id) = self.poll_again(clock) {
