@@ -69,6 +69,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 
 /// The whole suite on the server of this tree. A program that cannot run here counts as skipped.
 pub(crate) fn test(workspace: &Workspace) -> Result<Tally> {
+    if let Err(error) = prepare::peers(workspace) {
+        println!("no etcd to compare with: {error:#}");
+        return Ok(Tally { skipped: PROGRAMS.len() as u64, ..Tally::default() });
+    }
     let subject = Subject::Tree(server(workspace)?);
     let (mut tally, missing) = suite(workspace, &select(&[])?, &subject, false)?;
     tally.skipped = missing.len() as u64;
