@@ -229,6 +229,21 @@ impl World {
         self.publish();
     }
 
+    /// Puts a key and deletes it, at one revision.
+    pub(super) fn put_and_delete(&mut self, key: &[u8], value: &[u8]) {
+        let nested = |op| Op::Txn(Txn { compares: vec![], success: vec![op], failure: vec![] });
+        let put = nested(Op::Put(Put { key, value, ..Put::default() }));
+        let delete = nested(Op::DeleteRange(DeleteRange { key, range_end: b"", prev_kv: false }));
+        let txn = Txn { compares: vec![], success: vec![put, delete], failure: vec![] };
+        let prev = self.live.get(key).cloned();
+        let done = self.space.apply_txn(&txn, &mut Budget::unlimited(), &Warm(&self.pages.disk)).unwrap().unwrap();
+        self.note_put(done.revision, key, value);
+        self.live.remove(key);
+        let pair = Pair { key: key.to_vec(), modified: done.revision, ..Pair::default() };
+        self.history.push(Change { revision: done.revision, event: Event { delete: true, pair, prev } });
+        self.publish();
+    }
+
     pub(super) fn compact(&mut self, revision: i64) {
         self.space.apply_compact(revision).unwrap();
         self.publish();

@@ -17,7 +17,7 @@ use crate::mvcc::view::MISSING_ROW;
 use crate::mvcc::{KeyTree, Keyspace, Pin};
 use crate::page_source::{PageSource, Unavailable};
 use crate::store::key_entry::Revision;
-use crate::store::row_log::Row;
+use crate::store::row_log::{Row, RowLog};
 use crate::watch::block::{Block, Hit, Selection};
 use crate::watch::event::encoded_len;
 use crate::watch::hub::{ACTIVE, FRAGMENT, Hub, LIVE, PREV_KV, State, VARIANT};
@@ -382,11 +382,28 @@ pub(super) fn previous_row<'k, T: KeyTree>(
     row: &Row<'_>,
     pages: &'k dyn PageSource,
 ) -> Result<Option<Row<'k>>, Unavailable> {
-    let creates = row.version == 1 || row.prev.is_none();
-    if creates || row.at.main - 1 < keyspace.state().compacted {
+    if row.at.main - 1 < keyspace.state().compacted {
         return Ok(None);
     }
-    keyspace.rows().row(row.prev, pages)?.ok_or(MISSING_ROW).map(Some)
+    row_seen_before(keyspace.rows(), row, pages)
+}
+
+/// The row before a row in its key's generation, if it was seen at the revision before: what the same transaction put
+/// and took away again nobody saw.
+pub(super) fn row_seen_before<'k>(
+    rows: &'k RowLog,
+    row: &Row<'_>,
+    pages: &'k dyn PageSource,
+) -> Result<Option<Row<'k>>, Unavailable> {
+    let (mut version, mut prev) = (row.version, row.prev);
+    while version != 1 && !prev.is_none() {
+        let before = rows.row(prev, pages)?.ok_or(MISSING_ROW)?;
+        if before.at.main < row.at.main {
+            return Ok(Some(before));
+        }
+        (version, prev) = (before.version, before.prev);
+    }
+    Ok(None)
 }
 
 /// A node's part of a block. What it looks like is worked out once for all watchers that want the same of it.

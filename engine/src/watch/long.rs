@@ -14,13 +14,12 @@
 use std::collections::BTreeMap;
 
 use crate::budget::{Pause, price};
-use crate::mvcc::view::MISSING_ROW;
 use crate::mvcc::{KeyRange, KeyTree, Pin};
 use crate::store::key_entry::Revision;
 use crate::store::row_log::Row;
 use crate::watch::event::{encode_event, encoded_len};
 use crate::watch::hub::{ACTIVE, FRAGMENT, Hub, NO_DELETE, NO_PUT, PREV_KV, State};
-use crate::watch::lane::{Ground, HEAD_BYTES};
+use crate::watch::lane::{Ground, HEAD_BYTES, row_seen_before};
 use crate::watch::{ResponseHead, StreamKey};
 
 /// A part of a response goes when it is at least so long.
@@ -251,11 +250,7 @@ impl Sending {
             let filter = if row.is_tombstone() { NO_DELETE } else { NO_PUT };
             if self.flags & filter == 0 && range.contains(row.key) {
                 let shows_prev = self.prev_is_shown && self.flags & PREV_KV != 0;
-                let prev = if shows_prev && row.version != 1 && !row.prev.is_none() {
-                    Some(rows.row(row.prev, ground.pages)?.ok_or(MISSING_ROW)?)
-                } else {
-                    None
-                };
+                let prev = if shows_prev { row_seen_before(rows, &row, ground.pages)? } else { None };
                 return Ok(Some((row.at, use_row(&row, prev.as_ref()))));
             }
             next = row.at.next();

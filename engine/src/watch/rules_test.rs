@@ -272,6 +272,27 @@ fn the_live_walk_is_ahead_of_no_compaction() {
     assert_eq!(world.space.oldest_pin(), Some(301));
 }
 
+/// The pair before is that of the revision before: nobody saw what one transaction put and deleted.
+#[test]
+fn what_a_transaction_put_and_deleted_is_no_previous_pair() {
+    let mut world = World::new();
+    let live = world.open(ROOM);
+    world.create(live, &CreateWatch { prev_kv: true, ..ALL });
+    world.put(b"k", b"first");
+    world.put_and_delete(b"k", b"second");
+    world.put_and_delete(b"new", b"only");
+    let late = world.open(ROOM);
+    world.create(late, &CreateWatch { prev_kv: true, start_revision: 2, ..ALL });
+    let single = world.open(ROOM);
+    world.create(single, &CreateWatch { prev_kv: true, start_revision: 2, ..KEY });
+    let got = world.settle();
+    for (stream, events) in [(live, 5), (late, 5), (single, 3)] {
+        let seen: usize = got[&stream].iter().map(|message| message.events.len()).sum();
+        assert_eq!(seen, events, "{stream:?}");
+    }
+    world.check_complete();
+}
+
 #[test]
 fn a_long_revision_leaves_in_parts_and_whole() {
     let mut world = World::new();
