@@ -28,6 +28,9 @@ use crate::wgl::Audit;
 /// What an envelope adds to a message at most before its size is compared with the limit.
 const ENVELOPE_BYTES_MAX: usize = 64;
 
+/// A refusal of what would take more memory than there is for answers.
+const OVERLOADED: (u32, &str) = (2, "etcdserver: too many requests");
+
 /// How a call ended for its client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the text of each variant names its fields")]
@@ -91,6 +94,7 @@ pub struct Checker {
     identity: Option<(u64, u64)>,
     acknowledged: u64,
     request_bytes_max: usize,
+    may_be_overloaded: bool,
     covered: Vec<&'static str>,
 }
 
@@ -138,6 +142,18 @@ impl Checker {
         self.compaction_asked
     }
 
+    /// The highest compaction that was acknowledged: nothing older is shown any more.
+    #[must_use]
+    pub fn compaction_acknowledged(&self) -> i64 {
+        self.compaction_acknowledged
+    }
+
+    /// Somebody was shown this revision by other means than an answer: it is never lost, nor is anything older shown to
+    /// those who ask from now on.
+    pub fn show(&mut self, revision: i64) {
+        self.highest_returned = self.highest_returned.max(revision);
+    }
+
     /// The answering member, once somebody was answered.
     #[must_use]
     pub fn member(&self) -> u64 {
@@ -153,6 +169,11 @@ impl Checker {
     /// From now on the server may find the disk full.
     pub fn expect_no_space(&mut self) {
         self.alarms.expect_no_space();
+    }
+
+    /// The server has little memory for long answers: it may refuse requests on that account.
+    pub fn expect_overload(&mut self) {
+        self.may_be_overloaded = true;
     }
 
     /// Judges what happens to a key by an independent search too.
@@ -241,6 +262,10 @@ impl Checker {
     fn handle_failure(&mut self, id: OperationId, code: u32, text: &str) -> Result<(), String> {
         let operation = &self.operations[id as usize];
         let failed = || format!("failed with code {code}: {text}");
+        if (code, text) == OVERLOADED && self.may_be_overloaded {
+            self.covered.push(OVERLOADED.1);
+            return Ok(());
+        }
         let fault = Fault::ALL.into_iter().find(|fault| (fault.code, fault.text) == (code, text));
         let Some(fault) = fault else {
             // What this version does not serve yet is refused as a whole.

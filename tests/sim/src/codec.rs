@@ -257,7 +257,7 @@ fn txn_answer(txn: &Txn, message: &pb::TxnResponse<'_>) -> Result<Answer, String
     Ok(Answer { revision, succeeded, inner, ..Answer::default() })
 }
 
-fn owned(pair: &mvccpb::KeyValue<'_>) -> KeyValue {
+pub(crate) fn owned(pair: &mvccpb::KeyValue<'_>) -> KeyValue {
     KeyValue {
         key: pair.key.to_vec(),
         value: Value::of(pair.value),

@@ -52,6 +52,18 @@ const COINCIDENCES: &[&str] = &[
     "(restart during a checkpoint)",
     "(torn superblock)",
     "(large read in slices)",
+    "(events watched)",
+    "(progress answered)",
+    "(progress notice)",
+    "(future watch reached)",
+    "(slow watch stream)",
+    "(watcher behind)",
+    "(watch ended by compaction)",
+    "(slow watcher overtaken by compaction)",
+    "(watch resumed after a crash)",
+    "(watchers caught up)",
+    "mvcc: watcher range is empty",
+    "mvcc: duplicate watch ID provided on the WatchStream",
     "dropped an unacknowledged tail of the log",
 ];
 

@@ -13,6 +13,7 @@ use crate::history::{
 use crate::model::KeyRange;
 use crate::rng::Rng;
 use crate::value::unique_value;
+use crate::watch::WatchSpec;
 use crate::weather::{Workload, draw_weighted};
 
 /// Values in transactions are shorter, so that several of them fit a request.
@@ -50,6 +51,39 @@ impl Grammar<'_> {
             6 => self.maintenance(),
             7 => self.bulk(),
             _ => self.alarm(),
+        }
+    }
+
+    /// The next watcher.
+    pub fn watch(&mut self) -> WatchSpec {
+        let key = self.key();
+        // Who watches everything is told everything: few do.
+        let range = match self.rng.below(16) {
+            0..7 => KeyRange::single(key),
+            7..10 => prefix_range(&key),
+            10 => KeyRange { key, range_end: vec![0] },
+            11 => KeyRange { key: Vec::new(), range_end: vec![0] },
+            12 => KeyRange { key: Vec::new(), range_end: key },
+            _ => KeyRange { key, range_end: self.key() },
+        };
+        let newest = self.checker.highest_returned().max(1);
+        let start_revision = match self.rng.below(20) {
+            0..8 => 0,
+            8..11 => newest + self.rng.log_between(1, 200) as i64,
+            11 => -(self.rng.between(1, 2) as i64),
+            12..14 => (self.checker.compaction_asked() - 1 + self.rng.below(3) as i64).max(0),
+            14 => self.rng.between(1, newest as u64) as i64,
+            _ => (newest - self.rng.log_between(1, 300) as i64).max(1),
+        };
+        WatchSpec {
+            range,
+            start_revision,
+            watch_id: if self.rng.chance(150) { self.rng.between(1, 6) as i64 } else { 0 },
+            prev_kv: self.rng.chance(400),
+            no_put: self.rng.chance(100),
+            no_delete: self.rng.chance(150),
+            fragment: self.rng.chance(300),
+            progress_notify: self.rng.chance(400),
         }
     }
 

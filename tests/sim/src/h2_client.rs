@@ -1,4 +1,5 @@
-//! The client's end of an HTTP/2 connection with gRPC unary calls (RFC 9113 and the gRPC protocol page).
+//! The client's end of an HTTP/2 connection with gRPC calls, unary and of many messages (RFC 9113 and the gRPC protocol
+//! page).
 //!
 //! Owns: framing, both directions of flow control, and the strict reading of what the server sends. Does not know:
 //! methods, messages, sockets.
@@ -50,6 +51,12 @@ struct Stream {
     receive_window: i64,
     received: Vec<u8>,
     headers_seen: bool,
+    /// Many messages may come, and are handed out one by one.
+    is_streaming: bool,
+    /// This side has more to send.
+    stays_open: bool,
+    /// The reader is slow: so many bytes are taken, and their room is not given back.
+    withheld: Option<i64>,
     /// When the server sent the first and the last of it.
     sent: (u64, u64),
 }
@@ -82,6 +89,8 @@ pub struct H2Client {
     /// Given up from this side: the server may not know yet.
     cancelled: BTreeSet<u32>,
     ended: VecDeque<(u32, Outcome)>,
+    /// Messages of calls of many.
+    messages: VecDeque<(u32, Vec<u8>)>,
     send_window: i64,
     send_window_initial: i64,
     receive_window: i64,
@@ -107,6 +116,7 @@ impl H2Client {
             streams: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             ended: VecDeque::new(),
+            messages: VecDeque::new(),
             send_window: WINDOW_DEFAULT,
             send_window_initial: WINDOW_DEFAULT,
             receive_window: WINDOW_DEFAULT,
@@ -146,23 +156,65 @@ impl H2Client {
 
     /// Begins a unary call.
     pub fn call(&mut self, path: &str, message: &[u8]) -> u32 {
+        let id = self.open(path);
+        let stream = self.streams.get_mut(&id).expect("just opened");
+        (stream.is_streaming, stream.stays_open) = (false, false);
+        self.send(id, message);
+        id
+    }
+
+    /// Begins a call of many messages in both directions.
+    pub fn open(&mut self, path: &str) -> u32 {
         let id = self.begin(path);
-        let mut unsent = Vec::with_capacity(5 + message.len());
-        unsent.push(0);
-        unsent.extend_from_slice(&(message.len() as u32).to_be_bytes());
-        unsent.extend_from_slice(message);
         let stream = Stream {
-            unsent,
+            unsent: Vec::new(),
             unsent_from: 0,
             send_window: self.send_window_initial,
             receive_window: self.receive_window_initial,
             received: Vec::new(),
             headers_seen: false,
+            is_streaming: true,
+            stays_open: true,
+            withheld: None,
             sent: (u64::MAX, 0),
         };
         self.streams.insert(id, stream);
-        self.send_data();
         id
+    }
+
+    /// Sends a message of a call that has not ended.
+    pub fn send(&mut self, id: u32, message: &[u8]) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.unsent.push(0);
+        stream.unsent.extend_from_slice(&(message.len() as u32).to_be_bytes());
+        stream.unsent.extend_from_slice(message);
+        self.send_data();
+    }
+
+    /// Nothing more is sent on a call of many messages.
+    pub fn half_close(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.stays_open) else { return };
+        stream.stays_open = false;
+        if stream.unsent.is_empty() {
+            self.push_frame(DATA, FLAG_END_STREAM, id, &[]);
+        }
+    }
+
+    /// The reader of a call stops to take anything: the window closes by and by.
+    pub fn stop_reading(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.withheld.get_or_insert(0);
+        }
+    }
+
+    /// It goes on. Whether the window had closed.
+    pub fn go_on_reading(&mut self, id: u32) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else { return false };
+        let Some(withheld) = stream.withheld.take().filter(|withheld| *withheld > 0) else { return false };
+        let was_closed = stream.receive_window == 0;
+        stream.receive_window += withheld;
+        self.push_frame(WINDOW_UPDATE, 0, id, &(withheld as u32).to_be_bytes());
+        was_closed
     }
 
     /// Gives a call up; nothing more is heard of it.
@@ -217,12 +269,17 @@ impl H2Client {
                 stream.unsent_from += take;
                 stream.send_window -= take as i64;
                 self.send_window -= take as i64;
-                let flags = if stream.unsent_from == stream.unsent.len() { FLAG_END_STREAM } else { 0 };
+                let is_last = stream.unsent_from == stream.unsent.len() && !stream.stays_open;
+                let flags = if is_last { FLAG_END_STREAM } else { 0 };
                 let length = (take as u32).to_be_bytes();
                 self.output.extend_from_slice(&length[1..]);
                 self.output.extend_from_slice(&[DATA, flags]);
                 self.output.extend_from_slice(&id.to_be_bytes());
                 self.output.extend_from_slice(&piece);
+            }
+            if stream.unsent_from == stream.unsent.len() {
+                stream.unsent.clear();
+                stream.unsent_from = 0;
             }
         }
     }
@@ -235,6 +292,11 @@ impl H2Client {
     /// The next call that ended.
     pub fn poll_outcome(&mut self) -> Option<(u32, Outcome)> {
         self.ended.pop_front()
+    }
+
+    /// The next message of a call of many.
+    pub fn poll_message(&mut self) -> Option<(u32, Vec<u8>)> {
+        self.messages.pop_front()
     }
 
     /// Large answers that came in several turns of the server, since the last call.
@@ -370,12 +432,22 @@ impl H2Client {
         }
         stream.received.extend_from_slice(payload);
         stream.sent = (stream.sent.0.min(self.sent_at), stream.sent.1.max(self.sent_at));
+        while stream.is_streaming
+            && let Some(message) = split_message(&mut stream.received)?
+        {
+            self.messages.push_back((id, message));
+        }
         if !payload.is_empty() {
-            stream.receive_window += payload.len() as i64;
+            let slow = stream.withheld.as_mut().map(|withheld| *withheld += payload.len() as i64).is_some();
+            if !slow {
+                stream.receive_window += payload.len() as i64;
+            }
             self.receive_window += payload.len() as i64;
             let increment = (payload.len() as u32).to_be_bytes();
             self.push_frame(WINDOW_UPDATE, 0, 0, &increment);
-            self.push_frame(WINDOW_UPDATE, 0, id, &increment);
+            if !slow {
+                self.push_frame(WINDOW_UPDATE, 0, id, &increment);
+            }
         }
         Ok(())
     }
@@ -418,6 +490,8 @@ impl H2Client {
         let code: u32 = code.ok_or_else(|| format!("trailers without grpc-status: {:?}", fields.0))?;
         let text = fields.get("grpc-message").unwrap_or_default().to_owned();
         let message = match (code, stream.received.as_slice()) {
+            (_, []) if stream.is_streaming => Vec::new(),
+            _ if stream.is_streaming => return Err(format!("stream {id} ends within a message")),
             (0, [0, a, b, c, d, message @ ..]) if u32::from_be_bytes([*a, *b, *c, *d]) as usize == message.len() => {
                 message.to_vec()
             }
@@ -428,6 +502,21 @@ impl H2Client {
         self.ended.push_back((id, Outcome::Answered { code, text, message }));
         Ok(())
     }
+}
+
+/// Takes a whole message off what was received.
+fn split_message(received: &mut Vec<u8>) -> Result<Option<Vec<u8>>, String> {
+    let [flag, a, b, c, d, rest @ ..] = received.as_slice() else { return Ok(None) };
+    if *flag != 0 {
+        return Err(format!("a message with flag {flag}"));
+    }
+    let len = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+    if rest.len() < len {
+        return Ok(None);
+    }
+    let message = rest[..len].to_vec();
+    received.drain(..5 + len);
+    Ok(Some(message))
 }
 
 fn read_u32(bytes: &[u8]) -> Result<u32, String> {
@@ -478,6 +567,29 @@ mod tests {
         let outcome = Outcome::Answered { code: 0, text: String::new(), message: vec![7, 8] };
         assert_eq!(client.poll_outcome(), Some((1, outcome)));
         assert_eq!(client.open_calls(), 0);
+    }
+
+    #[test]
+    fn a_slow_reader_keeps_its_window_closed() {
+        let mut client = H2Client::new(9);
+        let id = client.open("/x");
+        client.send(id, b"one");
+        client.send(id, b"two");
+        client.half_close(id);
+        let sent = client.take_output();
+        assert!(sent.ends_with(&frame(DATA, FLAG_END_STREAM, 1, &[])), "{sent:?}");
+        client.stop_reading(id);
+        let mut head = vec![0x88];
+        push_literal(&mut head, "content-type", "application/grpc");
+        client.handle_bytes(&frame(HEADERS, FLAG_END_HEADERS, 1, &head)).expect("head");
+        client.handle_bytes(&frame(DATA, 0, 1, &[0, 0, 0, 0, 1, 7, 0, 0, 0])).expect("a message and part of one");
+        assert_eq!((client.poll_message(), client.poll_message()), (Some((1, vec![7])), None));
+        let updates = |client: &mut H2Client| client.take_output();
+        assert_eq!(updates(&mut client), frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 9]), "the stream's window stays");
+        assert!(client.go_on_reading(id) && !client.go_on_reading(id));
+        assert_eq!(updates(&mut client), frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 9]));
+        client.handle_bytes(&frame(DATA, 0, 1, &[0, 0])).expect("an empty message");
+        assert_eq!(client.poll_message(), Some((1, Vec::new())));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Owns: everything around the server. Does not know: how the server keeps its promises.
 //!
 //! A run is decided by its seed: [`weather::Swarm`] draws latencies, stalls, fault kinds, limits and the workload;
-//! [`simulation::run`] lets a process live, crash and recover several times; [`checker::Checker`] judges every answer.
+//! [`simulation::run`] lets a process live, crash and recover several times; [`checker::Checker`] judges every answer,
+//! and [`watch::ledger::Ledger`] what watchers are told.
 
 #![forbid(unsafe_code)]
 
@@ -28,5 +29,6 @@ pub mod subject;
 pub mod trace;
 pub mod trilith;
 pub mod value;
+pub mod watch;
 pub mod weather;
 mod wgl;

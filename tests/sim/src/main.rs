@@ -2,11 +2,11 @@
 //!
 //! Owns: the command line and the report. Does not know: what a seed does.
 //!
-//! Usage: `trilith-sim --seed N [--verbose]`, or `trilith-sim --seeds N [--from S] [--jobs J] [--seconds T]`, where T is
-//! the length of a run in virtual seconds, usually 36 (one in a hundred is long and takes 17 times as much); a run that
-//! is to be repeated needs the T that it had. Every fiftieth seed, and a single one, runs twice: both traces must be
-//! equal. `--early-acknowledgement` makes the simulated disk lie, so
-//! that the run has to fail. A campaign of many seeds fails if it misses a gate ([`gates`]). The last line is the
+//! Usage: `trilith-sim --seed N [--verbose]`, or `trilith-sim --seeds N [--from S] [--jobs J] [--seconds T]`, where T
+//! is the length of a run in virtual seconds, usually 36 (one in a hundred is long and takes 17 times as much); a run
+//! that is to be repeated needs the T that it had. Every fiftieth seed, and a single one, runs twice: both traces must
+//! be equal. `--early-acknowledgement` makes the simulated disk lie, so that the run has to fail. A campaign of many
+//! seeds fails if it misses a gate ([`gates`]). The last line is the
 //! summary; the exit status is 0, or that of the gravest failure: 126 for a gate that was missed, 127 for a panic, 128
 //! for a server that hangs, 129 for one that lies.
 

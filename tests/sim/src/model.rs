@@ -134,6 +134,19 @@ impl Model {
         usize::try_from(revision - 2).ok().and_then(|at| self.order.get(at)).map_or(&[], Vec::as_slice)
     }
 
+    /// What `revision` did to keys, in order: the pair, or `None` for a deletion.
+    pub fn changes_at(&self, revision: i64) -> impl Iterator<Item = (&[u8], Option<&KeyValue>)> {
+        let keys = self.changed_at(revision);
+        keys.iter().enumerate().map(move |(position, key)| {
+            let versions = self.versions(key);
+            let from = versions.partition_point(|(changed, _)| *changed < revision);
+            // A transaction may delete a key and put it again.
+            let is_only = versions.get(from + 1).is_none_or(|(changed, _)| *changed != revision);
+            let before = if is_only { 0 } else { keys[..position].iter().filter(|other| *other == key).count() };
+            (key.as_slice(), versions[from + before].1.as_ref())
+        })
+    }
+
     /// The versions of a key, oldest first: revision, and the pair unless it was deleted.
     #[must_use]
     pub fn versions(&self, key: &[u8]) -> &[(i64, Option<KeyValue>)] {

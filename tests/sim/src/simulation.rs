@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use trilith_reactor::{Event, Turn};
+use trilith_reactor::{ConnectionId, Event, Turn};
 
 use crate::checker::Checker;
 use crate::client::Client;
@@ -27,10 +27,14 @@ use crate::rot;
 use crate::subject::Subject;
 use crate::trace::Trace;
 use crate::value::Value;
+use crate::watch::client::{Scene, WatchClient};
+use crate::watch::ledger::Ledger;
 use crate::weather::{CrashKind, Fate, Latency, MICROSECOND, MILLISECOND, Rot, SECOND, Swarm};
 
 /// A call that is under way for longer, though the server lives, hangs.
 const PATIENCE: u64 = 120 * SECOND;
+/// Watchers that are behind for longer, though nobody writes, are forgotten.
+const WATCH_PATIENCE: u64 = 60 * SECOND;
 /// A graceful stop that takes longer hangs.
 const STOP_PATIENCE: u64 = 60 * SECOND;
 /// Turns of one life.
@@ -45,8 +49,8 @@ const FAULTS_MIN: u64 = 5;
 const ALARM_WEIGHT: usize = 8;
 /// Requests that an outage may leave to be made up for.
 const BACKLOG_MAX: u64 = 20_000;
-/// From so many bytes of log on, every other life is spared its fate. Each life takes a segment, and one that ends early
-/// ends before its checkpoint does: crash after crash the log would grow, and every start reads all of it.
+/// From so many bytes of log on, every other life is spared its fate. Each life takes a segment, and one that ends
+/// early ends before its checkpoint does: crash after crash the log would grow, and every start reads all of it.
 const LOG_BYTES_SPARED: usize = 24 << 20;
 /// How often an audit asks again for what timed out.
 const AUDIT_ATTEMPTS_MAX: usize = 20;
@@ -158,6 +162,10 @@ struct Simulation {
     swarm: Swarm,
     rng: Rng,
     clients: Vec<Client>,
+    watchers: Vec<WatchClient>,
+    ledger: Ledger,
+    /// Watchers act, though no requests are sent any more.
+    is_catching_up: bool,
     auditor: Client,
     /// What the auditor was answered.
     audited: BTreeMap<u64, Response>,
@@ -181,7 +189,11 @@ struct Simulation {
 impl Simulation {
     fn new(port: SimPort, swarm: Swarm, rng: Rng) -> Self {
         let clients = (0..swarm.workload.clients).map(|_| Client::new()).collect();
+        let watchers = (0..swarm.workload.watch_clients).map(|_| WatchClient::default()).collect();
         let mut checker = Checker::new(swarm.limits.request_bytes_max, swarm.limits.quota_bytes >= 0);
+        if swarm.limits.cache_bytes < u64::MAX {
+            checker.expect_overload();
+        }
         checker.watch(b"k00000".to_vec());
         checker.watch(b"k00003".to_vec());
         Self {
@@ -190,6 +202,9 @@ impl Simulation {
             swarm,
             rng,
             clients,
+            watchers,
+            ledger: Ledger::default(),
+            is_catching_up: false,
             auditor: Client::new(),
             audited: BTreeMap::new(),
             issued: 0,
@@ -293,12 +308,16 @@ impl Simulation {
             let delay = self.swarm.workload.think.draw(&mut self.rng);
             self.clients[client].schedule_wake(client, delay, &mut self.port);
         }
+        self.wake_watchers();
         let drains = self.rng.chance(500);
         while self.is_working() || (drains && self.clients.iter().any(|client| client.open_calls() > 0)) {
             if let Some(ending) = self.step(&mut node)? {
                 return Ok(ending);
             }
             self.check_evidence::<S>()?;
+        }
+        if drains && let Some(ending) = self.let_watchers_catch_up(&mut node)? {
+            return Ok(ending);
         }
         let kind = if self.rng.chance(500) { CrashKind::Kill } else { CrashKind::PowerLoss };
         drop(node);
@@ -352,6 +371,7 @@ impl Simulation {
     fn end_connections(&mut self, deliveries: Vec<Delivery>) -> Result<(), Failure> {
         // Nobody reconnects before the next life has been audited.
         self.life_until = 0;
+        self.is_catching_up = false;
         let now = self.now();
         for delivery in deliveries {
             self.deliver(delivery)?;
@@ -360,6 +380,10 @@ impl Simulation {
         for client in self.clients.iter_mut().chain([&mut self.auditor]) {
             client.handle_closed(now, &mut self.checker);
             client.clear_wake();
+        }
+        for watcher in &mut self.watchers {
+            watcher.handle_closed(true);
+            watcher.clear_wake();
         }
         self.check_port()
     }
@@ -437,7 +461,8 @@ impl Simulation {
     }
 
     fn check_patience(&self) -> Result<(), Failure> {
-        let oldest = self.clients.iter().chain([&self.auditor]).filter_map(Client::oldest_call_at).min();
+        let owed = self.watchers.iter().filter_map(WatchClient::oldest_owed_at);
+        let oldest = self.clients.iter().chain([&self.auditor]).filter_map(Client::oldest_call_at).chain(owed).min();
         if oldest.is_some_and(|at| at + PATIENCE < self.now()) {
             return Err(Failure::Liveness(format!("a call is under way for {} virtual seconds", PATIENCE / SECOND)));
         }
@@ -453,6 +478,10 @@ impl Simulation {
     fn deliver(&mut self, delivery: Delivery) -> Result<(), Failure> {
         let now = self.now();
         match delivery {
+            Delivery::Wake { client } if client >= self.clients.len() => {
+                self.drive_watcher(client - self.clients.len());
+                Ok(())
+            }
             Delivery::Wake { client } => {
                 self.clients[client].clear_wake();
                 self.drive_client(client);
@@ -468,6 +497,10 @@ impl Simulation {
                         self.wake_later(client);
                     }
                 }
+                let watcher = self.watchers.iter_mut().find(|watcher| watcher.connection() == Some(connection));
+                if let Some(watcher) = watcher {
+                    watcher.handle_closed(false);
+                }
                 Ok(())
             }
             Delivery::Bytes { connection, bytes, sent_at, media } => {
@@ -477,7 +510,7 @@ impl Simulation {
                 let client = match position {
                     Some(position) => &mut self.clients[position],
                     None if of_auditor => &mut self.auditor,
-                    None => return Ok(()),
+                    None => return self.deliver_to_watcher(connection, &bytes),
                 };
                 let handled = client.handle_bytes(&bytes, (sent_at, now), &mut self.checker, &mut answered);
                 handled.map_err(Failure::Correctness)?;
@@ -551,6 +584,65 @@ impl Simulation {
         }
     }
 
+    fn scene(&mut self) -> (Scene<'_>, &mut [WatchClient]) {
+        let scene = Scene {
+            now: trilith_reactor::Port::now(&self.port),
+            workload: &self.swarm.workload,
+            checker: &mut self.checker,
+            ledger: &mut self.ledger,
+            port: &mut self.port,
+            rng: &mut self.rng,
+        };
+        (scene, &mut self.watchers)
+    }
+
+    fn deliver_to_watcher(&mut self, connection: ConnectionId, bytes: &[u8]) -> Result<(), Failure> {
+        let (mut scene, watchers) = self.scene();
+        let watcher = watchers.iter_mut().find(|watcher| watcher.connection() == Some(connection));
+        watcher.map_or(Ok(()), |watcher| watcher.handle_bytes(bytes, &mut scene)).map_err(Failure::Correctness)
+    }
+
+    fn wake_watchers(&mut self) {
+        for (position, watcher) in self.watchers.iter_mut().enumerate() {
+            watcher.schedule_wake(self.clients.len() + position, &mut self.port, &mut self.rng);
+        }
+    }
+
+    /// A watching client's turn to do something.
+    fn drive_watcher(&mut self, position: usize) {
+        self.watchers[position].clear_wake();
+        if !self.is_working() && !self.is_catching_up {
+            return;
+        }
+        let hang_up_per_mille = self.swarm.weather.hang_up_per_mille;
+        let (mut scene, watchers) = self.scene();
+        watchers[position].act(hang_up_per_mille, &mut scene);
+        self.wake_watchers();
+    }
+
+    /// Nobody writes any more: whoever watches and reads is told everything before long.
+    fn let_watchers_catch_up<S: Subject>(&mut self, node: &mut S) -> Result<Option<Ending>, Failure> {
+        let (since, target) = (self.now(), self.checker.highest_returned());
+        self.is_catching_up = true;
+        let (mut scene, watchers) = self.scene();
+        watchers.iter_mut().for_each(|watcher| watcher.begin_catching_up(target, &mut scene));
+        self.wake_watchers();
+        while !self.watchers.iter().all(WatchClient::has_caught_up) {
+            if let Some(ending) = self.step(node)? {
+                return Ok(Some(ending));
+            }
+            if self.now() > since + WATCH_PATIENCE {
+                let why =
+                    format!("watchers do not come to {target} within {} virtual seconds", WATCH_PATIENCE / SECOND);
+                return Err(Failure::Liveness(why));
+            }
+        }
+        if !self.watchers.is_empty() {
+            self.port.cover("(watchers caught up)");
+        }
+        Ok(None)
+    }
+
     /// Reads the recovered store and settles all that is known about earlier lives.
     fn audit<S: Subject>(&mut self, node: &mut S) -> Result<Option<Ending>, Failure> {
         let newest = match self.ask(node, vec![Request::read_everything(0)])? {
@@ -572,6 +664,7 @@ impl Simulation {
         let now = self.now();
         self.auditor.abandon(now, &mut self.port, &mut self.checker, &mut self.rng);
         self.checker.settle(newest, &states).map_err(Failure::Correctness)?;
+        self.ledger.settle(self.checker.model()).map_err(Failure::Correctness)?;
         self.port.trace.event(self.now(), format_args!("settled at revision {newest}"));
         Ok(None)
     }
@@ -583,9 +676,10 @@ impl Simulation {
         requests: Vec<Request>,
     ) -> Result<Result<Vec<Response>, Ending>, Failure> {
         let mut responses = vec![None; requests.len()];
-        for _ in 0..AUDIT_ATTEMPTS_MAX {
+        for attempt in 0..AUDIT_ATTEMPTS_MAX {
             let open: Vec<usize> = (0..requests.len()).filter(|at| responses[*at].is_none()).collect();
-            for batch in open.chunks(AUDIT_CALLS_MAX) {
+            // What is refused for want of memory is asked for with less beside it.
+            for batch in open.chunks((AUDIT_CALLS_MAX >> attempt).max(1)) {
                 self.auditor.connect(&self.swarm.workload, &mut self.port, &mut self.rng);
                 let now = self.now();
                 let mut calls = BTreeMap::new();

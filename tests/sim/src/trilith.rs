@@ -66,7 +66,7 @@ fn options(limits: &Limits) -> NodeOptions {
         wal_discard_from_lsn: None,
         cache_bytes: limits.cache_bytes,
         reserve_bytes: limits.reserve_bytes,
-        watch_progress_interval: 600 * 1_000_000_000,
+        watch_progress_interval: limits.watch_progress_interval,
         scrub_interval: limits.scrub_interval,
     }
 }

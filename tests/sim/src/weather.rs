@@ -194,6 +194,8 @@ pub struct Limits {
     pub reserve_bytes: u64,
     /// Time in which everything stored is read once; 0 for never.
     pub scrub_interval: u64,
+    /// Time between notices of progress to watchers that want them.
+    pub watch_progress_interval: u64,
 }
 
 /// What the clients do.
@@ -217,6 +219,10 @@ pub struct Workload {
     pub think: Latency,
     /// Requests in a virtual second, over all connections and outages.
     pub rate: u64,
+    /// Connections that watch.
+    pub watch_clients: usize,
+    /// Watchers of one of them, at most.
+    pub watchers_max: usize,
 }
 
 /// Everything that a seed decides.
@@ -282,13 +288,19 @@ impl Swarm {
     /// What the server does for its own sake, in a part of the runs each.
     fn draw_upkeep(&mut self, rng: &mut Rng) {
         if rng.chance(400) {
-            self.limits.cache_bytes = rng.log_between(64 << 10, 2 << 20);
+            // A quarter of it must hold the addresses of all rows twice.
+            self.limits.cache_bytes = rng.log_between(64 << 10, 2 << 20).max(128 * self.workload.keys);
         }
         if rng.chance(400) {
             self.limits.reserve_bytes = 4096 * rng.between(1, 64);
         }
         if rng.chance(300) {
             self.limits.scrub_interval = rng.log_between(SECOND, 30 * SECOND);
+        }
+        if rng.chance(700) {
+            self.workload.watch_clients = rng.between(1, 2) as usize;
+            self.workload.watchers_max = rng.log_between(2, 12) as usize;
+            self.limits.watch_progress_interval = rng.log_between(100 * MILLISECOND, 20 * SECOND);
         }
     }
 
@@ -305,6 +317,7 @@ impl Swarm {
         self.fate_weights[4] = 0;
         self.workload.keys = self.workload.keys.min(900);
         self.workload.large_value_bytes_max = 0;
+        self.workload.watch_clients = 0;
         self.workload.weights[6..].fill(0);
         (self.limits.cache_bytes, self.limits.reserve_bytes, self.limits.scrub_interval) = (u64::MAX, 0, 0);
     }
@@ -430,6 +443,7 @@ fn draw_limits(large_values: bool, rng: &mut Rng) -> Limits {
         cache_bytes: u64::MAX,
         reserve_bytes: 0,
         scrub_interval: 0,
+        watch_progress_interval: 600 * SECOND,
     }
 }
 
@@ -461,5 +475,7 @@ fn draw_workload(large_values: bool, limits: &Limits, rng: &mut Rng) -> Workload
         ],
         think: draw_latency(rng, MICROSECOND, 20 * MILLISECOND, 200 * MILLISECOND),
         rate: rng.between(110, 160),
+        watch_clients: 0,
+        watchers_max: 0,
     }
 }
