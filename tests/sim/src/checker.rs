@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::alarms::Alarms;
 use crate::arguments;
 use crate::history::{Answer, Fault, Request, Response};
-use crate::model::{KeyValue, Model};
+use crate::model::{Changes, KeyValue, Model};
 use crate::settle;
 use crate::value::OperationId;
 use crate::wgl::Audit;
@@ -80,6 +80,8 @@ pub struct Checker {
     pub(crate) model: Model,
     pub(crate) claims: BTreeMap<i64, (OperationId, Answer)>,
     pub(crate) unknown: BTreeSet<OperationId>,
+    /// Revisions that several writes may have made, by different ways to the same state.
+    pub(crate) ambiguous: BTreeMap<i64, Vec<Changes>>,
     /// Answers that name no revision of their own: reads, and deletes that found nothing.
     pub(crate) observations: Vec<(OperationId, Answer)>,
     pub(crate) refusals: Vec<Refusal>,
@@ -164,6 +166,11 @@ impl Checker {
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Revisions since the last call that several writes may have made: what each would have changed, step by step.
+    pub fn take_ambiguous(&mut self) -> BTreeMap<i64, Vec<Changes>> {
+        std::mem::take(&mut self.ambiguous)
     }
 
     /// From now on the server may find the disk full.

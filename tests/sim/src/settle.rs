@@ -76,6 +76,10 @@ fn apply_unclaimed(checker: &mut Checker, revision: i64, state: &[KeyValue]) -> 
         }
     }
     let candidates = found.iter().map(|(id, _)| *id).collect();
+    if found.iter().any(|(_, changes)| *changes != found[0].1) {
+        let ways = found.iter().map(|(_, changes)| changes.clone()).collect();
+        checker.ambiguous.insert(revision, ways);
+    }
     let Some((_, changes)) = found.into_iter().next() else {
         let shown: Vec<String> = changed.iter().take(4).map(show_change).collect();
         return Err(format!("revision {revision} is nobody's: {} keys changed: {}", changed.len(), shown.join(", ")));

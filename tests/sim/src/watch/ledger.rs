@@ -12,10 +12,11 @@
 //!   is handed nothing else.
 //! - I5: a previous pair is that of the revision before, and is missing only if there is none or it may be compacted.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{SeenEvent, WatchSpec};
-use crate::model::{KeyValue, Model};
+use crate::model::{Changes, KeyValue, Model};
 
 /// Something that a watcher was told.
 #[derive(Debug)]
@@ -61,13 +62,15 @@ impl Ledger {
         self.records[record].notes.push(note);
     }
 
-    /// Judges everything; nobody watches now, and the store is at `model`'s revision.
+    /// Judges everything; nobody watches now, and the store is at `model`'s revision. Of `ambiguous` revisions nobody
+    /// knows which of several ways led to what the model has.
     ///
     /// # Errors
     /// A watcher was told what is not true.
-    pub fn settle(&mut self, model: &Model) -> Result<(), String> {
+    pub fn settle(&mut self, model: &Model, ambiguous: &BTreeMap<i64, Vec<Changes>>) -> Result<(), String> {
         for record in std::mem::take(&mut self.records) {
-            let mut replay = Replay { model, record: &record, next: record.spec.start_revision, is_fresh: true };
+            let next = record.spec.start_revision;
+            let mut replay = Replay { model, ambiguous, record: &record, next, is_fresh: true };
             for note in &record.notes {
                 replay.judge(note).map_err(|why| format!("watcher of {:?}: {why}", record.spec))?;
             }
@@ -79,6 +82,7 @@ impl Ledger {
 /// One watcher's notes, one after the other.
 struct Replay<'a> {
     model: &'a Model,
+    ambiguous: &'a BTreeMap<i64, Vec<Changes>>,
     record: &'a Record,
     /// The first revision it was not told about.
     next: i64,
@@ -156,20 +160,38 @@ impl Replay<'_> {
 
     /// Nothing in these revisions is wanted.
     fn check_nothing_in(&self, from: i64, to: i64) -> Result<(), String> {
-        match (from..=to).find(|revision| self.wanted(*revision).next().is_some()) {
+        let has_some = |revision: &i64| match self.ambiguous.get(revision) {
+            Some(ways) => ways.iter().all(|way| self.wanted(changes_of(way)).next().is_some()),
+            None => self.wanted(self.model.changes_at(*revision)).next().is_some(),
+        };
+        match (from..=to).find(has_some) {
             Some(revision) => Err(format!("revision {revision} was left out")),
             None => Ok(()),
         }
     }
 
-    fn wanted(&self, revision: i64) -> impl Iterator<Item = (&[u8], Option<&KeyValue>)> {
-        self.model.changes_at(revision).filter(|(key, pair)| self.record.spec.wants(key, pair.is_some()))
+    fn wanted<'c>(&self, changes: impl Iterator<Item = Change<'c>>) -> impl Iterator<Item = Change<'c>> {
+        changes.filter(|(key, pair)| self.record.spec.wants(key, pair.is_some()))
     }
 
     /// All that one revision has for the watcher.
     fn judge_group(&self, at: i64, group: &[SeenEvent], asked: i64) -> Result<(), String> {
+        let mut judged = self.judge_way(at, self.model.changes_at(at), group, asked);
+        for way in self.ambiguous.get(&at).into_iter().flatten() {
+            judged = judged.or_else(|_| self.judge_way(at, changes_of(way), group, asked));
+        }
+        judged
+    }
+
+    fn judge_way<'c>(
+        &self,
+        at: i64,
+        changes: impl Iterator<Item = Change<'c>>,
+        group: &[SeenEvent],
+        asked: i64,
+    ) -> Result<(), String> {
         let mut seen = group.iter();
-        for (key, pair) in self.wanted(at) {
+        for (key, pair) in self.wanted(changes) {
             let Some(event) = seen.next() else { return Err(format!("{} is missing", show(key, pair))) };
             if (event.key.as_slice(), event.pair.as_ref()) != (key, pair) {
                 let shown = show(&event.key, event.pair.as_ref());
@@ -197,6 +219,13 @@ impl Replay<'_> {
         let (seen, expected) = (show(&event.key, event.previous.as_ref()), show(&event.key, expected));
         Err(format!("before it {seen}, where the model has {expected}"))
     }
+}
+
+/// A key and what became of it.
+type Change<'c> = (&'c [u8], Option<&'c KeyValue>);
+
+fn changes_of(way: &Changes) -> impl Iterator<Item = Change<'_>> {
+    way.iter().map(|(key, pair)| (key.as_slice(), pair.as_ref()))
 }
 
 /// A change for a report.

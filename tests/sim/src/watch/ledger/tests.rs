@@ -65,7 +65,7 @@ fn judge(spec: &WatchSpec, compacted: i64, notes: Vec<Note>) -> Result<(), Strin
     let mut ledger = Ledger::default();
     let record = ledger.begin(spec.clone(), compacted);
     notes.into_iter().for_each(|note| ledger.note(record, note));
-    ledger.settle(&model())
+    ledger.settle(&model(), &BTreeMap::new())
 }
 
 #[test]
@@ -110,6 +110,29 @@ fn what_is_left_out_doubled_split_or_changed_is_refused() {
     refused(&spec(7), -1, vec![created(7), once], "where the model has");
     let keys = WatchSpec { range: KeyRange::single(b"b".to_vec()), ..spec(2) };
     refused(&keys, -1, vec![created(7), events(&all, &[4])], "beyond what the model has");
+}
+
+/// Nobody knows which of two writes made the last revision: what either would have done may be seen, and nothing else.
+#[test]
+fn what_either_of_two_makers_did_passes() {
+    let deletion = (b"c".to_vec(), None);
+    let ways = vec![vec![deletion.clone(), (b"c".to_vec(), model().get(b"c", 7).cloned())], vec![deletion]];
+    let ambiguous = BTreeMap::from([(7, ways)]);
+    let judge = |spec: WatchSpec, notes: Vec<Note>| {
+        let mut ledger = Ledger::default();
+        let record = ledger.begin(spec, -1);
+        notes.into_iter().for_each(|note| ledger.note(record, note));
+        ledger.settle(&model(), &ambiguous)
+    };
+    let both = events(&spec(7), &[7]);
+    assert_eq!(judge(spec(7), vec![created(7), both]), Ok(()));
+    let one = bent(events(&spec(7), &[7]), |events| drop(events.pop()));
+    assert_eq!(judge(spec(7), vec![created(7), one]), Ok(()));
+    let puts = WatchSpec { no_delete: true, ..spec(7) };
+    assert_eq!(judge(puts, vec![created(7), Note::Progress { revision: 7 }]), Ok(()));
+    assert!(judge(spec(7), vec![created(7), Note::Progress { revision: 7 }]).is_err());
+    let neither = bent(events(&spec(7), &[7]), |events| drop(events.remove(0)));
+    assert!(judge(spec(7), vec![created(7), neither]).is_err());
 }
 
 #[test]
