@@ -31,9 +31,9 @@ mask() {
     s/(revision |progress notify: )(\d+)/$1 . distance($2)/ge;
     s/(attached keys\(\[)([^\]]*)/$1 . ordered(" ", $2)/ge; s/("keys":\[)([^\]]*)/$1 . ordered(",", $2)/ge;
     s/("(?:cluster_id|member_id|raft_term|leader|ID|id|lease|hash)":)-?\d+/${1}N/g;
-    s/("(?:raftTerm|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse)":)-?\d+/${1}N/g;
+    s/("(?:raftTerm|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse|dbSizeQuota)":)-?\d+/${1}N/g;
     s/("(?:ClusterID|MemberID|RaftTerm|Leader|ID|Lease|Hash)" : )-?\d+/${1}N/g;
-    s/("(?:RaftIndex|RaftAppliedIndex|DBSize|DbSize|DBSizeInUse)" : )-?\d+/${1}N/g;
+    s/("(?:RaftIndex|RaftAppliedIndex|DBSize|DbSize|DBSizeInUse|DBSizeQuota)" : )-?\d+/${1}N/g;
     s/("(?:took|name)":)"[^"]*"/${1}"T"/g; s/(took = |took )[0-9.]+[^ ,\s]*/${1}T/g;
     s/\b[0-9a-f]{15,16}\b/ID/g; s/\b\d{15,20}\b/ID/g; s/remaining\(\d+s\)/remaining(T)/;
   '

@@ -14,7 +14,7 @@ impl Tour {
                 self.header(status.header()),
                 status.version(),
                 status.storage_version(),
-                status.db_size_quota(),
+                status.db_size_quota() > 0,
                 status.is_learner(),
                 status.db_size() > 0,
                 status.errors()
@@ -73,7 +73,11 @@ impl Tour {
             }
         }
         let result = self.client.lock("", None).await;
-        self.answer("without a name", result);
+        if let Some(answer) = self.answer("without a name", result) {
+            println!("without a name: locked");
+            let result = client.unlock(answer.key()).await;
+            self.answer("unlock", result);
+        }
     }
 
     /// etcd's election service, which works on the server's side.
