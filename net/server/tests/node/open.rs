@@ -299,6 +299,22 @@ fn who_asks_much_and_reads_nothing_loses_its_call() {
 }
 
 #[test]
+fn progress_comes_by_itself_to_those_who_asked_for_it() {
+    let mut world = World::new();
+    world.say(head(1, WATCH, &[]));
+    let create = pb::WatchCreateRequest { key: b"k", progress_notify: true, ..Default::default() };
+    world.watch(1, pb::WatchRequestRequestUnion::Create(create));
+    world.wait(590 * SECOND);
+    assert_eq!(world.messages(1).len(), 1, "not before its time");
+    world.wait(80 * SECOND);
+    let messages = world.messages(1);
+    let [_, progress] = &messages[..] else { panic!("{} messages", messages.len()) };
+    let progress = pb::WatchResponse::decode(progress).unwrap();
+    assert_eq!((progress.watch_id, progress.events.len()), (0, 0));
+    assert_eq!(progress.header.map(|header| header.revision), Some(1));
+}
+
+#[test]
 fn metrics_count_watches() {
     let mut world = World::new();
     world.say(head(1, WATCH, &[]));
