@@ -150,7 +150,8 @@ impl NodeOptions {
                 log,
                 checkpoint_overlay_bytes: 48 << 20,
                 checkpoint_changes: 350_000,
-                checkpoint_log_bytes: 128 << 20,
+                // A start holds the log above a checkpoint in memory, twice as much while one was under way.
+                checkpoint_log_bytes: (128 << 20).min(cache_bytes.saturating_mul(2).max(64 << 20)),
                 pending_bytes_max: 64 << 20,
             },
             store: StoreOptions {

@@ -30,7 +30,12 @@ pub fn damage_redundant(disk: &mut Disk, rng: &mut Rng) -> Option<Damage> {
     if rng.chance(600) {
         let pair = PAIRS[rng.index(PAIRS.len())];
         let files: Vec<InodeId> = pair.iter().filter_map(|name| disk.lookup(name)).collect();
-        if files.len() < 2 || !files.iter().all(|file| disk.is_whole(*file, 0)) {
+        // A copy that was never written, or whose only write was lost, vouches for nothing.
+        let is_good = |file: &InodeId| {
+            disk.is_whole(*file, 0)
+                && disk.visible(*file, 0, BLOCK_BYTES).is_some_and(|bytes| bytes.iter().any(|&byte| byte != 0))
+        };
+        if files.len() < 2 || !files.iter().all(is_good) {
             return None;
         }
         let position = rng.index(2);
@@ -136,5 +141,17 @@ mod tests {
             assert!(copies.iter().any(|copy| whole(*copy, 2)));
         }
         assert!(strikes > 100, "{strikes} strikes");
+    }
+
+    #[test]
+    fn the_only_copy_that_was_ever_written_is_spared() {
+        for seed in 0..100 {
+            let mut rng = Rng::new(seed);
+            let mut disk = Disk::default();
+            disk.remember_previous();
+            let copies = PAIRS[1].map(|name| disk.create(name, BLOCK_BYTES));
+            write(&mut disk, copies[1], 0, 7, &mut rng);
+            assert_eq!(damage_redundant(&mut disk, &mut rng), None);
+        }
     }
 }
