@@ -67,6 +67,16 @@ impl Client {
         self.link.as_ref()?.calls.values().map(|(_, invoked_at)| *invoked_at).min()
     }
 
+    /// What came of the answers to calls under way: when each was begun, its bytes so far, and all of them if known.
+    pub fn progress(&self) -> impl Iterator<Item = (u64, usize, Option<usize>)> {
+        self.link.iter().flat_map(|link| {
+            link.calls.iter().map(|(stream, (_, invoked_at))| {
+                let (received, expected) = link.protocol.progress(*stream);
+                (*invoked_at, received, expected)
+            })
+        })
+    }
+
     /// Asks to be woken, unless that is already so.
     pub fn schedule_wake(&mut self, client: usize, delay: u64, port: &mut SimPort) {
         if !self.is_wake_due {
@@ -86,9 +96,7 @@ impl Client {
             self.hang_up(CloseReason::EndOfStream, port);
         }
         if self.link.is_none() {
-            // Not so small that reading large values takes virtual minutes.
-            let window_min = workload.value_bytes_max / 16 + 16;
-            let window = if rng.chance(300) { rng.log_between(window_min, 65_535) } else { 1 << 20 };
+            let window = if rng.chance(300) { rng.log_between(workload.window_min(), 65_535) } else { 1 << 20 };
             let protocol = H2Client::new(window as u32);
             let connection = port.client_connect();
             self.link = Some(Link { connection, protocol, calls: BTreeMap::new(), revision_seen: 0 });

@@ -14,14 +14,12 @@ use crate::model::KeyRange;
 use crate::rng::Rng;
 use crate::value::unique_value;
 use crate::watch::WatchSpec;
-use crate::weather::{Workload, draw_weighted};
+use crate::weather::{LARGE_EVERY, Workload, draw_weighted};
 
 /// Values in transactions are shorter, so that several of them fit a request.
 const TXN_VALUE_BYTES_MAX: u64 = 600;
 /// Nested transactions go so deep.
 const DEPTH_MAX: u64 = 3;
-/// One put in so many is large, where large values are drawn at all.
-const LARGE_EVERY: u64 = 60;
 /// Digits of a key's number.
 const KEY_DIGITS: usize = 5;
 /// Beyond so many keys, reads of all are rare.

@@ -217,6 +217,14 @@ impl H2Client {
         was_closed
     }
 
+    /// The bytes received on a stream, and those that its message will have if that is known.
+    #[must_use]
+    pub fn progress(&self, id: u32) -> (usize, Option<usize>) {
+        let received = self.streams.get(&id).map_or(&[][..], |stream| &stream.received);
+        let expected = received.first_chunk::<5>().map(|[_, len @ ..]| u32::from_be_bytes(*len) as usize + 5);
+        (received.len(), expected)
+    }
+
     /// Gives a call up; nothing more is heard of it.
     pub fn cancel(&mut self, id: u32) {
         if self.streams.remove(&id).is_some() {

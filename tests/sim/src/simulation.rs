@@ -464,15 +464,25 @@ impl Simulation {
         let owed = self.watchers.iter().filter_map(WatchClient::oldest_owed_at);
         let oldest = self.clients.iter().chain([&self.auditor]).filter_map(Client::oldest_call_at).chain(owed).min();
         if oldest.is_some_and(|at| at + PATIENCE < self.now()) {
-            return Err(Failure::Liveness(format!("a call is under way for {} virtual seconds", PATIENCE / SECOND)));
+            let (seconds, progress) = (PATIENCE / SECOND, self.show_progress());
+            return Err(Failure::Liveness(format!("a call is under way for {seconds} virtual seconds{progress}")));
         }
         if self.port.stop_requested_at().is_some_and(|at| at + STOP_PATIENCE < self.now()) {
             return Err(Failure::Liveness(format!("no stop within {} virtual seconds", STOP_PATIENCE / SECOND)));
         }
         if self.turns_of_life > TURNS_MAX {
-            return Err(Failure::Liveness(format!("{TURNS_MAX} turns in one life")));
+            return Err(Failure::Liveness(format!("{TURNS_MAX} turns in one life{}", self.show_progress())));
         }
         Ok(())
+    }
+
+    /// What came of the answer to the oldest call: an answer that trickles is no hang.
+    fn show_progress(&self) -> String {
+        let calls = self.clients.iter().chain([&self.auditor]).flat_map(Client::progress);
+        let Some((since, received, expected)) = calls.min() else { return String::new() };
+        let milliseconds = (self.now() - since) / MILLISECOND;
+        let expected = expected.map_or_else(String::new, |expected| format!(" of {expected}"));
+        format!("; of the oldest call {received}{expected} bytes came in {milliseconds} virtual milliseconds")
     }
 
     fn deliver(&mut self, delivery: Delivery) -> Result<(), Failure> {

@@ -18,6 +18,14 @@ pub const USUAL_SECONDS: u64 = 36;
 const PLAIN_RUN: u64 = 5 * SECOND;
 /// One run in a hundred.
 const LONG_RUN: u64 = 600 * SECOND;
+/// A read of everything takes about so many round trips at most: less than a virtual minute with the slowest network.
+const ROUND_TRIPS_MAX: u64 = 1_000;
+/// The window that a connection as a whole always has.
+const WINDOW_MAX: u64 = 65_535;
+/// What a pair takes in an answer besides its value, at most.
+const PAIR_BYTES: u64 = 64;
+/// One put in so many is large, where large values are drawn at all.
+pub(crate) const LARGE_EVERY: u64 = 60;
 
 /// One virtual microsecond, in nanoseconds.
 pub const MICROSECOND: u64 = 1_000;
@@ -223,6 +231,19 @@ pub struct Workload {
     pub watch_clients: usize,
     /// Watchers of one of them, at most.
     pub watchers_max: usize,
+}
+
+impl Workload {
+    /// The smallest receive window of a client's stream. An answer passes it piece by piece, one a round trip: through
+    /// too small a window a read of the whole store takes minutes, and a server that answers in time seems to hang.
+    #[must_use]
+    pub fn window_min(&self) -> u64 {
+        // Lengths are drawn by their logarithm: the mean is less than a sixth of the longest.
+        let large_mean = self.large_value_bytes_max / 6 / LARGE_EVERY;
+        let pairs = self.keys * (self.value_bytes_max + large_mean + PAIR_BYTES);
+        let smallest = (pairs + self.large_value_bytes_max).div_ceil(ROUND_TRIPS_MAX);
+        smallest.max(self.value_bytes_max / 16 + 16).min(WINDOW_MAX)
+    }
 }
 
 /// Everything that a seed decides.
@@ -477,5 +498,27 @@ fn draw_workload(large_values: bool, limits: &Limits, rng: &mut Rng) -> Workload
         rate: rng.between(110, 160),
         watch_clients: 0,
         watchers_max: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_stored_passes_the_smallest_window_in_time() {
+        let (mut small, mut large) = (0, 0);
+        for seed in 0..4_000 {
+            let workload = Swarm::draw(&mut Rng::new(seed)).workload;
+            let window = workload.window_min();
+            assert!((16..=65_535).contains(&window), "seed {seed}: {window}");
+            let everything = workload.keys * workload.value_bytes_max;
+            for answer in [everything, workload.large_value_bytes_max] {
+                assert!(answer <= 1_000 * window, "seed {seed}: {answer} bytes through {window}");
+            }
+            small += u64::from(window < 100);
+            large += u64::from(workload.large_value_bytes_max > 0);
+        }
+        assert!(small > 1_000 && large > 100, "{small} of the windows are tiny, {large} runs have large values");
     }
 }

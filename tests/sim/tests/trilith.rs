@@ -26,6 +26,13 @@ fn seeds_pass() {
     assert!(acknowledged > 1_000 && crashes > 50, "{acknowledged} acknowledged operations, {crashes} crashes");
 }
 
+/// A whole store with a large value, read through a small window on a slow network, once seemed to take for ever.
+#[test]
+fn a_slow_reader_of_everything_is_no_hang() {
+    let options = Options { seed: 505_450, verbose: false, early_acknowledgement: false, plain: false, seconds: 3 };
+    assert_eq!(run::<Trilith>(options).failure, None);
+}
+
 /// Seeds that once found something: a removed file asked for, a start refused beside a stale superblock.
 #[test]
 fn seeds_that_failed_once() {

@@ -123,7 +123,7 @@ impl WatchClient {
             return;
         }
         // Short windows make slow readers soon.
-        let window = scene.rng.log_between(256, 1 << 16) as u32;
+        let window = scene.rng.log_between(scene.workload.window_min().max(256), 1 << 16) as u32;
         let connection = scene.port.client_connect();
         let mut link = Link { connection, protocol: H2Client::new(window), streams: BTreeMap::new() };
         link.open();
