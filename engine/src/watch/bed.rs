@@ -229,19 +229,37 @@ impl World {
         self.publish();
     }
 
-    /// Puts a key and deletes it, at one revision.
-    pub(super) fn put_and_delete(&mut self, key: &[u8], value: &[u8]) {
-        let nested = |op| Op::Txn(Txn { compares: vec![], success: vec![op], failure: vec![] });
-        let put = nested(Op::Put(Put { key, value, ..Put::default() }));
-        let delete = nested(Op::DeleteRange(DeleteRange { key, range_end: b"", prev_kv: false }));
-        let txn = Txn { compares: vec![], success: vec![put, delete], failure: vec![] };
-        let prev = self.live.get(key).cloned();
+    /// Puts a key and deletes it in turn, at one revision: a value, or `None` for a deletion.
+    pub(super) fn change_in_turn(&mut self, key: &[u8], values: &[Option<&[u8]>]) {
+        let op = |value: &Option<_>| match *value {
+            Some(value) => Op::Put(Put { key, value, ..Put::default() }),
+            None => Op::DeleteRange(DeleteRange { key, range_end: b"", prev_kv: false }),
+        };
+        let nested = |value| Op::Txn(Txn { compares: vec![], success: vec![op(value)], failure: vec![] });
+        let txn = Txn { compares: vec![], success: values.iter().map(nested).collect(), failure: vec![] };
+        let seen_before = self.live.get(key).cloned();
         let done = self.space.apply_txn(&txn, &mut Budget::unlimited(), &Warm(&self.pages.disk)).unwrap().unwrap();
-        self.note_put(done.revision, key, value);
-        self.live.remove(key);
-        let pair = Pair { key: key.to_vec(), modified: done.revision, ..Pair::default() };
-        self.history.push(Change { revision: done.revision, event: Event { delete: true, pair, prev } });
+        for value in values {
+            if let Some(value) = value {
+                self.note_put(done.revision, key, value);
+                let Event { pair, prev, .. } = &mut self.history.last_mut().unwrap().event;
+                *prev = seen_before.clone().filter(|_| pair.create < done.revision);
+            } else if self.live.remove(key).is_some() {
+                let pair = Pair { key: key.to_vec(), modified: done.revision, ..Pair::default() };
+                let event = Event { delete: true, pair, prev: seen_before.clone() };
+                self.history.push(Change { revision: done.revision, event });
+            }
+        }
         self.publish();
+    }
+
+    /// Whether a key was changed several times at a revision: a compaction at that revision itself keeps, as etcd's
+    /// does, the last of its rows alone.
+    pub(super) fn has_changed_in_turn(&self, revision: i64) -> bool {
+        let mut keys = BTreeSet::new();
+        let first = self.history.partition_point(|change| change.revision < revision);
+        let mut changes = self.history[first..].iter().take_while(|change| change.revision == revision);
+        !changes.all(|change| keys.insert(&change.event.pair.key))
     }
 
     pub(super) fn compact(&mut self, revision: i64) {

@@ -228,7 +228,8 @@ fn versions<T: KeyTree>(
     Ok(None)
 }
 
-/// Hands over the oldest of the versions, as many as a block holds; answers with the last revision that was.
+/// Hands over the oldest of the versions, as many as a block holds, but whole revisions: a transaction may have changed
+/// the key several times. Answers with the last revision that was handed over.
 fn hand_versions<T: KeyTree>(
     hub: &mut Hub,
     watcher: u32,
@@ -239,7 +240,15 @@ fn hand_versions<T: KeyTree>(
     let (id, node, flags) = (held.id, held.node, held.flags);
     let mut block = Block::default();
     let mut last = held.next - 1;
+    let mut whole = last;
     for &at in versions.iter().rev() {
+        if at.main > last {
+            block.mark_whole();
+            whole = last;
+            if block.is_over(ground.limits.block_bytes_max) {
+                break;
+            }
+        }
         let keyspace = &*ground.keyspace;
         let read = |pages| {
             let row = keyspace.rows().row(at, pages)?.ok_or(MISSING_ROW)?;
@@ -248,15 +257,16 @@ fn hand_versions<T: KeyTree>(
         };
         match read(ground.pages) {
             Ok((row, prev)) => block.push(&row, prev.as_ref(), flags & PREV_KV != 0, &[node]),
-            // What was read goes first.
-            Err(_) if !block.is_empty() => break,
+            // What was read of the revisions before goes first.
+            Err(_) if block.has_whole() => {
+                block.truncate();
+                last = whole;
+                break;
+            }
             Err(unavailable) => return Err(Pause::Pages(unavailable)),
         }
         ground.budget.spend(price::ROW);
         last = at.main;
-        if block.is_over(ground.limits.block_bytes_max) {
-            break;
-        }
     }
     if let Some(selection) = block.select(&block.hits, flags, 0) {
         let head = ResponseHead::events(id, ground.keyspace.published().revision);

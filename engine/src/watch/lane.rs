@@ -4,9 +4,9 @@
 //! Does not know: who takes part in a scan, why a watcher catches up.
 //!
 //! A walk reads rows into a block until it is full, always whole revisions, and hands it node by node to the node's
-//! watchers. A single revision that does not fit is gone through in parts: watchers of single keys, who get one event
-//! of it, get it at once; for ranges only the first and last row and the events' lengths are noted, and each of their
-//! watchers is then sent a long response of its own ([`crate::watch::long`]).
+//! watchers. Of a single revision that does not fit, only each node's first and last row and the events' lengths are
+//! noted, and each of the node's watchers is then sent a long response of its own ([`crate::watch::long`]). That holds
+//! for single keys, too: a transaction may change one several times, and what it did to it is never split.
 //!
 //! Invariants
 //! - I1: everything up to `done` was handed over; a pause keeps what was read, looked up and handed over since.
@@ -50,7 +50,7 @@ enum Stage {
     Build,
     /// Handing the block out: at the hits from `hit` on; `begun` if the first node's list is being gone through.
     Deliver { hit: usize, begun: bool },
-    /// The watchers of a long revision's ranges are told to wait for it.
+    /// The watchers of a long revision are told to wait for it.
     Assign { begun: bool },
 }
 
@@ -150,14 +150,11 @@ impl Lane {
                 Stage::Deliver { .. } => {
                     self.deliver(hub, ground)?;
                     self.block.clear();
-                    self.stage = match &self.long {
-                        Some(long) if long.ended => Stage::Assign { begun: false },
-                        _ => Stage::Build,
-                    };
                     if self.long.is_none() {
                         self.finish(hub, ground.keyspace);
                         return Ok(());
                     }
+                    self.stage = Stage::Assign { begun: false };
                 }
                 Stage::Assign { .. } => {
                     self.assign(hub, ground.budget)?;
@@ -205,11 +202,7 @@ impl Lane {
                     self.end_block(hub, self.at - 1, ground.budget);
                     return Ok(());
                 }
-                self.go_long(hub);
-                if self.block.is_over(bytes_max) {
-                    self.begin_delivery(ground.budget);
-                    return Ok(());
-                }
+                self.go_long(ground.budget);
             }
             self.take_row(hub, keyspace, &row, ground.pages, ground.budget)?;
             self.next = row.at.next();
@@ -220,13 +213,8 @@ impl Lane {
 
     /// Whole revisions up to `last` are read.
     fn end_block(&mut self, hub: &mut Hub, last: i64, budget: &mut Budget) {
-        if let Some(long) = &mut self.long {
-            // The revisions behind it, which are not read yet, come with the next block.
-            long.ended = true;
-            self.last = self.at;
-        } else {
-            self.last = last;
-        }
+        // The revisions behind a long one, which are not read yet, come with the next block.
+        self.last = if self.long.is_some() { self.at } else { last };
         if self.walk == LIVE {
             hub.claimed = hub.claimed.max(self.last);
         }
@@ -239,24 +227,16 @@ impl Lane {
         self.stage = Stage::Deliver { hit: 0, begun: false };
     }
 
-    /// The revision at hand is too long for a block: what ranges got of it so far is counted instead.
-    fn go_long(&mut self, hub: &Hub) {
-        if self.long.is_some() {
-            return;
-        }
+    /// The revision at hand is too long for a block: what the block holds of it is counted instead.
+    fn go_long(&mut self, budget: &mut Budget) {
+        budget.spend(self.block.hits.len() as u32 / 2);
         let mut long = LongRevision::new(self.at);
-        let block = &mut self.block;
-        let is_key = |hit: &Hit| hub.index.get(hit.node).is_none_or(Node::is_key);
-        for &hit in block.hits.iter().filter(|hit| !is_key(hit)) {
-            let event = block.event(hit);
-            long.count(
-                hit.node,
-                event.at.sub,
-                event.put,
-                [block.bytes(hit, false).len(), block.bytes(hit, true).len()],
-            );
+        for &hit in &self.block.hits {
+            let event = self.block.event(hit);
+            let lens = [self.block.bytes(hit, false).len(), self.block.bytes(hit, true).len()];
+            long.count(hit.node, event.at.sub, event.put, lens);
         }
-        block.hits.retain(is_key);
+        self.block.clear();
         self.long = Some(long);
     }
 
@@ -284,16 +264,8 @@ impl Lane {
         let prev = if wants_prev { previous_row(keyspace, row, pages)? } else { None };
         if let Some(long) = &mut self.long {
             let lens = [encoded_len(row, None), if wants_prev { encoded_len(row, prev.as_ref()) } else { 0 }];
-            self.nodes.retain(|&node| {
-                let is_key = index.get(node).is_some_and(Node::is_key);
-                if !is_key {
-                    long.count(node, row.at.sub, !row.is_tombstone(), lens);
-                }
-                is_key
-            });
-            if self.nodes.is_empty() {
-                return Ok(());
-            }
+            self.nodes.iter().for_each(|&node| long.count(node, row.at.sub, !row.is_tombstone(), lens));
+            return Ok(());
         }
         self.block.push(row, prev.as_ref(), wants_prev, &self.nodes);
         budget.spend(if prev.is_some() { price::ROW } else { 0 });
@@ -329,7 +301,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Tells the watchers of a long revision's ranges to wait for it.
+    /// Tells the watchers of a long revision to wait for it.
     fn assign(&mut self, hub: &mut Hub, budget: &mut Budget) -> Result<(), Pause> {
         let Stage::Assign { mut begun } = self.stage else { unreachable!("the caller looked") };
         let mut long = self.long.take().expect("a long revision is assigned");
@@ -376,7 +348,7 @@ impl Lane {
     }
 }
 
-/// The row before a row in its key's generation, if it was seen at the revision before and that is not compacted.
+/// The pair that a row's event shows as the previous one, unless the revision before is compacted.
 pub(super) fn previous_row<'k, T: KeyTree>(
     keyspace: &'k Keyspace<T>,
     row: &Row<'_>,
@@ -388,18 +360,24 @@ pub(super) fn previous_row<'k, T: KeyTree>(
     row_seen_before(keyspace.rows(), row, pages)
 }
 
-/// The row before a row in its key's generation, if it was seen at the revision before: what the same transaction put
-/// and took away again nobody saw.
+/// The row that a row's event shows as the previous one: what was seen of the key at the revision before, whatever the
+/// same transaction did to it since. A put that creates its key shows none, even behind a deletion of that transaction.
 pub(super) fn row_seen_before<'k>(
     rows: &'k RowLog,
     row: &Row<'_>,
     pages: &'k dyn PageSource,
 ) -> Result<Option<Row<'k>>, Unavailable> {
+    if row.create == row.at.main {
+        return Ok(None);
+    }
     let (mut version, mut prev) = (row.version, row.prev);
-    while version != 1 && !prev.is_none() {
-        let before = rows.row(prev, pages)?.ok_or(MISSING_ROW)?;
+    while !prev.is_none() {
+        let Some(before) = rows.row(prev, pages)? else {
+            // Before a creation stands a deletion at most, and that may be compacted.
+            return if version == 1 { Ok(None) } else { Err(MISSING_ROW) };
+        };
         if before.at.main < row.at.main {
-            return Ok(Some(before));
+            return Ok((!before.is_tombstone()).then_some(before));
         }
         (version, prev) = (before.version, before.prev);
     }

@@ -47,15 +47,13 @@ impl Totals {
 #[derive(Debug)]
 pub(super) struct LongRevision {
     pub(super) revision: i64,
-    /// Its last row was read.
-    pub(super) ended: bool,
     /// By node.
     pub(super) totals: BTreeMap<u32, Totals>,
 }
 
 impl LongRevision {
     pub(super) fn new(revision: i64) -> Self {
-        Self { revision, ended: false, totals: BTreeMap::new() }
+        Self { revision, totals: BTreeMap::new() }
     }
 
     /// Counts an event of these lengths for a node.

@@ -41,7 +41,16 @@ impl Run {
             0..10 => self.world.put(key, &value),
             10..13 => self.world.delete(key, b""),
             13 => self.world.delete(key, self.random.pick(&ENDS)),
-            14..16 => {
+            14 => {
+                // One transaction, of any length.
+                let values: Vec<_> =
+                    (0..self.random.below(6)).map(|_| self.random.one_in(2).then(|| self.value())).collect();
+                let values: Vec<_> = values.iter().map(Option::as_deref).collect();
+                if !values.is_empty() {
+                    self.world.change_in_turn(key, &values);
+                }
+            }
+            15 => {
                 let keys: Vec<_> = KEYS.iter().filter(|_| self.random.one_in(2)).map(|key| key.to_vec()).collect();
                 if !keys.is_empty() {
                     self.world.put_all(&keys, &value);
@@ -58,8 +67,9 @@ impl Run {
                 let (compacted, revision) = (self.world.space.state().compacted, self.world.revision());
                 let newest = if self.random.one_in(3) { revision } else { revision - 20.min(revision - 1) };
                 let bound = (newest - compacted).max(0) as u64;
-                if bound > 0 {
-                    self.world.compact(compacted + 1 + self.random.below(bound) as i64);
+                let at = compacted + 1 + self.random.below(bound.max(1)) as i64;
+                if bound > 0 && !self.world.has_changed_in_turn(at) {
+                    self.world.compact(at);
                 }
             }
         }

@@ -279,8 +279,8 @@ fn what_a_transaction_put_and_deleted_is_no_previous_pair() {
     let live = world.open(ROOM);
     world.create(live, &CreateWatch { prev_kv: true, ..ALL });
     world.put(b"k", b"first");
-    world.put_and_delete(b"k", b"second");
-    world.put_and_delete(b"new", b"only");
+    world.change_in_turn(b"k", &[Some(b"second"), None]);
+    world.change_in_turn(b"new", &[Some(b"only"), None]);
     let late = world.open(ROOM);
     world.create(late, &CreateWatch { prev_kv: true, start_revision: 2, ..ALL });
     let single = world.open(ROOM);
@@ -290,6 +290,97 @@ fn what_a_transaction_put_and_deleted_is_no_previous_pair() {
         let seen: usize = got[&stream].iter().map(|message| message.events.len()).sum();
         assert_eq!(seen, events, "{stream:?}");
     }
+    world.check_complete();
+}
+
+/// Every deletion shows the pair of the revision before, and every creation none, whatever the transaction did before.
+#[test]
+fn each_deletion_of_a_transaction_shows_what_was_seen_before_it() {
+    let mut world = World::new();
+    let live = world.open(ROOM);
+    world.create(live, &CreateWatch { prev_kv: true, ..ALL });
+    world.put(b"k", b"first");
+    world.change_in_turn(b"k", &[None, Some(b"second"), None, Some(b"third")]);
+    world.change_in_turn(b"k", &[None, Some(b"fourth"), None]);
+    let mut streams = vec![live];
+    for create in [KEY, ALL] {
+        let stream = world.open(ROOM);
+        world.create(stream, &CreateWatch { prev_kv: true, start_revision: 2, ..create });
+        streams.push(stream);
+    }
+    let got = world.settle();
+    let shown = [(2, None), (3, Some(2)), (3, None), (3, Some(2)), (3, None), (4, Some(3)), (4, None), (4, Some(3))];
+    for stream in streams {
+        let events = got[&stream].iter().flat_map(|message| &message.events);
+        let prevs: Vec<_> =
+            events.map(|event| (event.pair.modified, event.prev.as_ref().map(|prev| prev.modified))).collect();
+        assert_eq!(prevs, shown, "{stream:?}");
+    }
+    world.check_complete();
+}
+
+/// A deletion that is compacted and reclaimed is no pair before either, though the row behind it names it.
+#[test]
+fn a_deletion_that_is_gone_is_no_previous_pair() {
+    let mut world = World::new();
+    world.put(b"k", b"first");
+    world.delete(b"k", b"");
+    world.put(b"other", b"v");
+    world.change_in_turn(b"k", &[Some(b"second"), None]);
+    world.compact(4);
+    world.reclaim();
+    for create in [KEY, ALL] {
+        let stream = world.open(ROOM);
+        world.create(stream, &CreateWatch { prev_kv: true, start_revision: 5, ..create });
+        let got = sent(&mut world, stream);
+        let prevs: Vec<_> = got.iter().flat_map(|message| &message.events).map(|event| event.prev.is_some()).collect();
+        assert_eq!(prevs, [false, false]);
+    }
+    world.check_complete();
+}
+
+/// However long a revision's events are, a single key's are handed over together: to who is live and to who is behind.
+#[test]
+fn what_one_transaction_did_to_a_key_is_never_split() {
+    let mut world = World::new();
+    let live = world.open(ROOM);
+    world.create(live, &KEY);
+    world.settle();
+    let long = [b'v'; 500];
+    world.put(b"k", b"v");
+    world.change_in_turn(b"k", &[Some(&long), None, Some(&long), None]);
+    let late = world.open(ROOM);
+    world.create(late, &CreateWatch { start_revision: 2, ..KEY });
+    let got = world.settle();
+    for stream in [live, late] {
+        let revisions: Vec<_> = got[&stream]
+            .iter()
+            .map(|message| message.events.iter().map(|event| event.pair.modified).collect::<Vec<_>>())
+            .filter(|revisions| !revisions.is_empty())
+            .collect();
+        assert!(
+            [vec![vec![2], vec![3; 4]], vec![vec![2, 3, 3, 3, 3]]].contains(&revisions),
+            "{stream:?}: {revisions:?}"
+        );
+    }
+    world.check_complete();
+}
+
+/// A page that is missing in the middle of a revision leaves that revision for later, whole.
+#[test]
+fn a_page_that_is_missing_splits_no_revision() {
+    let mut world = World::new();
+    let long = [b'v'; 5000];
+    world.put(b"k", b"v");
+    world.change_in_turn(b"k", &[Some(&long), None, Some(&long), None]);
+    world.put(b"other", &long);
+    world.reclaim();
+    world.pages.resident.borrow_mut().clear();
+    let late = world.open(ROOM);
+    world.create(late, &CreateWatch { start_revision: 2, ..KEY });
+    let got = world.settle();
+    assert_eq!(got[&late].iter().map(|message| message.events.len()).sum::<usize>(), 5);
+    assert!(world.pages.misses.get() > 0, "pages were missing");
     world.check_complete();
 }
 
