@@ -168,9 +168,11 @@ impl Checker {
         &self.model
     }
 
-    /// Revisions since the last call that several writes may have made: what each would have changed, step by step.
-    pub fn take_ambiguous(&mut self) -> BTreeMap<i64, Vec<Changes>> {
-        std::mem::take(&mut self.ambiguous)
+    /// All revisions that several writes may have made: what each would have changed, step by step. Watchers of a later
+    /// life may still be shown them.
+    #[must_use]
+    pub fn ambiguous(&self) -> &BTreeMap<i64, Vec<Changes>> {
+        &self.ambiguous
     }
 
     /// From now on the server may find the disk full.

@@ -8,17 +8,23 @@ use std::collections::BTreeMap;
 use trilith_wire::proto::{Message, mvccpb};
 
 use crate::history::{Answer, Request};
-use crate::model::{KeyValue, Model};
+use crate::model::{Changes, KeyValue, Model};
 
-/// Judges an answered HashKV: the hash must be that of the revision it names, over the compaction that it names.
-pub(crate) fn check(model: &Model, request: &Request, answer: &Answer) -> Result<(), String> {
+/// Judges an answered HashKV: the hash must be that of the revision it names, over the compaction that it names. Rows of
+/// `ambiguous` revisions are not known, but for what they left behind.
+pub(crate) fn check(
+    model: &Model,
+    ambiguous: &BTreeMap<i64, Vec<Changes>>,
+    request: &Request,
+    answer: &Answer,
+) -> Result<(), String> {
     let Request::HashKv { revision: asked } = request else { unreachable!("called for this request alone") };
     let (revision, compacted) = answer.hashed;
     let wanted = if *asked > 0 { *asked } else { answer.revision };
     if revision != wanted || revision > answer.revision {
         return Err(format!("hashed at {revision}, not at {wanted}"));
     }
-    match hash(model, revision, compacted) {
+    match hash(model, ambiguous, revision, compacted) {
         Some(expected) if i64::from(expected) != answer.count => {
             Err(format!("hash {:x} at {revision} over {compacted}; the model: {expected:x}", answer.count))
         }
@@ -27,8 +33,8 @@ pub(crate) fn check(model: &Model, request: &Request, answer: &Answer) -> Result
 }
 
 /// The hash of all rows up to `revision` when everything before `compacted` was compacted; `None` if a value's bytes
-/// are not known any more.
-fn hash(model: &Model, revision: i64, compacted: i64) -> Option<u32> {
+/// are not known any more, or if nobody knows which write made a row.
+fn hash(model: &Model, ambiguous: &BTreeMap<i64, Vec<Changes>>, revision: i64, compacted: i64) -> Option<u32> {
     // What the compaction left, and of that what one at the hashed revision would leave; if that is nothing, it does
     // not count.
     let something_lives = model.keys().any(|key| kept_at(model.versions(key), revision).is_some());
@@ -50,6 +56,9 @@ fn hash(model: &Model, revision: i64, compacted: i64) -> Option<u32> {
                 || (something_lives && kept_at(versions, revision) != Some(position));
             if main <= compacted && is_gone {
                 continue;
+            }
+            if ambiguous.contains_key(&main) {
+                return None;
             }
             crc = hash_row(crc, (main, sub), key, pair.as_ref())?;
         }

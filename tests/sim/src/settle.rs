@@ -127,7 +127,7 @@ fn check_observation(checker: &Checker, id: OperationId, answer: &Answer) -> Res
     let at = answer.revision;
     let request = &checker.operations[id as usize].request;
     match request {
-        Request::HashKv { .. } => return hash::check(&checker.model, request, answer),
+        Request::HashKv { .. } => return hash::check(&checker.model, &checker.ambiguous, request, answer),
         // What an alarm's answer lists was judged when it came.
         Request::Alarm { .. } | Request::Hash | Request::Status | Request::Compact { .. } => {
             return if at <= checker.model.revision() { Ok(()) } else { Err(format!("shown at revision {at}")) };

@@ -674,8 +674,7 @@ impl Simulation {
         let now = self.now();
         self.auditor.abandon(now, &mut self.port, &mut self.checker, &mut self.rng);
         self.checker.settle(newest, &states).map_err(Failure::Correctness)?;
-        let ambiguous = self.checker.take_ambiguous();
-        self.ledger.settle(self.checker.model(), &ambiguous).map_err(Failure::Correctness)?;
+        self.ledger.settle(self.checker.model(), self.checker.ambiguous()).map_err(Failure::Correctness)?;
         self.port.trace.event(self.now(), format_args!("settled at revision {newest}"));
         Ok(None)
     }

@@ -176,22 +176,24 @@ impl Replay<'_> {
 
     /// All that one revision has for the watcher.
     fn judge_group(&self, at: i64, group: &[SeenEvent], asked: i64) -> Result<(), String> {
-        let mut judged = self.judge_way(at, self.model.changes_at(at), group, asked);
-        for way in self.ambiguous.get(&at).into_iter().flatten() {
-            judged = judged.or_else(|_| self.judge_way(at, changes_of(way), group, asked));
+        let own: Vec<Change<'_>> = self.model.changes_at(at).collect();
+        let others = self.ambiguous.get(&at).into_iter().flatten();
+        let mut judged = Err(String::new());
+        for way in [own].into_iter().chain(others.map(|way| changes_of(way).collect())) {
+            judged = judged.or_else(|_| self.judge_way(at, &way, group, asked));
+            if at <= asked {
+                // A compaction at this very revision keeps the last row of each key alone.
+                let is_last = |position: usize| way[position + 1..].iter().all(|(key, _)| *key != way[position].0);
+                let last: Vec<_> = (0..way.len()).filter(|position| is_last(*position)).map(|at| way[at]).collect();
+                judged = judged.or_else(|why| self.judge_way(at, &last, group, asked).map_err(|_| why));
+            }
         }
         judged
     }
 
-    fn judge_way<'c>(
-        &self,
-        at: i64,
-        changes: impl Iterator<Item = Change<'c>>,
-        group: &[SeenEvent],
-        asked: i64,
-    ) -> Result<(), String> {
+    fn judge_way(&self, at: i64, changes: &[Change<'_>], group: &[SeenEvent], asked: i64) -> Result<(), String> {
         let mut seen = group.iter();
-        for (key, pair) in self.wanted(changes) {
+        for (key, pair) in self.wanted(changes.iter().copied()) {
             let Some(event) = seen.next() else { return Err(format!("{} is missing", show(key, pair))) };
             if (event.key.as_slice(), event.pair.as_ref()) != (key, pair) {
                 let shown = show(&event.key, event.pair.as_ref());

@@ -135,6 +135,18 @@ fn what_either_of_two_makers_did_passes() {
     assert!(judge(spec(7), vec![created(7), neither]).is_err());
 }
 
+/// Once it is compacted itself, a revision may show the last of what it did to each key alone.
+#[test]
+fn the_compacted_revision_shows_the_last_change_of_each_key() {
+    let last = |asked| {
+        let note = bent(events(&spec(7), &[7]), |events| drop(events.remove(0)));
+        let Note::Events { revision, events, .. } = note else { unreachable!("a note of events") };
+        vec![created(7), Note::Events { revision, events, asked }]
+    };
+    assert_eq!(judge(&spec(7), 7, last(7)), Ok(()));
+    refused(&spec(7), -1, last(6), "where the model has");
+}
+
 #[test]
 fn claims_beyond_what_was_handed_over_are_refused() {
     let all = spec(2);
