@@ -10,8 +10,8 @@ use trilith_wire::proto::{Message, mvccpb};
 use crate::history::{Answer, Request};
 use crate::model::{Changes, KeyValue, Model};
 
-/// Judges an answered HashKV: the hash must be that of the revision it names, over the compaction that it names. Rows of
-/// `ambiguous` revisions are not known, but for what they left behind.
+/// Judges an answered HashKV: the hash must be that of the revision it names, over the compaction that it names. Nobody
+/// knows the rows of `ambiguous` revisions.
 pub(crate) fn check(
     model: &Model,
     ambiguous: &BTreeMap<i64, Vec<Changes>>,
