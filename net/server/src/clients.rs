@@ -1,6 +1,6 @@
 //! The connections of a core: protocol state, what is owed to the kernel, who must be looked at this turn.
 //!
-//! Owns: one [`Connection`] per accepted socket, the one-send-at-a-time rule and the list of touched connections. Does
+//! Owns: one connection per accepted socket, the one-send-at-a-time rule and the list of touched connections. Does
 //! not know: methods, storage, what a request means.
 //!
 //! Invariants
