@@ -21,7 +21,7 @@ const CRASH_SEEDS: &str = "40";
 const CRASH_STATES: &str = "4000";
 const CORRUPTIONS: &str = "2000";
 /// Seeded bugs that every run tries.
-const MUTANTS: usize = 4;
+const MUTANTS: usize = 3;
 /// Cycles of kill -9 that every run tries.
 const KILL_CYCLES: &str = "50";
 
