@@ -195,10 +195,12 @@ impl Replica {
         self.reclaim.defragmented >= ticket
     }
 
-    /// Whether what a compaction at `revision` left dead is counted, unindexed and, where it was worth it, rewritten.
+    /// Whether what a compaction at `revision` left dead is counted, unindexed and, where it was worth it, rewritten: all
+    /// of it but what a reader still holds, for whom nobody waits.
     #[must_use]
     pub fn is_reclaimed(&self, revision: i64) -> bool {
-        self.reclaimed_revision().is_some_and(|reclaimed| reclaimed >= revision)
+        let possible = revision.min(self.state.keyspace.reclaim_bound());
+        self.reclaimed_revision().is_some_and(|reclaimed| reclaimed >= possible)
     }
 
     /// The newest revision that [`Self::is_reclaimed`]; `None` while anything is under way.

@@ -368,10 +368,10 @@ impl Service {
         if !self.jobs.has_storing() {
             return;
         }
-        let (replica, reclaimed) = (&self.replica, self.replica.reclaimed_revision());
+        let replica = &self.replica;
         self.jobs.handle_stored(|work| match work {
             Work::Defragment { ticket } => replica.is_defragmented(*ticket),
-            Work::Compact { revision, .. } => reclaimed.is_some_and(|reclaimed| reclaimed >= *revision),
+            Work::Compact { revision, .. } => replica.is_reclaimed(*revision),
             _ => true,
         });
     }

@@ -308,6 +308,19 @@ fn a_reader_that_leaves_or_crawls_gives_its_pin_back() {
 }
 
 #[test]
+fn a_physical_compaction_waits_for_no_slow_reader() {
+    let mut bench = Bench::new();
+    bench.read(2, RANGE_PATH, &all());
+    let revision = bench.node.replica().keyspace().published().revision + 1;
+    bench.put(0, 9);
+    assert!(bench.pinned().is_some_and(|pinned| pinned < revision));
+    let request = pb::CompactionRequest { revision, physical: true };
+    let answer = bench.ask(COMPACT_PATH, &request);
+    assert!(has(&answer, "grpc-status: 0"), "{answer:?}");
+    assert!(bench.pinned().is_some(), "it still reads");
+}
+
+#[test]
 fn many_that_wait_for_the_store_leave_the_node_at_rest() {
     let mut bench = Bench::new();
     let path = "/etcdserverpb.Maintenance/Defragment";
