@@ -195,8 +195,8 @@ impl Replica {
         self.reclaim.defragmented >= ticket
     }
 
-    /// Whether what a compaction at `revision` left dead is counted, unindexed and, where it was worth it, rewritten: all
-    /// of it but what a reader still holds, for whom nobody waits.
+    /// Whether what a compaction at `revision` left dead is counted, unindexed and, where it was worth it, rewritten:
+    /// all of it but what a reader still holds, for whom nobody waits.
     #[must_use]
     pub fn is_reclaimed(&self, revision: i64) -> bool {
         let possible = revision.min(self.state.keyspace.reclaim_bound());
