@@ -13,6 +13,7 @@
 //! `receive_buffers.rs` and, for the event descriptor, `glommio_port.rs`.
 
 mod aligned;
+mod calendar;
 mod file_io;
 mod files;
 mod glommio_port;
@@ -33,6 +34,7 @@ mod sockets;
 mod start;
 mod sys;
 
+pub use calendar::civil_date;
 pub use glommio_port::{GlommioPort, RunError, run};
 pub use memory::memory_bytes;
 pub use notify::notify_service_manager;

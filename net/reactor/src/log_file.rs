@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use crate::calendar::civil_date;
 use crate::log::in_context;
 use crate::options::LogRotation;
 use crate::sys;
@@ -147,7 +148,7 @@ impl Names {
 
 /// `2026-01-02T03-04-05.678` of a time since the Unix epoch.
 fn time_text(seconds: u64, milliseconds: u32) -> String {
-    let (year, month, day) = sys::civil_date(seconds / 86_400);
+    let (year, month, day) = civil_date(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}-{minute:02}-{second:02}.{milliseconds:03}")
 }

@@ -232,10 +232,7 @@ impl Sockets {
 
     /// The connection of an id, even if it is over for the shell. `None`: its slot has moved on.
     fn find(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        let slot = self.slots.get_mut(slot_of(id)).expect("an id names a slot");
-        let generation = (id.0 >> 32) as u32;
-        assert!(generation <= slot.generation, "I1: an id of the future");
-        if generation == slot.generation { slot.connection.as_mut() } else { None }
+        connection_in(&mut self.slots, id)
     }
 
     /// The connection of an id, unless its `Closed` was pushed.
@@ -246,9 +243,7 @@ impl Sockets {
     /// Takes a completion of a receive operation.
     pub(crate) fn complete_receive(&mut self, ring: &mut Ring, completion: &Completion, now: u64) {
         let id = connection_of(completion.user_data);
-        let slot = self.slots.get_mut(slot_of(id)).expect("an operation names a slot");
-        let connection = slot.connection.as_mut().filter(|_| slot.generation == (id.0 >> 32) as u32);
-        if let Some(connection) = connection {
+        if let Some(connection) = connection_in(&mut self.slots, id) {
             connection.armed &= completion.more;
             match (usize::try_from(completion.result), completion.buffer) {
                 (Ok(0), _) => connection.end_of_stream = true,
@@ -269,10 +264,7 @@ impl Sockets {
     /// Takes the completion of a send operation.
     pub(crate) fn complete_send(&mut self, ring: &mut Ring, completion: &Completion, now: u64) {
         let id = connection_of(completion.user_data);
-        let Some(slot) = self.slots.get_mut(slot_of(id)) else { return };
-        let Some(connection) = slot.connection.as_mut().filter(|_| slot.generation == (id.0 >> 32) as u32) else {
-            return;
-        };
+        let Some(connection) = connection_in(&mut self.slots, id) else { return };
         if connection.take_sent(id, completion.result, &mut self.events) {
             prepare_send(ring, id, connection);
         } else {
@@ -396,6 +388,14 @@ impl Sockets {
         std::mem::forget(std::mem::take(&mut self.slots));
         self.buffers.leak();
     }
+}
+
+/// The connection of an id in the table: a function of that alone, so that the rest of [`Sockets`] stays at hand.
+fn connection_in(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Connection> {
+    let slot = slots.get_mut(slot_of(id)).expect("an id names a slot");
+    let generation = (id.0 >> 32) as u32;
+    assert!(generation <= slot.generation, "I1: an id of the future");
+    if generation == slot.generation { slot.connection.as_mut() } else { None }
 }
 
 fn slot_of(id: ConnectionId) -> usize {

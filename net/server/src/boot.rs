@@ -344,10 +344,6 @@ fn open_store<P: BootFiles>(
             io(port.sync(id), || format!("syncing {name}"))?;
         }
         let bytes = io(port.len(id), || format!("measuring {name}"))?;
-        if file.kind == FileKind::Superblock {
-            // A killed predecessor may have written and not synced it; the next checkpoint overwrites the other copy.
-            io(port.sync(id), || format!("syncing {name}"))?;
-        }
         disk.add_store_file(file, id, bytes);
     }
     let mut media = StoreFiles { port, disk };

@@ -414,7 +414,7 @@ pub fn http_date(wall_now: u64) -> String {
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let seconds = wall_now / 1_000_000_000;
     let days = seconds / 86_400;
-    let (year, month, day) = crate::journal::civil_date(days);
+    let (year, month, day) = trilith_reactor::civil_date(days);
     let second_of_day = seconds % 86_400;
     format!(
         "{}, {day:02} {} {year:04} {:02}:{:02}:{:02} GMT",

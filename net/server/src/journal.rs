@@ -8,6 +8,8 @@
 
 use std::fmt::Write as _;
 
+use trilith_reactor::civil_date;
+
 /// Severity, in zap's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -183,21 +185,6 @@ fn push_timestamp(out: &mut String, wall_now: u64) {
         second_of_day / 60 % 60,
         second_of_day % 60
     );
-}
-
-/// Gregorian date (year, month, day) of a day number since 1970-01-01 (the usual era arithmetic with years that start
-/// in March).
-pub fn civil_date(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    (year, month, day)
 }
 
 #[cfg(test)]

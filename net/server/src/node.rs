@@ -18,7 +18,7 @@ use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Command, PublishMember};
 use trilith_engine::lease::lessor::{Lessor, LessorOptions};
 use trilith_engine::page_source::{Block, Unavailable};
-use trilith_engine::replica::apply::ALARM_CORRUPT;
+use trilith_engine::replica::apply::{ALARM_CORRUPT, ALARM_NOSPACE};
 use trilith_engine::replica::{Effect, ReplicaOptions};
 use trilith_engine::store::row_log::RowLogOptions;
 use trilith_engine::store::{CheckpointStep, ReclaimStep, StoreEffect, StoreOptions};
@@ -766,7 +766,7 @@ impl Node {
         if matches!(step, ReclaimStep::More | ReclaimStep::NeedPages(_)) {
             self.metrics.observe_step(StepKind::Reclaim, port.cpu_now().saturating_sub(started));
         }
-        // Whatever it came to, those who wait for the store look at it once a turn.
+        // Whatever it came to, who waits for what is done by now goes on.
         self.service.handle_stored();
         match step {
             ReclaimStep::Idle | ReclaimStep::Waiting | ReclaimStep::NeedsCheckpoint => {}
@@ -968,7 +968,7 @@ fn http_status<'a>(service: &'a Service, identity: &Identity, wall_now: u64) -> 
     http::Status {
         has_leader: service.replica.leader().is_some(),
         corrupt: active(ALARM_CORRUPT),
-        no_space: active(trilith_engine::replica::apply::ALARM_NOSPACE),
+        no_space: active(ALARM_NOSPACE),
         cluster_id: identity.cluster_id.0,
         tables: service.replica.tables(),
         wall_now,

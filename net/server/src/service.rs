@@ -236,7 +236,7 @@ impl Service {
         let request = decode::<health::HealthCheckRequest<'_>>(message)?;
         let status = health_of(request.service).unwrap_or(health::ServingStatus::SERVICE_UNKNOWN);
         self.open_calls.insert(caller, OpenCall::Health);
-        Ok(Verdict::Begun(encode(&health::HealthCheckResponse { status })))
+        Ok(Verdict::Begun(health::HealthCheckResponse { status }.encode_to_vec()))
     }
 
     /// etcd's interceptor: API version, then leadership.
@@ -689,7 +689,8 @@ impl Service {
                 match self.replica.keyspace().read_txn(&request::txn(&request), budget, pages)? {
                     Ok(outcome) => {
                         let rows = KeyspaceRows { replica: &self.replica, pages };
-                        send_whole(connection, caller, &response::txn(self.header(outcome.revision), &outcome, &rows)?)?
+                        let mut answer = Answer::txn(self.header(outcome.revision), outcome);
+                        try_whole(connection, caller, &mut answer, usize::MAX, &rows)?.ok_or(Pause::Budget)?
                     }
                     Err(error) => {
                         refuse(connection, caller, &api::mvcc_status(error));
@@ -783,13 +784,13 @@ impl Service {
         }
     }
 
+    fn identity(&self) -> response::Identity {
+        let raft_term = self.replica.term().0;
+        response::Identity { cluster_id: self.cluster_id, member_id: self.member_id, raft_term }
+    }
+
     fn header(&self, revision: i64) -> pb::ResponseHeader {
-        let identity = response::Identity {
-            cluster_id: self.cluster_id,
-            member_id: self.member_id,
-            raft_term: self.replica.term().0,
-        };
-        identity.header(revision)
+        self.identity().header(revision)
     }
 
     fn current_header(&self) -> pb::ResponseHeader {
@@ -838,7 +839,7 @@ impl Service {
             db_size_quota: self.admission.quota_bytes,
             downgrade_info: Some(pb::DowngradeInfo::default()),
         };
-        encode(&response)
+        response.encode_to_vec()
     }
 }
 
@@ -894,7 +895,7 @@ fn health_of(service: &str) -> Option<health::ServingStatus> {
 fn health_check(message: &[u8]) -> Result<Verdict, Status> {
     let request = decode::<health::HealthCheckRequest<'_>>(message)?;
     let status = health_of(request.service).ok_or(status::UNKNOWN_HEALTH_SERVICE)?;
-    Ok(Verdict::Message(encode(&health::HealthCheckResponse { status })))
+    Ok(Verdict::Message(health::HealthCheckResponse { status }.encode_to_vec()))
 }
 
 fn decode<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
@@ -904,12 +905,6 @@ fn decode<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
 /// Decodes a message of an open call.
 fn decode_streamed<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
     M::decode(message).map_err(|error| status::undecodable_message(&error))
-}
-
-fn encode<'a>(message: &impl Message<'a>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(message.encoded_len());
-    message.encode_into(&mut bytes);
-    bytes
 }
 
 /// Sends a unary answer; returns its length.
@@ -927,6 +922,22 @@ fn send_whole<'a>(connection: &mut Connection, caller: Caller, message: &impl Me
     }
     connection.send_unary(caller.stream, len, |out| message.encode_into(out));
     Ok(len)
+}
+
+/// Sends a unary answer, if it is short and shows at most `rows_max` rows; returns its length.
+fn try_whole(
+    connection: &mut Connection,
+    caller: Caller,
+    answer: &mut Answer,
+    rows_max: usize,
+    rows: &KeyspaceRows<'_>,
+) -> Result<Option<usize>, Unavailable> {
+    let Some(len) = answer.measure(rows_max, rows)?.filter(|&len| len <= WHOLE_BYTES_MAX) else { return Ok(None) };
+    let mut parts = answer.take_parts();
+    connection.send_unary(caller.stream, len, |out| {
+        parts.take(len, rows, out).expect("rows that were just measured are readable");
+    });
+    Ok(Some(len))
 }
 
 fn refuse(connection: &mut Connection, caller: Caller, status: &Status) {

@@ -1,14 +1,15 @@
-//! Answers that are too long for one step: measured, then sent in parts.
+//! Answers made of row addresses: measured, then sent at once or in parts.
 //!
-//! Owns: the shape of a KV answer as literal bytes and lists of row addresses, its exact encoded length, and the walk
-//! that yields its bytes a part at a time. Does not know: connections, pins, when a part may leave.
+//! Owns: the shape of a KV answer as etcd fills it (nested headers carry the revision alone, a nested transaction's is
+//! present and empty), as literal bytes and lists of row addresses; its exact encoded length; the walk that yields its
+//! bytes a part at a time. Does not know: connections, pins, when a part may leave.
 //!
 //! A protobuf message names the length of what it embeds before the content, and gRPC the length of the whole. So an
 //! answer passes twice over its rows: [`Answer::measure`] sums lengths, [`Parts::take`] copies keys and values. Only
 //! addresses (16 bytes a row) stay in memory between the two.
 //!
 //! Invariants
-//! - I1: the bytes of all parts are exactly what the one-step encoder of the same outcome writes.
+//! - I1: the bytes of all parts are exactly what the encoder of the whole message writes.
 //! - I2: a row counts with its measured length or the program stops: what was announced is sent.
 
 use std::collections::VecDeque;
@@ -296,7 +297,7 @@ mod tests {
     use trilith_engine::page_source::{Block, FileKind, StoreFile};
 
     use super::*;
-    use crate::api::response;
+    use crate::api::response::Identity;
 
     const VALUE: &[u8] = &[7; 300];
     const MISSING: Unavailable =
@@ -351,12 +352,65 @@ mod tests {
         }
     }
 
-    /// Measured and taken in parts of every size, with and without misses: the one-step encoder's bytes.
+    // The same answers as whole messages.
+
+    fn put<'a>(
+        header: pb::ResponseHeader,
+        outcome: &PutOutcome,
+        rows: &dyn Rows<'a>,
+    ) -> Result<pb::PutResponse<'a>, Unavailable> {
+        let prev_kv = outcome.prev.map(|at| rows.row(at)).transpose()?.map(|row| key_value(&row));
+        Ok(pb::PutResponse { header: Some(header), prev_kv })
+    }
+
+    fn delete_range<'a>(
+        header: pb::ResponseHeader,
+        outcome: &DeleteOutcome,
+        rows: &dyn Rows<'a>,
+    ) -> Result<pb::DeleteRangeResponse<'a>, Unavailable> {
+        let prev_kvs =
+            outcome.prev.iter().map(|&at| rows.row(at).map(|row| key_value(&row))).collect::<Result<_, _>>()?;
+        Ok(pb::DeleteRangeResponse { header: Some(header), deleted: outcome.deleted, prev_kvs })
+    }
+
+    fn txn<'a>(
+        header: pb::ResponseHeader,
+        outcome: &TxnOutcome,
+        rows: &dyn Rows<'a>,
+    ) -> Result<pb::TxnResponse<'a>, Unavailable> {
+        let responses = outcome.responses.iter().map(|op| nested(op, rows)).collect::<Result<_, _>>()?;
+        Ok(pb::TxnResponse { header: Some(header), succeeded: outcome.succeeded, responses })
+    }
+
+    fn nested<'a>(outcome: &OpOutcome, rows: &dyn Rows<'a>) -> Result<pb::ResponseOp<'a>, Unavailable> {
+        let bare = |revision| pb::ResponseHeader { revision, ..pb::ResponseHeader::default() };
+        let response = match outcome {
+            OpOutcome::Range(inner) => pb::ResponseOpResponse::Range(nested_range(inner, rows)?),
+            OpOutcome::Put(inner) => pb::ResponseOpResponse::Put(put(bare(inner.revision), inner, rows)?),
+            OpOutcome::DeleteRange(inner) => {
+                pb::ResponseOpResponse::DeleteRange(delete_range(bare(inner.revision), inner, rows)?)
+            }
+            OpOutcome::Txn(inner) => pb::ResponseOpResponse::Txn(txn(pb::ResponseHeader::default(), inner, rows)?),
+        };
+        Ok(pb::ResponseOp { response: Some(response) })
+    }
+
+    fn nested_range<'a>(outcome: &TxnRange, rows: &dyn Rows<'a>) -> Result<pb::RangeResponse<'a>, Unavailable> {
+        let shown = |&at: &Revision| rows.row(at).map(|row| key_value(&outcome.shape.show(row)));
+        Ok(pb::RangeResponse {
+            header: Some(pb::ResponseHeader { revision: outcome.revision, ..pb::ResponseHeader::default() }),
+            kvs: outcome.rows.iter().map(shown).collect::<Result<_, _>>()?,
+            more: outcome.more,
+            count: outcome.count,
+        })
+    }
+
+    /// Measured and taken in parts of every size, with and without misses: the bytes of the whole message.
     #[test]
     fn parts_are_what_one_step_would_send() {
         let header = pb::ResponseHeader { cluster_id: 1, member_id: 2, revision: 9, raft_term: 3 };
         let all = rows(false);
-        let expected = response::txn(header, &outcome(), &all).unwrap().encode_to_vec();
+        let expected = txn(header, &outcome(), &all).unwrap().encode_to_vec();
         for (size, misses) in [(1, false), (64, false), (1 << 20, false), (1, true), (700, true)] {
             let source = rows(misses);
             let mut answer = Answer::txn(header, outcome());
@@ -381,5 +435,28 @@ mod tests {
             }
             assert!(out == expected, "parts of {size}, misses {misses}");
         }
+    }
+
+    #[test]
+    fn nested_headers_carry_the_revision_alone() {
+        let prev = Some(Revision { main: 3, sub: 0 });
+        let inner = TxnOutcome { revision: 9, succeeded: true, responses: vec![] };
+        let outcome = TxnOutcome {
+            revision: 9,
+            succeeded: false,
+            responses: vec![OpOutcome::Put(PutOutcome { revision: 9, prev }), OpOutcome::Txn(inner)],
+        };
+        let identity = Identity { cluster_id: 1, member_id: 2, raft_term: 3 };
+        let mut answer = Answer::txn(identity.header(9), outcome);
+        let len = answer.measure(usize::MAX, &rows(false)).expect("rows are there").expect("all are measured");
+        let mut bytes = Vec::new();
+        answer.take_parts().take(len, &rows(false), &mut bytes).expect("rows are there");
+        let response = pb::TxnResponse::decode(&bytes).expect("a message");
+        assert_eq!(response.header.expect("present").raft_term, 3);
+        let Some(pb::ResponseOpResponse::Put(put)) = &response.responses[0].response else { panic!("a put") };
+        assert_eq!(put.header, Some(pb::ResponseHeader { revision: 9, ..pb::ResponseHeader::default() }));
+        assert_eq!(put.prev_kv.as_ref().expect("asked for").mod_revision, 3);
+        let Some(pb::ResponseOpResponse::Txn(nested)) = &response.responses[1].response else { panic!("a txn") };
+        assert_eq!(nested.header, Some(pb::ResponseHeader::default()));
     }
 }

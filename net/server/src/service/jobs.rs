@@ -35,7 +35,7 @@ pub(super) const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 /// A job that is not done after this long ends with an error, in nanoseconds.
 pub(super) const AGE_MAX: u64 = 600 * 1_000_000_000;
 /// An address of a row.
-const ROW_ADDRESS_BYTES: usize = 16;
+pub(super) const ROW_ADDRESS_BYTES: usize = 16;
 
 /// What a job does next.
 #[derive(Debug)]

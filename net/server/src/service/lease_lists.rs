@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 
 use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::page_source::PageSource;
-use trilith_wire::proto::Message;
-use trilith_wire::proto::etcdserverpb as pb;
+use trilith_wire::proto::codec::{put_bytes_field, put_message_field};
+use trilith_wire::proto::{Message, etcdserverpb as pb};
 
 use crate::service::Service;
-use crate::service::jobs::{Wait, Work};
+use crate::service::jobs::{ROW_ADDRESS_BYTES, Wait, Work};
 use crate::service::steps::Next;
 
 /// Work units of one lease that is found, sorted in or encoded.
@@ -21,8 +21,8 @@ const UNITS_PER_LEASE: u32 = 4;
 /// Work units of one attached key.
 const UNITS_PER_KEY: u32 = 8;
 /// `LeaseTimeToLiveResponse.keys` and `LeaseLeasesResponse.leases`: the fields that a list repeats.
-const KEYS_TAG: u8 = 5 << 3 | 2;
-const LEASES_TAG: u8 = 2 << 3 | 2;
+const KEYS_TAG: u32 = 5 << 3 | 2;
+const LEASES_TAG: u32 = 2 << 3 | 2;
 
 /// The leases in the order of what is left of them.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl LeaseList {
 
     /// What it holds, in addresses of rows.
     pub(super) fn rows(&self) -> usize {
-        self.found.len() * 2 + self.encoded.len() / 16
+        self.found.len() * 2 + self.encoded.len() / ROW_ADDRESS_BYTES
     }
 }
 
@@ -61,10 +61,7 @@ impl Service {
             spend(budget, count as u32 * UNITS_PER_LEASE)?;
         }
         while let Some((_, id)) = list.found.pop_first() {
-            let status = pb::LeaseStatus { id };
-            list.encoded.push(LEASES_TAG);
-            put_varint(&mut list.encoded, status.encoded_len());
-            status.encode_into(&mut list.encoded);
+            put_message_field(&mut list.encoded, LEASES_TAG, &pb::LeaseStatus { id });
             spend(budget, UNITS_PER_LEASE)?;
         }
         let head = pb::LeaseLeasesResponse { header: Some(self.current_header()), leases: Vec::new() };
@@ -86,9 +83,7 @@ impl Service {
         }
         let mut attached = keyspace.leases().attached(id, from, pages)?;
         while let Some(key) = attached.next_key()? {
-            encoded.push(KEYS_TAG);
-            put_varint(encoded, key.len());
-            encoded.extend_from_slice(key);
+            put_bytes_field(encoded, KEYS_TAG, key);
             from.clear();
             from.extend_from_slice(key);
             from.push(0);
@@ -105,19 +100,9 @@ impl Service {
 
 /// A message: its head, and the list that follows it.
 fn whole<'a>(head: &impl Message<'a>, list: Vec<u8>) -> Work {
-    let mut bytes = Vec::with_capacity(head.encoded_len());
-    head.encode_into(&mut bytes);
-    Work::SendBytes { parts: [bytes, list], sent: None }
+    Work::SendBytes { parts: [head.encode_to_vec(), list], sent: None }
 }
 
 fn spend(budget: &mut Budget, units: u32) -> Result<(), Pause> {
     if budget.spend(units) { Ok(()) } else { Err(Pause::Budget) }
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: usize) {
-    while value >= 0x80 {
-        out.push((value & 0x7f) as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }

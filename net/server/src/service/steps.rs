@@ -10,8 +10,8 @@ use trilith_wire::api::status::{self, Status};
 use trilith_wire::connection::limits::STREAM_BACKLOG_LOW_BYTES;
 use trilith_wire::proto::{Message, etcdserverpb as pb};
 
-use super::jobs::{AGE_MAX, Job, MESSAGE_BYTES_MAX, PART_BYTES, RangeStream, WHOLE_BYTES_MAX, Wait, Work};
-use super::{KeyspaceRows, Service, decode, refuse, send};
+use super::jobs::{AGE_MAX, Job, MESSAGE_BYTES_MAX, PART_BYTES, RangeStream, Wait, Work};
+use super::{KeyspaceRows, Service, decode, refuse, send, try_whole};
 use crate::api::parts::Answer;
 use crate::api::response::Rows as _;
 use crate::api::{self, request, response};
@@ -345,14 +345,9 @@ impl Service {
         now: u64,
     ) {
         let rows = KeyspaceRows { replica: &self.replica, pages };
-        if let Ok(Some(len)) = answer.measure(ROWS_WHOLE_MAX, &rows)
-            && len <= WHOLE_BYTES_MAX
-            && let Some(connection) = clients.answer(caller)
+        if let Some(connection) = clients.answer(caller)
+            && let Ok(Some(_)) = try_whole(connection, caller, &mut answer, ROWS_WHOLE_MAX, &rows)
         {
-            let mut parts = answer.take_parts();
-            connection.send_unary(caller.stream, len, |out| {
-                parts.take(len, &rows, out).expect("rows that were just measured are readable");
-            });
             return;
         }
         if self.jobs.is_too_much(answer.rows()) {

@@ -133,9 +133,8 @@ impl Service {
         budget: &mut Budget,
         now: u64,
     ) -> Result<WatchStep, Unavailable> {
+        let identity = self.identity();
         let WatchCalls { watches, callers, long } = &mut self.watch_calls;
-        let identity =
-            Identity { cluster_id: self.cluster_id, member_id: self.member_id, raft_term: self.replica.term().0 };
         self.replica.step_watches(watches, pages, budget, now, &mut Calls { clients, callers, long, identity, now })
     }
 
@@ -208,8 +207,7 @@ impl Outlet for Calls<'_> {
     fn begin(&mut self, stream: StreamKey, head: &ResponseHead, events_bytes: usize) {
         let (caller, head) = (self.caller(stream), self.head(head));
         let Some(connection) = self.clients.answer(caller) else { return };
-        let mut bytes = Vec::with_capacity(head.encoded_len());
-        head.encode_into(&mut bytes);
+        let bytes = head.encode_to_vec();
         connection.begin_message(caller.stream, bytes.len() + events_bytes);
         connection.send_part(caller.stream, &bytes);
         self.long.insert(stream, LongResponse { since: self.now, bytes_left: events_bytes });

@@ -167,6 +167,29 @@ impl World {
         assert!(has(&answer, "grpc-status: 0"), "{answer:?}");
     }
 
+    /// Puts 300 keys, 3 MB in all; the value of each.
+    fn fill(&mut self) -> Vec<u8> {
+        let value = vec![b'v'; 10 << 10];
+        for number in 0..300_u64 {
+            let key = format!("{number:03}");
+            let put = pb::PutRequest { key: key.as_bytes(), value: &value, ..Default::default() };
+            self.ask(2 + number, PUT_PATH, &encoded(&put));
+        }
+        value
+    }
+
+    /// Deletes all keys in one revision.
+    fn delete_all(&mut self) {
+        let delete = pb::DeleteRangeRequest { key: b"\0", range_end: b"\0", ..Default::default() };
+        self.ask(900, DELETE_PATH, &encoded(&delete));
+    }
+
+    /// The client takes whatever comes, on the connection and on stream 1.
+    fn open_windows(&mut self) {
+        let open = (1_u32 << 28).to_be_bytes();
+        self.say([frame(WINDOW_UPDATE, 0, 0, &open), frame(WINDOW_UPDATE, 0, 1, &open)].concat());
+    }
+
     fn watch(&mut self, stream: u32, request: pb::WatchRequestRequestUnion<'_>) {
         let request = pb::WatchRequest { request_union: Some(request) };
         self.message(stream, &encoded(&request));
@@ -216,10 +239,7 @@ fn a_slow_watch_gets_everything_once_it_reads() {
     let len = |world: &World| frames(&world.port.sent[&world.connection]).iter().map(|frame| frame.2.len()).sum();
     let before: usize = len(&world);
     assert!(before < 70 << 10, "no more than the window was sent: {before}");
-    let open = 1_u32 << 28;
-    world.say(
-        [frame(WINDOW_UPDATE, 0, 0, &open.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &open.to_be_bytes())].concat(),
-    );
+    world.open_windows();
     world.wait(SECOND);
     let messages = world.messages(1);
     let seen: Vec<_> =
@@ -230,24 +250,12 @@ fn a_slow_watch_gets_everything_once_it_reads() {
 #[test]
 fn the_events_of_one_revision_come_in_one_message_however_many() {
     let mut world = World::new();
-    let value = vec![b'v'; 10 << 10];
-    for number in 0..300_u64 {
-        let key = format!("{number:03}");
-        let put = pb::PutRequest { key: key.as_bytes(), value: &value, ..Default::default() };
-        world.ask(2 + number, PUT_PATH, &encoded(&put));
-    }
+    let value = world.fill();
     world.say(head(1, WATCH, &[]));
-    let open = 1_u32 << 28;
-    world.say(
-        [frame(WINDOW_UPDATE, 0, 0, &open.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &open.to_be_bytes())].concat(),
-    );
+    world.open_windows();
     let create = pb::WatchCreateRequest { key: b"\0", range_end: b"\0", prev_kv: true, ..Default::default() };
     world.watch(1, pb::WatchRequestRequestUnion::Create(create));
-    world.ask(
-        900,
-        DELETE_PATH,
-        &encoded(&pb::DeleteRangeRequest { key: b"\0", range_end: b"\0", ..Default::default() }),
-    );
+    world.delete_all();
     world.wait(SECOND);
     let messages = world.messages(1);
     assert_eq!(messages.len(), 2, "created, and all events");
@@ -259,18 +267,12 @@ fn the_events_of_one_revision_come_in_one_message_however_many() {
 #[test]
 fn a_client_that_stalls_within_a_long_response_loses_its_call() {
     let mut world = World::new();
-    let value = vec![b'v'; 10 << 10];
-    for number in 0..300_u64 {
-        let key = format!("{number:03}");
-        let put = pb::PutRequest { key: key.as_bytes(), value: &value, ..Default::default() };
-        world.ask(2 + number, PUT_PATH, &encoded(&put));
-    }
+    world.fill();
     let open = 1_u32 << 28;
     world.say([head(1, WATCH, &[]), frame(WINDOW_UPDATE, 0, 0, &open.to_be_bytes())].concat());
     let create = pb::WatchCreateRequest { key: b"\0", range_end: b"\0", prev_kv: true, ..Default::default() };
     world.watch(1, pb::WatchRequestRequestUnion::Create(create));
-    let delete = pb::DeleteRangeRequest { key: b"\0", range_end: b"\0", ..Default::default() };
-    world.ask(900, DELETE_PATH, &encoded(&delete));
+    world.delete_all();
     world.wait(599 * SECOND);
     let is_reset = |world: &World| {
         frames(&world.port.sent[&world.connection]).iter().any(|(kind, stream, _)| (*kind, *stream) == (RST_STREAM, 1))
@@ -291,9 +293,7 @@ fn who_asks_much_and_reads_nothing_loses_its_call() {
     for _ in 0..140 {
         world.say(frame(0, 0, 1, &messages));
     }
-    let open = 1_u32 << 28;
-    let windows = [frame(WINDOW_UPDATE, 0, 0, &open.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &open.to_be_bytes())];
-    world.say(windows.concat());
+    world.open_windows();
     world.wait(SECOND);
     assert!(has(&world.answer(1), "grpc-message: etcdserver: too many requests"), "{:?}", world.answer(1));
 }
