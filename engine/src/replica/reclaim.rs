@@ -25,7 +25,7 @@ use crate::store::{CheckpointStep, ReclaimLimits, ReclaimStep, reclaim};
 
 /// Erased keys that are worth a checkpoint of their own.
 const ERASED_WORTH_CHECKPOINT: usize = 4096;
-/// Checkpoints after which nothing that a defragmentation left behind is named by a retained one.
+/// Checkpoints after which no retained one names what was replaced before, or needs the log of before.
 const CHECKPOINTS_TO_RELEASE: u64 = 2;
 /// Parts of a retired overlay that are freed in one step.
 const CHUNKS_FREED_PER_STEP: usize = 2;
@@ -42,6 +42,8 @@ pub(super) struct Reclaim {
     retired: VecDeque<Overlay>,
     /// Something calls for a checkpoint.
     wants_checkpoint: bool,
+    /// Checkpoints still to be published until no part of today's log is needed.
+    renewals: u64,
     is_short_of_room: bool,
 }
 
@@ -79,6 +81,7 @@ impl Reclaim {
     /// A checkpoint is durable; this overlay is in its tree.
     pub(super) fn handle_published(&mut self, merged: Option<Overlay>) {
         self.retired.extend(merged);
+        self.renewals = self.renewals.saturating_sub(1);
         if let Some(Defragment { stage: Stage::Checkpointing(left), .. }) = &mut self.running {
             *left = left.saturating_sub(1);
         }
@@ -118,8 +121,15 @@ impl Replica {
         if (step == ReclaimStep::NeedsCheckpoint || waits_for_room) && !self.store.is_checkpointing() {
             self.reclaim.wants_checkpoint = true;
         }
+        self.reclaim.wants_checkpoint |= self.reclaim.renewals > 0 && !self.store.is_checkpointing();
         self.begin_wanted_checkpoint();
         step
+    }
+
+    /// A part of the log is damaged: checkpoints are taken until none needs it, for what it holds was applied.
+    pub fn renew_log(&mut self) {
+        // One that runs already does not hold what was done since it began.
+        self.reclaim.renewals = CHECKPOINTS_TO_RELEASE + u64::from(self.store.is_checkpointing());
     }
 
     /// The disk was found full, or has room again.

@@ -38,7 +38,7 @@ use crate::journal::{Field, Journal, Level};
 use crate::metrics::moment::Moment;
 use crate::metrics::{Metrics, StepKind};
 use crate::options::Options;
-use crate::scrub::{Rot, Scrubber};
+use crate::scrub::{Loss, Rot, Scrubber};
 use crate::service::{Admission, Progress, Service, Verdict, request_timeout, send_http};
 use crate::surface::{self, Surface};
 
@@ -832,13 +832,19 @@ impl Node {
     fn report_rot<P: Port>(&mut self, port: &mut P, rot: &Rot, now: u64) {
         let offset = Field::Number(i64::try_from(rot.offset).unwrap_or(i64::MAX));
         let fields = [("file", Field::Text(&rot.file)), ("offset", offset), ("bytes", Field::Number(rot.len.into()))];
-        if rot.has_copy {
-            let message = "the scrubber found a damaged copy; the other one is used: replace the disk";
-            return self.options.log(port, Level::Error, message, &fields);
-        }
-        let message = "the scrubber found damaged data: restore a backup, on another disk";
+        let message = match rot.loss {
+            Loss::None => "the scrubber found a damaged copy; the other one is used: replace the disk",
+            Loss::UntilCheckpoints => {
+                "the scrubber found a damaged record of the log; checkpoints make it superfluous: replace the disk"
+            }
+            Loss::Data => "the scrubber found damaged data: restore a backup, on another disk",
+        };
         self.options.log(port, Level::Error, message, &fields);
-        self.service.raise_alarm(ALARM_CORRUPT, now);
+        match rot.loss {
+            Loss::None => {}
+            Loss::UntilCheckpoints => self.service.replica.renew_log(),
+            Loss::Data => self.service.raise_alarm(ALARM_CORRUPT, now),
+        }
         self.more = true;
     }
 

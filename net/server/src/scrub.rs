@@ -1,7 +1,9 @@
 //! The scrubber: in the background, everything stored is read from the medium once per interval and checked.
 //!
 //! Owns: when a pass begins, how fast it goes, the one read in flight. Does not know: what a pass reads and how it is
-//! judged (`trilith_engine::store::Scrub`), what is done about rot.
+//! judged (`trilith_engine::store::Scrub`, `trilith_raftlog::wal::LogScrub`), what is done about rot.
+//!
+//! A pass reads the two copies of the hard state, the log, and all that the newest checkpoint names.
 //!
 //! One read of at most 256 KiB (or one longer block) is in flight, at a pace that makes a pass last about the interval,
 //! and when the server has nothing to do; under constant load it waits a second for that and then goes on.
@@ -13,6 +15,7 @@ use trilith_engine::page_source::{Block, FileKind, Unavailable};
 use trilith_engine::replica::Replica;
 use trilith_engine::store::{Scrub, ScrubStep};
 use trilith_raftlog::wal::hard_state::{HardState, HardStateCopy};
+use trilith_raftlog::wal::{LogScrub, LogSpan, segment_file_name};
 use trilith_reactor::Port;
 
 use crate::disk::{Disk, Pages, Source, store_file_name};
@@ -36,13 +39,30 @@ pub struct Rot {
     pub offset: u64,
     /// How many bytes.
     pub len: u32,
-    /// Whether there is another copy: nothing is lost yet.
-    pub has_copy: bool,
+    /// What it means.
+    pub loss: Loss,
+}
+
+/// What rot costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Nothing yet: there is another copy.
+    None,
+    /// Nothing while the process lives: what the log holds was applied, and checkpoints make it superfluous.
+    UntilCheckpoints,
+    /// What stood there.
+    Data,
 }
 
 impl Rot {
     fn of_block(Block { file, offset, len }: Block) -> Self {
-        Self { file: store_file_name(file), offset, len, has_copy: file.kind == FileKind::Superblock }
+        let loss = if file.kind == FileKind::Superblock { Loss::None } else { Loss::Data };
+        Self { file: store_file_name(file), offset, len, loss }
+    }
+
+    fn of_log(LogSpan { slot, offset, bytes }: LogSpan) -> Self {
+        let len = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self { file: segment_file_name(slot), offset, len, loss: Loss::UntilCheckpoints }
     }
 }
 
@@ -50,6 +70,7 @@ impl Rot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
     HardState { copy: u8, is_second: bool },
+    Log { len: u32 },
     Blocks { len: u32 },
 }
 
@@ -59,6 +80,8 @@ pub struct Scrubber {
     /// Of a pass, nanoseconds; 0: never.
     interval: u64,
     pass: Scrub,
+    log: LogScrub,
+    log_is_done: bool,
     pass_began: u64,
     passes: u64,
     /// The next hard-state copy to look at in this pass.
@@ -73,8 +96,19 @@ impl Scrubber {
     /// A scrubber whose first pass begins soon after `now`.
     #[must_use]
     pub fn new(interval: u64, now: u64) -> Self {
-        let (pass, due) = (Scrub::default(), now.saturating_add(interval / 1000));
-        Self { interval, pass, pass_began: due, passes: 0, copy: 0, is_suspect: false, reading: None, due }
+        let due = now.saturating_add(interval / 1000);
+        Self {
+            interval,
+            pass: Scrub::default(),
+            log: LogScrub::default(),
+            log_is_done: false,
+            pass_began: due,
+            passes: 0,
+            copy: 0,
+            is_suspect: false,
+            reading: None,
+            due,
+        }
     }
 
     /// Passes that were completed.
@@ -109,6 +143,10 @@ impl Scrubber {
             self.reading = is_open.then_some(reading);
             return None;
         }
+        if !self.log_is_done {
+            self.poll_log(port, disk, replica);
+            return None;
+        }
         let step = replica.scrub_next(&mut self.pass, &Pages { port: &*port, disk: &*disk });
         match step {
             ScrubStep::Read(block) => {
@@ -137,9 +175,24 @@ impl Scrubber {
         None
     }
 
+    /// Begins the next read of the log, or ends with it.
+    fn poll_log<P: Port>(&mut self, port: &mut P, disk: &mut Disk, replica: &Replica) {
+        let Some(LogSpan { slot, offset, bytes }) = replica.scrub_log_next(&mut self.log) else {
+            return self.log_is_done = true;
+        };
+        let len = u32::try_from(bytes).expect("a record is far shorter than 4 GiB");
+        if disk.read_direct(port, Source::Segment(slot), offset, len as usize) {
+            self.reading = Some(Reading::Log { len });
+        } else {
+            // No file, no verdict: it was recycled.
+            self.log_is_done = true;
+        }
+    }
+
     fn end_pass(&mut self, now: u64) {
         self.due = (self.pass_began + self.interval).max(now + PAUSE_MIN);
         (self.pass_began, self.pass) = (self.due, Scrub::default());
+        (self.log, self.log_is_done) = (LogScrub::default(), false);
         self.copy = 0;
     }
 
@@ -156,11 +209,15 @@ impl Scrubber {
                 }
                 self.copy += 1;
                 let file = trilith_raftlog::wal::hard_state_file_name(copy);
-                let rot = Rot { file, offset: 0, len: HARD_STATE_BYTES as u32, has_copy: true };
+                let rot = Rot { file, offset: 0, len: HARD_STATE_BYTES as u32, loss: Loss::None };
                 (!is_right).then_some(rot).into_iter().collect()
             }
+            Some(Reading::Log { len }) => {
+                self.due = now + self.pause_after(len, replica.scrubbed_bytes());
+                replica.handle_log_scrubbed(&mut self.log, bytes).map(Rot::of_log).into_iter().collect()
+            }
             Some(Reading::Blocks { len }) => {
-                self.due = now + self.pause_after(len, replica.store_bytes());
+                self.due = now + self.pause_after(len, replica.scrubbed_bytes());
                 replica.handle_scrubbed(&mut self.pass, bytes).into_iter().map(Rot::of_block).collect()
             }
             None => Vec::new(),
@@ -168,8 +225,8 @@ impl Scrubber {
     }
 
     /// So that all bytes take the interval, a tenth of it left over.
-    fn pause_after(&self, len: u32, store_bytes: u64) -> u64 {
-        let share = u128::from(self.interval) * 9 / 10 * u128::from(len) / u128::from(store_bytes.max(1));
+    fn pause_after(&self, len: u32, stored_bytes: u64) -> u64 {
+        let share = u128::from(self.interval) * 9 / 10 * u128::from(len) / u128::from(stored_bytes.max(1));
         u64::try_from(share).unwrap_or(u64::MAX).clamp(PAUSE_MIN, PAUSE_MAX)
     }
 }

@@ -38,7 +38,7 @@ use crate::options::Options;
 use crate::wal::batch::{Wal, WalStart, plan_batch};
 use crate::wal::frame::RecordType;
 use crate::wal::hard_state::{HardState, HardStateWriter};
-use crate::wal::{AppendWrite, PrepareSegment, Recovered};
+use crate::wal::{AppendWrite, LiveSegment, PrepareSegment, Recovered};
 
 /// What a member is at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -518,6 +518,12 @@ impl Raft {
     #[must_use]
     pub fn log_file_bytes(&self) -> u64 {
         self.wal.live_bytes()
+    }
+
+    /// The segments in use by sequence, each up to its last durable byte: what a scrubber may read.
+    #[must_use]
+    pub fn durable_segments(&self) -> Vec<LiveSegment> {
+        self.wal.durable_segments()
     }
 
     /// Bytes of entries in memory, committed or not.

@@ -14,7 +14,7 @@ use crate::entry::{Entry, LogPosition};
 use crate::ids::{BootNumber, Digest, Durability, Identity, Index, Lsn, SegmentSequence, Term};
 use crate::options::Options;
 use crate::wal::frame::{self, ENTRIES_PER_RECORD_MAX, EntryRow, RecordHeader, RecordType, Seal};
-use crate::wal::segment::{PrepareSegment, SegmentLayout, SegmentRing};
+use crate::wal::segment::{LiveSegment, Place, PrepareSegment, SegmentLayout, SegmentRing};
 
 /// One batch to be written; a completed write of it is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,7 @@ pub(crate) fn plan_batch<'a>(entries: impl Iterator<Item = &'a Entry>, batch_byt
 #[derive(Debug)]
 struct InFlight {
     lsn: Lsn,
+    place: Place,
     /// Index that is durable once this record and all before it are; lowered by superseding (I3).
     last_index: Index,
     completed: bool,
@@ -197,7 +198,7 @@ impl Wal {
         self.last_lsn = lsn;
         self.local_digest = local_digest;
         self.is_marked = record_type.is_mark();
-        self.in_flight.push_back(InFlight { lsn, last_index, completed: false });
+        self.in_flight.push_back(InFlight { lsn, place, last_index, completed: false });
         Some(AppendWrite { lsn, slot: place.slot, offset: place.offset, bytes, after })
     }
 
@@ -233,6 +234,17 @@ impl Wal {
 
     pub(crate) fn free_below(&mut self, retain_from: Index) {
         self.ring.free_below(retain_from, self.durable_lsn);
+    }
+
+    /// The segments in use, each up to its last durable byte.
+    pub(crate) fn durable_segments(&self) -> Vec<LiveSegment> {
+        let first = self.in_flight.front().map(|record| record.place);
+        let before = |segment: &&LiveSegment| first.is_none_or(|first| segment.sequence <= first.sequence);
+        let cut = |segment: &LiveSegment| match first.filter(|first| first.sequence == segment.sequence) {
+            Some(first) => LiveSegment { end: first.offset, ..*segment },
+            None => *segment,
+        };
+        self.ring.live().take_while(before).map(cut).collect()
     }
 
     pub(crate) fn live_bytes(&self) -> u64 {

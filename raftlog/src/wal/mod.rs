@@ -6,11 +6,13 @@ pub mod batch;
 pub mod frame;
 pub mod hard_state;
 pub mod recover;
+pub mod scrub;
 pub mod segment;
 
 pub use batch::AppendWrite;
 pub use hard_state::HardState;
 pub use recover::{DroppedTail, LogMedia, MediaError, RecoverError, RecoverOptions, Recovered, SegmentFile, recover};
+pub use scrub::{LogScrub, LogSpan};
 pub use segment::{FreeSlot, LiveSegment, PrepareSegment, SegmentLayout, Tail};
 
 /// Name of a segment's file below the data directory.

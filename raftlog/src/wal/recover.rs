@@ -697,6 +697,7 @@ impl Scan {
             let held = |found: &&Found| found.slot == slot.slot && found.header.lsn <= walked.last_lsn;
             let first_lsn = kept.iter().filter(held).map(|found| found.header.lsn).min();
             let last_index = kept.iter().filter(held).map(|found| found.header.last_index()).max();
+            let end = kept.iter().filter(held).map(Found::end).max();
             match (header, first_lsn, last_index) {
                 (Some(header), Some(first_lsn), Some(last_index)) => layout.live.push(LiveSegment {
                     slot: slot.slot,
@@ -704,6 +705,7 @@ impl Scan {
                     file_bytes: header.file_bytes,
                     first_lsn,
                     last_index,
+                    end: end.unwrap_or(BLOCK_BYTES),
                 }),
                 (Some(header), ..) => {
                     let free = FreeSlot { slot: slot.slot, file_bytes: header.file_bytes, created: true };

@@ -43,6 +43,8 @@ pub struct LiveSegment {
     pub first_lsn: Lsn,
     /// Highest index of any of its records.
     pub last_index: Index,
+    /// First byte behind its records, which follow the header without gaps.
+    pub end: u64,
 }
 
 /// A slot without log.
@@ -233,6 +235,7 @@ impl SegmentRing {
                 file_bytes: ready.file_bytes,
                 first_lsn: lsn,
                 last_index,
+                end: BLOCK_BYTES,
             });
             self.write_offset = Some(BLOCK_BYTES);
         }
@@ -240,7 +243,8 @@ impl SegmentRing {
         let current = self.live.back_mut().expect("I3: a record goes to a segment in use");
         assert!(offset + record_bytes <= current.file_bytes, "a record ends within its file");
         current.last_index = current.last_index.max(last_index);
-        self.write_offset = Some(offset + record_bytes);
+        current.end = offset + record_bytes;
+        self.write_offset = Some(current.end);
         Some(Place { slot: current.slot, sequence: current.sequence, offset })
     }
 
@@ -253,6 +257,11 @@ impl SegmentRing {
             self.free.push_back(FreeSlot { slot: oldest.slot, file_bytes: oldest.file_bytes, created: true });
             self.live.pop_front();
         }
+    }
+
+    /// The segments that hold records, by sequence.
+    pub(crate) fn live(&self) -> impl Iterator<Item = &LiveSegment> {
+        self.live.iter()
     }
 
     pub(crate) fn live_bytes(&self) -> u64 {

@@ -13,5 +13,6 @@ mod effects;
 mod format;
 mod fuzz;
 mod random_cluster;
+mod scrub;
 mod support;
 mod transcripts;

@@ -494,3 +494,32 @@ fn what_rots_on_the_disk_is_found_while_nobody_reads_it() {
     let refused = put(&mut node, &mut port);
     assert!(has(&refused, "grpc-message: etcdserver: corrupt cluster"), "{refused:?}");
 }
+
+#[test]
+fn a_record_of_the_log_that_rots_is_made_superfluous() {
+    let mut options = NodeOptions { scrub_interval: 100 * SECOND, ..options() };
+    options.journal.level_min = Level::Info;
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, options.clone());
+    let connection = port.accept(1);
+    port.push(Event::Received { connection, bytes: greeting() });
+    for stream in [1, 3, 5] {
+        port.push(Event::Received { connection, bytes: call(stream, PUT_PATH, PUT, 0) });
+        let until = port.now + SECOND;
+        assert_eq!(port.run(&mut node, until), None);
+        assert!(has(&answer(&port, connection, stream), "grpc-status: 0"));
+    }
+    // The payload of the first record: the member's configuration.
+    port.files.get_mut("wal/seg-0000").unwrap()[4096 + 512] ^= 1;
+    let until = port.now + 200 * SECOND;
+    port.run(&mut node, until);
+    let told: Vec<&String> =
+        port.journal.iter().filter(|record| record.contains("damaged record of the log")).collect();
+    assert!(!told.is_empty() && told[0].contains("\"file\":\"wal/seg-0000\",\"offset\":4096"), "{told:?}");
+    assert!(node.replica().tables().alarms().is_empty(), "nothing is lost");
+    let revision = node.replica().keyspace().published().revision;
+    // A kill now: the start needs nothing of what is damaged.
+    let mut port = port.restarted();
+    let node = serving(&mut port, options);
+    assert_eq!(node.replica().keyspace().published().revision, revision);
+}
