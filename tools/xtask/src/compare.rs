@@ -8,6 +8,7 @@
 //! I2  A figure with failed requests is not a figure: it ends the comparison.
 //! I3  Systems are compared by medians over rounds; every run stands in the JSON.
 
+mod paced;
 mod table;
 
 use std::path::PathBuf;
@@ -83,9 +84,9 @@ pub(crate) struct Measurement {
     operations: f64,
 }
 
-/// `compare [--quick] [--rounds N] [--seconds N] [--keys N] [--only CASE,..] [--json FILE]`.
+/// `compare [--quick] [--rounds N] [--seconds N] [--keys N] [--only CASE,..] [--json FILE] [--paced]`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let options = Options::parse(args, &["quick"], &["rounds", "seconds", "keys", "only", "json"])?;
+    let options = Options::parse(args, &["quick", "paced"], &["rounds", "seconds", "keys", "only", "json"])?;
     options.no_arguments()?;
     let workspace = Workspace::find()?;
     let quick = options.has("quick");
@@ -99,6 +100,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     };
     crate::peers::ensure(&workspace.peers(), &["etcd"])?;
     workspace.build_release(&["trilith-server", "trilith-bench"])?;
+    if options.has("paced") {
+        return paced::run(&plan);
+    }
     let measurements = measure(&plan, &[System::Trilith, System::Etcd, System::Floor])?;
     let file = options.text("json").map_or_else(|| workspace.target.join("compare.json"), PathBuf::from);
     std::fs::write(&file, serde_json::to_string_pretty(&report(&plan, &measurements)?)?)?;
@@ -140,8 +144,7 @@ fn measure(plan: &Plan<'_>, systems: &[System]) -> Result<Vec<Measurement>> {
                 let site = Site::new(plan.workspace, *system, None)?;
                 let server = site.start(&[])?;
                 if group[0].operation == Operation::Range {
-                    let fill = Drive { case: group[0], seconds: 0.1, preload: true };
-                    drive(plan, &server, &fill).with_context(|| format!("filling {}", system.name()))?;
+                    fill(plan, &server, group[0]).with_context(|| format!("filling {}", system.name()))?;
                 }
                 for case in group {
                     let measurement = measure_one(plan, &server, case, *system);
@@ -157,9 +160,8 @@ fn measure(plan: &Plan<'_>, systems: &[System]) -> Result<Vec<Measurement>> {
 }
 
 fn measure_one(plan: &Plan<'_>, server: &Server, case: &'static Case, system: System) -> Result<Measurement> {
-    drive(plan, server, &Drive { case, seconds: plan.warmup_seconds, preload: false })?;
-    let result = drive(plan, server, &Drive { case, seconds: plan.seconds, preload: false })?;
-    let number = |value: &Value, name: &str| value.as_f64().with_context(|| format!("load printed no '{name}'"));
+    drive(plan, server, &Drive { seconds: plan.warmup_seconds, ..Drive::of(case) })?;
+    let result = drive(plan, server, &Drive { seconds: plan.seconds, ..Drive::of(case) })?;
     let cpu = &result["server_cpu_seconds"];
     Ok(Measurement {
         system,
@@ -172,12 +174,29 @@ fn measure_one(plan: &Plan<'_>, server: &Server, case: &'static Case, system: Sy
     })
 }
 
+fn number(value: &Value, name: &str) -> Result<f64> {
+    value.as_f64().with_context(|| format!("load printed no '{name}'"))
+}
+
+/// Puts every key once.
+fn fill(plan: &Plan<'_>, server: &Server, case: &'static Case) -> Result<Value> {
+    drive(plan, server, &Drive { seconds: 0.1, preload: true, ..Drive::of(case) })
+}
+
 /// One run of the load generator.
 struct Drive {
     case: &'static Case,
     seconds: f64,
     /// Put every key once before.
     preload: bool,
+    /// Requests a second, whatever the answers.
+    rate: Option<f64>,
+}
+
+impl Drive {
+    fn of(case: &'static Case) -> Self {
+        Self { case, seconds: 0.0, preload: false, rate: None }
+    }
 }
 
 /// Runs the load generator, which fails if any answer was wrong (I2).
@@ -201,6 +220,9 @@ fn drive(plan: &Plan<'_>, server: &Server, run: &Drive) -> Result<Value> {
     if run.preload {
         // The whole key space, whatever keys the case itself asks for.
         load.args(["--preload", "--distribution", "random"]);
+    }
+    if let Some(rate) = run.rate {
+        load.args(["--rate", &rate.to_string()]);
     }
     let text = process::capture(&mut load)?;
     let result: Value = serde_json::from_str(text.trim()).context("load prints JSON")?;
