@@ -20,6 +20,7 @@ pub mod grammar;
 pub mod history;
 pub mod holdfs;
 pub mod messages;
+pub mod ports;
 pub mod scenarios;
 pub mod server;
 pub mod setup;

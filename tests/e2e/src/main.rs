@@ -1,8 +1,8 @@
 //! `e2e`: runs the end-to-end scenarios one after the other and sums them up in the last line.
 //!
 //! Flags: `--trilithd FILE --peers FOLDER --go-client FILE --python FILE --python-client FILE --subject trilithd|etcd
-//! --only NAME[,NAME..] --cycles N --cuts N --seed N --require-all --list`. A name selects every scenario that contains
-//! it.
+//! --only NAME[,NAME..] --exactly NAME --scratch FOLDER --cycles N --cuts N --seed N --require-all --list`. A
+//! name selects every scenario that contains it, unless it is given exactly; the list says what each asks of the machine.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ use trilith_e2e::setup::{Outcome, Setup};
 struct Request {
     setup: Setup,
     only: Vec<String>,
+    exactly: Option<String>,
     require_all: bool,
     list: bool,
 }
@@ -47,7 +48,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Request> {
         seed: 1,
         scratch,
     };
-    let mut request = Request { setup, only: Vec::new(), require_all: false, list: false };
+    let mut request = Request { setup, only: Vec::new(), exactly: None, require_all: false, list: false };
     while let Some(flag) = args.next() {
         match flag.as_str() {
             "--require-all" => request.require_all = true,
@@ -76,6 +77,8 @@ fn apply(request: &mut Request, flag: &str, value: String) -> Result<()> {
         "--cuts" => setup.cuts = value.parse().context("--cuts needs a number")?,
         "--seed" => setup.seed = value.parse().context("--seed needs a number")?,
         "--only" => request.only = value.split(',').map(str::to_owned).collect(),
+        "--scratch" => setup.scratch = value.into(),
+        "--exactly" => request.exactly = Some(value),
         "--subject" => {
             setup.subject = match value.as_str() {
                 "trilithd" => Subject::Trilithd,
@@ -89,15 +92,16 @@ fn apply(request: &mut Request, flag: &str, value: String) -> Result<()> {
 }
 
 fn run(request: &Request) -> Result<bool> {
-    let wanted = |scenario: &&Scenario| {
-        request.only.is_empty() || request.only.iter().any(|name| scenario.name.contains(name.as_str()))
+    let wanted = |scenario: &&Scenario| match &request.exactly {
+        Some(name) => scenario.name == name,
+        None => request.only.is_empty() || request.only.iter().any(|name| scenario.name.contains(name.as_str())),
     };
     let chosen: Vec<&Scenario> = SCENARIOS.iter().filter(wanted).collect();
     if chosen.is_empty() {
-        bail!("no scenario is called {}", request.only.join(", "));
+        bail!("no scenario is called {}", request.exactly.clone().unwrap_or_else(|| request.only.join(", ")));
     }
     if request.list {
-        chosen.iter().for_each(|scenario| println!("{}", scenario.name));
+        chosen.iter().for_each(|scenario| println!("{:<8} {}", scenario.pace.name(), scenario.name));
         return Ok(true);
     }
     let scratch = &request.setup.scratch;

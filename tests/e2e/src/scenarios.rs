@@ -1,4 +1,5 @@
-//! The list of scenarios. Each is a function from the setup to an outcome, independent of the others.
+//! The list of scenarios. Each is a function from the setup to an outcome, independent of the others: its servers have
+//! ports and folders of their own.
 
 mod clients;
 mod diskfull;
@@ -20,60 +21,96 @@ use anyhow::Result;
 
 use crate::setup::{Outcome, Setup};
 
+/// What a scenario asks of the machine, for whoever runs several at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Nothing may run beside it: it counts what the whole machine does, or its load needs all of it.
+    Alone,
+    /// Others may run beside it; it takes long.
+    Long,
+    /// Others may run beside it.
+    Short,
+}
+
+impl Pace {
+    /// How it is written in the list of scenarios.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Long => "long",
+            Self::Short => "short",
+        }
+    }
+}
+
 /// A named check of the server from outside.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
     /// Name, unique.
     pub name: &'static str,
+    /// What it asks of the machine.
+    pub pace: Pace,
     /// The check.
     pub run: fn(&Setup) -> Result<Outcome>,
 }
 
+const fn alone(name: &'static str, run: fn(&Setup) -> Result<Outcome>) -> Scenario {
+    Scenario { name, pace: Pace::Alone, run }
+}
+
+const fn long(name: &'static str, run: fn(&Setup) -> Result<Outcome>) -> Scenario {
+    Scenario { name, pace: Pace::Long, run }
+}
+
+const fn short(name: &'static str, run: fn(&Setup) -> Result<Outcome>) -> Scenario {
+    Scenario { name, pace: Pace::Short, run }
+}
+
 /// All scenarios, quick ones first.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "etcdctl_current_keys", run: etcdctl::current_keys },
-    Scenario { name: "etcdctl_current_cluster", run: etcdctl::current_cluster },
-    Scenario { name: "etcdctl_3_4_keys", run: etcdctl::old_keys },
-    Scenario { name: "etcdctl_3_4_cluster", run: etcdctl::old_cluster },
-    Scenario { name: "etcdctl_get_flags", run: etcdctl_flags::get },
-    Scenario { name: "etcdctl_get_stream", run: etcdctl_flags::get_stream },
-    Scenario { name: "etcdctl_changes", run: etcdctl_flags::changes },
-    Scenario { name: "etcdctl_transactions", run: etcdctl_flags::transactions },
-    Scenario { name: "etcdctl_maintenance", run: etcdctl_flags::maintenance },
-    Scenario { name: "etcdctl_leases", run: leases::etcdctl_leases },
-    Scenario { name: "go_clientv3", run: clients::go },
-    Scenario { name: "python_etcd3", run: clients::python },
-    Scenario { name: "http_health_and_version", run: http::health_and_version },
-    Scenario { name: "http_over_http2", run: http::over_http2 },
-    Scenario { name: "unknown_methods", run: errors::unknown_methods },
-    Scenario { name: "absent_methods", run: errors::absent_methods },
-    Scenario { name: "malformed_calls", run: errors::malformed_calls },
-    Scenario { name: "calls_to_refuse", run: errors::calls_to_refuse },
-    Scenario { name: "oversized_requests", run: errors::oversized_requests },
-    Scenario { name: "garbage_bytes", run: errors::garbage_bytes },
-    Scenario { name: "graceful_stop", run: process::graceful_stop },
-    Scenario { name: "second_daemon_on_data_dir", run: process::second_daemon_on_data_dir },
-    Scenario { name: "second_daemon_on_port", run: process::second_daemon_on_port },
-    Scenario { name: "foreign_data_dir", run: process::foreign_data_dir },
-    Scenario { name: "bad_command_lines", run: process::bad_command_lines },
-    Scenario { name: "flushes_at_depth_one", run: durability::flushes_at_depth_one },
-    Scenario { name: "held_writes_hold_answers", run: durability::held_writes_hold_answers },
-    Scenario { name: "h2spec_no_worse_than_etcd", run: h2spec::no_worse_than_etcd },
-    Scenario { name: "lease_calls", run: leases::lease_calls },
-    Scenario { name: "random_requests", run: kvdiff::random_requests },
-    Scenario { name: "hash_kv", run: kvdiff::hash_kv },
-    Scenario { name: "more_than_memory", run: residency::more_than_memory },
-    Scenario { name: "power_cuts", run: powercut::power_cuts },
-    Scenario { name: "disk_errors", run: powercut::disk_errors },
-    Scenario { name: "kill_in_checkpoint", run: powercut::kill_in_checkpoint },
-    Scenario { name: "kill_in_upkeep", run: powercut::kill_in_upkeep },
-    Scenario { name: "power_cut_in_file_changes", run: powercut::power_cut_in_file_changes },
-    Scenario { name: "power_cut_after_answers", run: regressions::power_cut_after_answers },
-    Scenario { name: "tombstone_at_head_compacted", run: regressions::tombstone_at_head_compacted },
-    Scenario { name: "tombstone_at_compaction", run: regressions::tombstone_at_compaction },
-    Scenario { name: "deleted_keys_after_restart", run: regressions::deleted_keys_after_restart },
-    Scenario { name: "disk_full", run: diskfull::disk_full },
-    Scenario { name: "kill_under_load", run: kill::kill_under_load },
+    short("etcdctl_current_keys", etcdctl::current_keys),
+    short("etcdctl_current_cluster", etcdctl::current_cluster),
+    short("etcdctl_3_4_keys", etcdctl::old_keys),
+    short("etcdctl_3_4_cluster", etcdctl::old_cluster),
+    long("etcdctl_get_flags", etcdctl_flags::get),
+    long("etcdctl_get_stream", etcdctl_flags::get_stream),
+    short("etcdctl_changes", etcdctl_flags::changes),
+    long("etcdctl_transactions", etcdctl_flags::transactions),
+    short("etcdctl_maintenance", etcdctl_flags::maintenance),
+    short("etcdctl_leases", leases::etcdctl_leases),
+    short("go_clientv3", clients::go),
+    short("python_etcd3", clients::python),
+    short("http_health_and_version", http::health_and_version),
+    short("http_over_http2", http::over_http2),
+    short("unknown_methods", errors::unknown_methods),
+    short("absent_methods", errors::absent_methods),
+    short("malformed_calls", errors::malformed_calls),
+    short("calls_to_refuse", errors::calls_to_refuse),
+    short("oversized_requests", errors::oversized_requests),
+    short("garbage_bytes", errors::garbage_bytes),
+    short("graceful_stop", process::graceful_stop),
+    short("second_daemon_on_data_dir", process::second_daemon_on_data_dir),
+    short("second_daemon_on_port", process::second_daemon_on_port),
+    short("foreign_data_dir", process::foreign_data_dir),
+    short("bad_command_lines", process::bad_command_lines),
+    alone("flushes_at_depth_one", durability::flushes_at_depth_one),
+    short("held_writes_hold_answers", durability::held_writes_hold_answers),
+    long("h2spec_no_worse_than_etcd", h2spec::no_worse_than_etcd),
+    long("lease_calls", leases::lease_calls),
+    long("random_requests", kvdiff::random_requests),
+    long("hash_kv", kvdiff::hash_kv),
+    long("more_than_memory", residency::more_than_memory),
+    long("power_cuts", powercut::power_cuts),
+    long("disk_errors", powercut::disk_errors),
+    long("kill_in_checkpoint", powercut::kill_in_checkpoint),
+    long("kill_in_upkeep", powercut::kill_in_upkeep),
+    long("power_cut_in_file_changes", powercut::power_cut_in_file_changes),
+    short("power_cut_after_answers", regressions::power_cut_after_answers),
+    short("tombstone_at_head_compacted", regressions::tombstone_at_head_compacted),
+    short("tombstone_at_compaction", regressions::tombstone_at_compaction),
+    short("deleted_keys_after_restart", regressions::deleted_keys_after_restart),
+    short("disk_full", diskfull::disk_full),
+    long("kill_under_load", kill::kill_under_load),
 ];
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //!     that is not a log record (a panic, for one), fails the test.
 
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+
+pub use crate::ports::Ports;
 
 /// Longest wait for the ready line: a boot may wait 30 s for the locks of a killed predecessor.
 const START_SECONDS_MAX: u64 = 45;
@@ -40,24 +42,6 @@ impl Subject {
             Self::Trilithd => "wal",
             Self::Etcd => "member/wal",
         }
-    }
-}
-
-/// The two ports of one member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ports {
-    /// Port of the client URL.
-    pub client: u16,
-    /// Port of the peer URL.
-    pub peer: u16,
-}
-
-impl Ports {
-    /// Two loopback ports that are free now.
-    pub fn pick() -> Result<Self> {
-        let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-        let (client, peer) = (bind()?, bind()?);
-        Ok(Self { client: client.local_addr()?.port(), peer: peer.local_addr()?.port() })
     }
 }
 
@@ -357,11 +341,5 @@ mod tests {
         assert!(!is_surprise(r#"{"level":"warn","msg":"odd but known"}"#, &["odd but"]));
         assert!(is_surprise(r#"{"level":"error","msg":"x"}"#, &[]));
         assert!(is_surprise("thread 'main' panicked at x.rs", &[]));
-    }
-
-    #[test]
-    fn ports_are_two_different_ones() {
-        let ports = Ports::pick().unwrap();
-        assert_ne!(ports.client, ports.peer);
     }
 }

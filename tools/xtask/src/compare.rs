@@ -116,8 +116,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 
 /// Every case once and briefly against Trilith and the floor; a case that ran without an error counts as passed.
 pub(crate) fn smoke(workspace: &Workspace) -> Result<Tally> {
-    workspace.build_release(&["trilith-server", "trilith-bench"])?;
-    let plan = Plan { workspace, rounds: 1, seconds: 1.0, warmup_seconds: 0.2, keys: 10_000, cases: select(None)? };
+    workspace.build_release(&["trilith-server"])?;
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release", "--locked", "--quiet", "--package", "trilith-bench"]);
+    process::run(cargo.args(["--bin", "trilith-load", "--bin", "trilith-floor"]))?;
+    let plan = Plan { workspace, rounds: 1, seconds: 0.5, warmup_seconds: 0.1, keys: 10_000, cases: select(None)? };
     let measurements = measure(&plan, &[System::Trilith, System::Floor])?;
     let names: Vec<&str> = plan.cases.iter().map(|case| case.name).collect();
     print!("{}", table::render(&facts(&plan)?, &names, &measurements));

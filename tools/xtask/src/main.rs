@@ -8,6 +8,7 @@
 //! I1  A command that cannot do its work ends with a non-zero status and one line that says why.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod arrows;
 mod ci;
 mod clients;
@@ -19,11 +20,13 @@ mod drive;
 mod e2e;
 mod footprint;
 mod generate;
+mod lanes;
 mod media;
 mod memory;
 mod mutants;
 mod options;
 mod peers;
+mod ports;
 mod powercut;
 mod process;
 mod servers;
@@ -73,6 +76,11 @@ const COMMANDS: &[Command] = &[
         name: "dataset",
         synopsis: "[--gib N] [--cache-bytes N] [--folder FOLDER]  more data than memory for it",
         run: dataset::run,
+    },
+    Command {
+        name: "prepare",
+        synopsis: "[--mutants N]           builds and installs what `e2e` and `conformance` need besides the tree",
+        run: ahead::run,
     },
     Command { name: "sim", synopsis: "[--seed N | --seeds N]  deterministic simulation", run: sim::run },
     Command {

@@ -7,17 +7,23 @@
 //!
 //! I1  A mutant counts as caught only if it builds and its harnesses then fail: a mutant that does not build proves
 //!     nothing.
-//! I2  A harness must pass on the copy without a patch, so that its failure means the mutant.
+//! I2  A harness must pass without a patch, so that its failure means the mutant. Where the tests of the tree have just
+//!     passed, those of the copy are not run once more.
+//! I3  Every run of a harness is bounded in time; a mutant under which it does not end is caught.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::options::Options;
-use crate::process::{self, Tally};
+use crate::process::{self, End, Tally};
 use crate::workspace::Workspace;
+
+/// Longest time of one run of a harness.
+const HARNESS_SECONDS_MAX: u64 = 300;
 
 /// A command line of a harness, in words.
 type Harness = Vec<String>;
@@ -32,7 +38,13 @@ struct Mutant {
 /// `mutants [NAME..]`: all of them by default.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let options = Options::parse(args, &[], &[])?;
-    let tally = hunt(&Workspace::find()?, &options.arguments)?;
+    let workspace = Workspace::find()?;
+    let (mutants, names) = (read_mutants(&workspace.root.join("tests/mutants"))?, &options.arguments);
+    if let Some(unknown) = names.iter().find(|name| !mutants.iter().any(|mutant| &mutant.name == *name)) {
+        bail!("there is no mutant '{unknown}'");
+    }
+    let mutants: Vec<Mutant> = mutants.into_iter().filter(|it| names.is_empty() || names.contains(&it.name)).collect();
+    let tally = hunt(&workspace, &mutants, false)?;
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed > 0 {
         bail!("{} mutants were not caught", tally.failed);
@@ -40,14 +52,34 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Tries a few of them: others at each commit, so that a run of the gate stays short and all have their turn.
-pub(crate) fn hunt_some(workspace: &Workspace, count: usize) -> Result<Tally> {
+/// Tries a few of them. `tests_passed` says that the tests of the tree did.
+pub(crate) fn hunt_some(workspace: &Workspace, count: usize, tests_passed: bool) -> Result<Tally> {
+    let (mutants, all) = some(workspace, count)?;
+    let names: Vec<&str> = mutants.iter().map(|mutant| mutant.name.as_str()).collect();
+    println!("of {all} mutants: {}; all: cargo xtask mutants", names.join(", "));
+    hunt(workspace, &mutants, tests_passed)
+}
+
+/// Builds the copy of the tree with the harnesses of those that [`hunt_some`] tries.
+pub(crate) fn prepare_some(workspace: &Workspace, count: usize) -> Result<()> {
+    let copy = Copy::of(workspace)?;
+    for mutant in some(workspace, count)?.0 {
+        mutant.harnesses.iter().try_for_each(|harness| copy.build(harness))?;
+    }
+    Ok(())
+}
+
+/// A few of those that tests alone catch, which are built soonest, and the number of all mutants: others at each
+/// commit, so that a run of the gate stays short and all of these have their turn.
+fn some(workspace: &Workspace, count: usize) -> Result<(Vec<Mutant>, usize)> {
     let mutants = read_mutants(&workspace.root.join("tests/mutants"))?;
     let mut git = Command::new("git");
     let commit = process::capture(git.current_dir(&workspace.root).args(["rev-parse", "HEAD"])).unwrap_or_default();
-    let names = rotation(&mutants.iter().map(|mutant| mutant.name.clone()).collect::<Vec<_>>(), &commit, count);
-    println!("of {} mutants: {}; all: cargo xtask mutants", mutants.len(), names.join(", "));
-    hunt(workspace, &names)
+    let all = mutants.len();
+    let quick = |mutant: &Mutant| mutant.harnesses.iter().all(|words| words[0] == "test");
+    let names: Vec<String> = mutants.iter().filter(|mutant| quick(mutant)).map(|it| it.name.clone()).collect();
+    let names = rotation(&names, &commit, count);
+    Ok((mutants.into_iter().filter(|mutant| names.contains(&mutant.name)).collect(), all))
 }
 
 /// The names whose turn it is at a commit.
@@ -56,29 +88,25 @@ fn rotation(names: &[String], commit: &str, count: usize) -> Vec<String> {
     (0..count.min(names.len())).map(|step| names[(start + step) % names.len()].clone()).collect()
 }
 
-/// Tries the named mutants; each harness that catches its mutant counts as passed.
-pub(crate) fn hunt(workspace: &Workspace, names: &[String]) -> Result<Tally> {
-    let mutants = read_mutants(&workspace.root.join("tests/mutants"))?;
-    if let Some(unknown) = names.iter().find(|name| !mutants.iter().any(|mutant| &mutant.name == *name)) {
-        bail!("there is no mutant '{unknown}'");
-    }
-    let mutants: Vec<Mutant> = mutants.into_iter().filter(|it| names.is_empty() || names.contains(&it.name)).collect();
-    let copy = Copy { tree: workspace.target.join("mutants/tree"), target: workspace.target.join("mutants/target") };
-    copy.refresh(&workspace.root)?;
-    check_harnesses(&copy, &mutants)?;
+/// Tries the mutants; each harness that catches its mutant counts as passed.
+fn hunt(workspace: &Workspace, mutants: &[Mutant], tests_passed: bool) -> Result<Tally> {
+    let copy = Copy::of(workspace)?;
+    check_harnesses(&copy, mutants, tests_passed)?;
     let mut tally = Tally::default();
-    for mutant in &mutants {
+    for mutant in mutants {
         copy.refresh(&workspace.root)?;
         copy.apply(&mutant.patch).with_context(|| format!("{} does not apply", mutant.name))?;
         for harness in &mutant.harnesses {
             copy.build(harness).with_context(|| format!("{} does not build", mutant.name))?;
-            let caught = !copy.passes(harness)?;
+            let end = copy.run(harness)?;
+            let caught = !end.is_success();
             if caught {
                 tally.passed += 1;
             } else {
                 tally.failed += 1;
             }
-            println!("{} {} by {}", mutant.name, if caught { "caught" } else { "NOT CAUGHT" }, harness.join(" "));
+            let verdict = if caught { "caught" } else { "NOT CAUGHT" };
+            println!("{} {verdict} by {} ({end})", mutant.name, harness.join(" "));
         }
     }
     copy.refresh(&workspace.root)?;
@@ -86,14 +114,16 @@ pub(crate) fn hunt(workspace: &Workspace, names: &[String]) -> Result<Tally> {
 }
 
 /// Every harness passes on the unchanged copy (I2).
-fn check_harnesses(copy: &Copy, mutants: &[Mutant]) -> Result<()> {
+fn check_harnesses(copy: &Copy, mutants: &[Mutant], tests_passed: bool) -> Result<()> {
     let mut harnesses: Vec<&Harness> = mutants.iter().flat_map(|mutant| &mutant.harnesses).collect();
     harnesses.sort();
     harnesses.dedup();
+    harnesses.retain(|words| words[0] != "test" || !tests_passed);
     for harness in harnesses {
         copy.build(harness)?;
-        if !copy.passes(harness)? {
-            bail!("{} fails without any mutant", harness.join(" "));
+        let end = copy.run(harness)?;
+        if !end.is_success() {
+            bail!("{} fails without any mutant ({end})", harness.join(" "));
         }
     }
     Ok(())
@@ -134,6 +164,14 @@ struct Copy {
 }
 
 impl Copy {
+    /// The copy, as the tree is now.
+    fn of(workspace: &Workspace) -> Result<Self> {
+        let folder = workspace.target.join("mutants");
+        let copy = Self { tree: folder.join("tree"), target: folder.join("target") };
+        copy.refresh(&workspace.root)?;
+        Ok(copy)
+    }
+
     /// Makes the copy equal to the tree, writing only files that differ so that cargo rebuilds only those.
     fn refresh(&self, root: &Path) -> Result<()> {
         let mut git = Command::new("git");
@@ -161,6 +199,8 @@ impl Copy {
     fn cargo(&self) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target);
+        // Each patch changes little of what was built before it.
+        command.env("CARGO_INCREMENTAL", "1");
         command
     }
 
@@ -172,12 +212,13 @@ impl Copy {
             "e2e" => {
                 cargo.args(["build", "--profile", "sim", "--package", "trilith-server", "--package", "trilith-e2e"])
             }
-            _ => cargo.args(["test", "--no-run", "--package"]).args(harness.get(1)),
+            _ => cargo.args(["test", "--no-run", "--package"]).args(&harness[1..]),
         };
         process::capture(cargo.args(["--locked", "--quiet"])).map(drop)
     }
 
-    fn passes(&self, harness: &[String]) -> Result<bool> {
+    /// Runs a harness that is built, for a limited time (I3).
+    fn run(&self, harness: &[String]) -> Result<End> {
         let built = self.target.join("sim");
         let mut command = match harness[0].as_str() {
             "sim" => Command::new(built.join("trilith-sim")),
@@ -193,7 +234,8 @@ impl Copy {
                 cargo
             }
         };
-        Ok(command.args(&harness[1..]).output()?.status.success())
+        command.args(&harness[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        process::bounded(&mut command, Duration::from_secs(HARNESS_SECONDS_MAX))
     }
 }
 

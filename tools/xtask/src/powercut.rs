@@ -16,7 +16,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let cycles = options.number("cycles", 200)?.to_string();
     let seed = options.number("seed", 1)?.to_string();
     let flags = ["--require-all", "--only", "power_cuts", "--cuts", &cycles, "--seed", &seed].map(str::to_owned);
-    let tally = e2e::test(&Workspace::find()?, &Clients::default(), &flags)?;
+    let tally = e2e::test(&Workspace::find()?, &Clients::default(), &flags, e2e::CAMPAIGN_SECONDS_MAX)?;
     if tally.failed > 0 || tally.passed == 0 {
         bail!("the campaign of power cuts failed");
     }

@@ -1,12 +1,16 @@
 //! Running other programs and reading what they print.
 //!
-//! Owns the echo of a child's output, the summary lines it recognises, and the search for programs in PATH.
-//! Prints command names only, never the environment.
+//! Owns the echo of a child's output, the summary lines it recognises, limits of time, and the search for programs in
+//! PATH. Prints command names only, never the environment.
+//!
+//! I1  A bounded run ends in time, with every process of its group.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -115,6 +119,74 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// How a bounded run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By itself.
+    Exited(ExitStatus),
+    /// It was ended when this time was up.
+    Late(Duration),
+}
+
+impl End {
+    /// Whether it exited with status 0.
+    pub(crate) fn is_success(self) -> bool {
+        matches!(self, Self::Exited(status) if status.success())
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "{status}"),
+            Self::Late(limit) => write!(f, "not done after {} s", limit.as_secs()),
+        }
+    }
+}
+
+/// Runs the command in a process group of its own, which ends with it or when time is up (I1).
+pub(crate) fn bounded(command: &mut Command, limit: Duration) -> Result<End> {
+    let name = name_of(command);
+    let mut child = command.process_group(0).spawn().with_context(|| format!("cannot start {name}"))?;
+    let deadline = Instant::now() + limit;
+    let end = loop {
+        if let Some(status) = child.try_wait()? {
+            break End::Exited(status);
+        }
+        if Instant::now() > deadline {
+            break End::Late(limit);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    // What the program started and left behind is in its group, whose number is that of the program.
+    let group = format!("-{}", child.id());
+    let _ = capture(Command::new("kill").args(["-s", "KILL", "--", &group]));
+    child.wait()?;
+    Ok(end)
+}
+
+/// Ends every process that descends from this one, but not the process itself.
+pub(crate) fn end_descendants(ancestor: u32) {
+    let mut known = vec![ancestor];
+    let mut parents = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(number) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // The name in parentheses may hold anything; state and parent follow it.
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
+        parents.extend(parent.map(|parent| (number, parent)));
+    }
+    let mut next = 0;
+    while let Some(&parent) = known.get(next) {
+        known.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(number, _)| *number));
+        next += 1;
+    }
+    let numbers: Vec<String> = known[1..].iter().map(u32::to_string).collect();
+    if !numbers.is_empty() {
+        let _ = capture(Command::new("kill").args(["-s", "KILL", "--"]).args(numbers));
+    }
+}
+
 /// The program in PATH, if it is there.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -144,6 +216,45 @@ mod tests {
         assert_eq!(short, Tally { passed: 12, failed: 0, skipped: 0 });
         let rust = "test result: FAILED. 5 passed; 2 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.1s";
         assert_eq!(Tally::from_line(rust).unwrap(), Tally { passed: 5, failed: 2, skipped: 1 });
+    }
+
+    #[test]
+    fn a_bounded_run_ends_in_time_with_what_it_started() {
+        let file = std::env::temp_dir().join(format!("trilith-bounded-{}", std::process::id()));
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 600 & echo $!; wait"]).stdout(std::fs::File::create(&file).unwrap());
+        let limit = Duration::from_millis(500);
+        let end = bounded(&mut command, limit).unwrap();
+        let grandchild = std::fs::read_to_string(&file).unwrap();
+        std::fs::remove_file(file).unwrap();
+        assert_eq!(end, End::Late(limit));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while is_running(grandchild.trim()) {
+            assert!(Instant::now() < deadline, "{grandchild} is still there");
+            std::thread::yield_now();
+        }
+        assert!(bounded(&mut Command::new("true"), limit * 100).unwrap().is_success());
+        assert!(!bounded(&mut Command::new("false"), limit * 100).unwrap().is_success());
+    }
+
+    /// Whether the process is there and not dead with nobody to wait for it.
+    fn is_running(number: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        !number.is_empty() && !stat.is_empty() && !stat.contains(") Z ")
+    }
+
+    #[test]
+    fn descendants_end_and_their_ancestor_does_not() {
+        let mut child = Command::new("sh").args(["-c", "sh -c 'sleep 600; exit 3'; exit 7"]).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let status = loop {
+            end_descendants(child.id());
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the descendants are still there");
+        };
+        assert_eq!(status.code(), Some(7));
     }
 
     #[test]

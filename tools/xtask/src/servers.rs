@@ -3,18 +3,22 @@
 //! I1  A server is stopped by the process id this program started, and a site's data directory goes with the site.
 
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::ports;
 use crate::workspace::Workspace;
 
 /// Longest wait for a server that was started.
-const START_SECONDS_MAX: u64 = 30;
+const START_SECONDS_MAX: u64 = 60;
+/// Sites made by this process.
+static SITES: AtomicU32 = AtomicU32::new(0);
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,8 @@ impl Site {
     /// A fresh data directory below `folder`, or below the target folder.
     pub(crate) fn new(workspace: &Workspace, system: System, folder: Option<&Path>) -> Result<Self> {
         let folder = folder.map_or_else(|| workspace.target.join("compare"), Path::to_owned);
-        let folder = folder.join(format!("{}-{}", system.name(), std::process::id()));
+        let number = SITES.fetch_add(1, Ordering::Relaxed);
+        let folder = folder.join(format!("{}-{}-{number}", system.name(), std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder)?;
         let program = match system {
@@ -56,7 +61,7 @@ impl Site {
             System::Etcd => workspace.peers().join("etcd"),
             System::Floor => workspace.release("trilith-floor"),
         };
-        Ok(Self { system, program, folder, client: free_port()?, peer: free_port()? })
+        Ok(Self { system, program, folder, client: ports::reserve()?, peer: ports::reserve()? })
     }
 
     /// Takes another build of the system than the one in the release folder.
@@ -167,8 +172,4 @@ fn etcd_like(command: &mut Command, client: u16, peer: u16, data: &Path) {
     ] {
         command.args([flag, value]);
     }
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

@@ -1,10 +1,11 @@
 //! Leases against etcd: every RPC with legal, odd and illegal arguments, etcdctl's commands, and the end of a lease.
 //!
 //! Times are not compared: what is left of a lease is written down as long as it is not more than was granted. Ids that
-//! a server chooses are replaced by their place.
+//! a server chooses are replaced by their place, and the keys of a lease, which etcd keeps in a hash map, are sorted.
+//! Leases that end by themselves within seconds are granted where nothing that follows depends on them.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -24,8 +25,12 @@ const PUT: &str = "/etcdserverpb.KV/Put";
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 const GRPC: &[(&str, &str)] = &[("content-type", "application/grpc"), ("te", "trailers")];
-/// Both servers look for leases that have run out at least twice a second.
-const LATE: Duration = Duration::from_secs(2);
+/// The lease that ends by itself lasts this long, far longer than a busy machine delays its renewal.
+const TTL: Duration = Duration::from_secs(6);
+/// Between renewals; three of them exceed `TTL`.
+const RENEWED_EVERY: Duration = Duration::from_millis(2500);
+/// Longest wait for the end of a lease that has run out.
+const END_LIMIT: Duration = Duration::from_secs(40);
 
 /// One request and how its answer is written down.
 struct Call {
@@ -115,8 +120,6 @@ fn lives() -> Vec<Call> {
 
 /// Commands of etcdctl; `ID` is the lease that the first one made.
 const COMMANDS: &[&str] = &[
-    "lease grant 0",
-    "lease grant -- -5",
     "lease grant 9000000001",
     "lease grant x",
     "lease grant",
@@ -125,6 +128,7 @@ const COMMANDS: &[&str] = &[
     "lease timetolive ID",
     "lease timetolive ID --keys",
     "lease timetolive ID --keys -w fields",
+    "lease timetolive ID --keys -w json",
     "lease timetolive ID -w json",
     "lease keep-alive --once ID",
     "lease keep-alive --once ID -w json",
@@ -138,6 +142,9 @@ const COMMANDS: &[&str] = &[
     "lease revoke ID",
     "lease timetolive ID --keys",
     "get  --prefix -w json",
+    // The shortest leases, last: they end at any moment from now on.
+    "lease grant 0",
+    "lease grant -- -5",
 ];
 
 /// Every call of [`lives`], keep-alive streams, and the end of a lease that nobody renews.
@@ -179,10 +186,32 @@ fn commands(etcdctl: &Path, server: &Server) -> Result<String> {
             words.rotate_right(1);
         }
         let said = transcript(etcdctl, &words, &[])?.replace(&id, "ID").replace(&decimal, "ID");
-        let said: String = said.lines().map(|line| without_times(line) + "\n").collect();
-        text.push_str(&format!("$ {command}\n{said}"));
+        let said: Vec<String> = said.lines().map(without_times).collect();
+        let said = if command.contains("--keys") { keys_in_order(said) } else { said };
+        text.push_str(&format!("$ {command}\n{}\n", said.join("\n")));
     }
     Ok(text)
+}
+
+/// Lines about a lease with its keys sorted, however they are printed: in one line, as JSON, as a line each.
+fn keys_in_order(lines: Vec<String>) -> Vec<String> {
+    let lists = [("attached keys([", " "), ("\"keys\":[", ",")];
+    let sorted = |line: String| lists.iter().fold(line, |line, (mark, separator)| sorted_list(&line, mark, separator));
+    let mut lines: Vec<String> = lines.into_iter().map(sorted).collect();
+    let is_key = |line: &String| line.starts_with("\"Key\" : ");
+    for run in lines.chunk_by_mut(|one, next| is_key(one) && is_key(next)) {
+        run.sort_unstable();
+    }
+    lines
+}
+
+/// A line with the items sorted that stand between `mark` and the next bracket.
+fn sorted_list(line: &str, mark: &str, separator: &str) -> String {
+    let Some((before, rest)) = line.split_once(mark) else { return line.to_owned() };
+    let Some((list, after)) = rest.split_once(']') else { return line.to_owned() };
+    let mut items: Vec<&str> = list.split(separator).collect();
+    items.sort_unstable();
+    format!("{before}{mark}{}]{after}", items.join(separator))
 }
 
 /// A line without chosen ids and what is left of leases.
@@ -264,18 +293,58 @@ async fn renewals(client: &Connection) -> Result<String> {
 /// A lease that is renewed beyond its first end, and then not.
 async fn expiry(client: &Connection) -> Result<String> {
     let mut text = String::new();
-    for call in [grant(80, 3), put(b"x", 80), put(b"w", 80), all_keys()] {
+    for call in [grant(80, TTL.as_secs().cast_signed()), put(b"x", 80), put(b"w", 80), all_keys()] {
         text.push_str(&ask(client, &call).await?);
     }
+    let renewal = Call { path: KEEP_ALIVE, message: numbers(&[(1, 80)]) };
+    let mut renewed = Instant::now();
     for _ in 0..3 {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        text.push_str(&ask(client, &Call { path: KEEP_ALIVE, message: numbers(&[(1, 80)]) }).await?);
+        tokio::time::sleep_until((renewed + RENEWED_EVERY).into()).await;
+        renewed = Instant::now();
+        text.push_str(&ask(client, &renewal).await?);
     }
     text.push_str(&ask(client, &all_keys()).await?);
-    tokio::time::sleep(Duration::from_secs(3) + LATE).await;
+    while !client.range(b"w", b"y").await?.is_empty() {
+        if renewed.elapsed() > END_LIMIT {
+            bail!("a lease of {} s has not ended {} s after its last renewal", TTL.as_secs(), END_LIMIT.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    if renewed.elapsed() < TTL {
+        bail!("a lease of {} s ended {} ms after its last renewal", TTL.as_secs(), renewed.elapsed().as_millis());
+    }
     for call in [all_keys(), time_to_live(80, true), revoke(80)] {
         text.push_str(&ask(client, &call).await?);
     }
-    text.push_str(&ask(client, &Call { path: KEEP_ALIVE, message: numbers(&[(1, 80)]) }).await?);
+    text.push_str(&ask(client, &renewal).await?);
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_order_of_a_leases_keys_is_free_in_every_format() {
+        for (one, other) in [
+            ("lease ID, attached keys([k l])", "lease ID, attached keys([l k])"),
+            ("{\"ttl\":,\"keys\":[\"aw==\",\"bA==\"]}", "{\"ttl\":,\"keys\":[\"bA==\",\"aw==\"]}"),
+            ("\"TTL\" : \n\"Key\" : \"k\"\n\"Key\" : \"l\"", "\"TTL\" : \n\"Key\" : \"l\"\n\"Key\" : \"k\""),
+        ] {
+            assert_eq!(keys_in_order(lines(one)), lines(one));
+            assert_eq!(keys_in_order(lines(other)), lines(one));
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_moved() {
+        for text in ["b\na\n", "\"Key\" : \"k\"\n\"Value\" : \"b\"\n\"Key\" : \"a\"\n", "keys([l k])"] {
+            assert_eq!(keys_in_order(lines(text)), lines(text));
+        }
+        assert_ne!(keys_in_order(lines("attached keys([k])")), keys_in_order(lines("attached keys([k l])")));
+    }
 }
