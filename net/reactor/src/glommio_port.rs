@@ -81,7 +81,8 @@ pub struct GlommioPort {
     files: Vec<Option<OpenFile>>,
     owner_locks: Vec<File>,
     event: Arc<EventFd>,
-    addresses: Vec<SocketAddr>,
+    /// Of listeners on TCP.
+    addresses: Vec<Option<SocketAddr>>,
     deadline: Option<u64>,
     spin_before_sleep: Duration,
     log: LogSink,
@@ -90,7 +91,7 @@ pub struct GlommioPort {
 }
 
 impl GlommioPort {
-    fn new(options: &ReactorOptions, addresses: Vec<SocketAddr>) -> io::Result<Self> {
+    fn new(options: &ReactorOptions, addresses: Vec<Option<SocketAddr>>) -> io::Result<Self> {
         let event = Arc::new(EventFd::new()?);
         if options.signals {
             sys::catch_stop_signals(&event)?;
@@ -127,8 +128,8 @@ impl GlommioPort {
         unsafe { self.ring.prepare(OperationId::new(Origin::Signal, 0), entry) };
     }
 
-    /// The address a listener is bound to (tells the port where port 0 was asked for).
-    pub fn listener_address(&self, listener: ListenerId) -> SocketAddr {
+    /// The address a listener on TCP is bound to (tells the port where port 0 was asked for).
+    pub fn listener_address(&self, listener: ListenerId) -> Option<SocketAddr> {
         self.addresses[listener.0 as usize]
     }
 
@@ -410,7 +411,9 @@ where
         for listener in listeners {
             port.listeners.add(&mut port.ring, listener);
         }
-        turn(&mut port, &mut core).map_err(RunError::Environment)
+        let result = turn(&mut port, &mut core).map_err(RunError::Environment);
+        start::remove_sockets(&options.listeners);
+        result
     })
 }
 
@@ -424,9 +427,8 @@ fn make_executor() -> io::Result<LocalExecutor> {
         .map_err(|error| start::explain_ring_error(error.into()))
 }
 
-fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
-    let address = socket.local_addr()?;
-    address.as_socket().ok_or_else(|| io::Error::other("a listener has an IP address"))
+fn local_address(socket: &Socket) -> io::Result<Option<SocketAddr>> {
+    Ok(socket.local_addr()?.as_socket())
 }
 
 /// Turns the loop until it stops.

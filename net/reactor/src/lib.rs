@@ -38,7 +38,7 @@ pub use calendar::civil_date;
 pub use glommio_port::{GlommioPort, RunError, run};
 pub use memory::memory_bytes;
 pub use notify::notify_service_manager;
-pub use options::{ListenOptions, LogOutput, LogRotation, ReactorOptions};
+pub use options::{ListenAddress, ListenOptions, LogOutput, LogRotation, ReactorOptions};
 pub use port::{
     BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
 };

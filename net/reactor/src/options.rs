@@ -1,14 +1,39 @@
 //! What a core's reactor is given at start. Owns the plain option types; knows nothing of the command line.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// One listening TCP socket.
+/// What a socket listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// TCP: address and port; port 0 lets the kernel choose.
+    Tcp(SocketAddr),
+    /// A socket in the file system. One that a dead process left behind is replaced; it is removed at the end.
+    Unix(PathBuf),
+}
+
+impl From<SocketAddr> for ListenAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// One listening socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenOptions {
-    /// Address and port; port 0 lets the kernel choose.
-    pub address: SocketAddr,
+    /// Where.
+    pub address: ListenAddress,
     /// `SO_REUSEPORT`: lets a second process listen on the same port. Off unless the operator asks.
     pub reuse_port: bool,
 }

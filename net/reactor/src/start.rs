@@ -3,12 +3,15 @@
 //! Every error says what was wrong and what the operator can do about it.
 
 use crate::log::in_context;
-use crate::options::ListenOptions;
+use crate::options::{ListenAddress, ListenOptions};
 use crate::sys::{Limit, Resource, limit, raise_limit};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use std::io;
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 /// glommio refuses to start below this.
 const LOCKED_BYTES_MIN: u64 = 512 << 10;
@@ -67,6 +70,9 @@ pub(crate) fn listen(options: &ListenOptions, retry_max: Duration) -> io::Result
 
 fn explain_listen_error(error: io::Error, options: &ListenOptions) -> io::Error {
     let advice = match error.kind() {
+        _ if matches!(options.address, ListenAddress::Unix(_)) => {
+            return in_context(error, &format!("cannot listen on the socket {}", options.address));
+        }
         io::ErrorKind::AddrInUse => "another process has the port: stop it, or choose another URL to listen on",
         io::ErrorKind::AddrNotAvailable => "no interface of this machine has the address: correct the URL to listen on",
         io::ErrorKind::PermissionDenied => {
@@ -78,18 +84,56 @@ fn explain_listen_error(error: io::Error, options: &ListenOptions) -> io::Error 
 }
 
 fn listen_once(options: &ListenOptions) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(options.address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = match &options.address {
+        ListenAddress::Tcp(address) => bind_tcp(*address, options.reuse_port)?,
+        ListenAddress::Unix(path) => bind_unix(path)?,
+    };
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+fn bind_tcp(address: SocketAddr, is_port_shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(options.reuse_port)?;
-    if options.address.is_ipv6() {
+    socket.set_reuse_port(is_port_shared)?;
+    if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
     // Accepted sockets inherit both.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
-    socket.bind(&options.address.into())?;
-    socket.listen(BACKLOG)?;
+    socket.bind(&address.into())?;
     Ok(socket)
+}
+
+/// A path keeps its socket after the end of a process that was killed. Nobody answers on such a one.
+fn bind_unix(path: &Path) -> io::Result<Socket> {
+    let address = SockAddr::unix(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    if is_socket(path) {
+        let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        if probe.connect(&address).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            fs::remove_file(path)?;
+        }
+    }
+    socket.bind(&address)?;
+    Ok(socket)
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+/// Takes the paths of Unix sockets away. To be called when nothing listens any more.
+pub(crate) fn remove_sockets(listeners: &[ListenOptions]) {
+    for listener in listeners {
+        if let ListenAddress::Unix(path) = &listener.address
+            && is_socket(path)
+        {
+            // One that stays is replaced by the next start.
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -112,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_refused_address_says_what_to_do() {
-        let options = ListenOptions { address: ([127, 0, 0, 1], 2379).into(), reuse_port: false };
+        let options = ListenOptions { address: SocketAddr::from(([127, 0, 0, 1], 2379)).into(), reuse_port: false };
         for (code, advice) in [
             (libc::EADDRINUSE, "another process has the port"),
             (libc::EADDRNOTAVAIL, "no interface of this machine"),

@@ -12,13 +12,15 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 use trilith_reactor::{
-    BootFiles, CloseReason, ConnectionId, Event, FileId, FileMode, GlommioPort, Port, Preparation, RunError, Token,
-    Turn, run,
+    BootFiles, CloseReason, ConnectionId, Event, FileId, FileMode, GlommioPort, ListenAddress, ListenOptions,
+    ListenerId, Port, Preparation, RunError, Token, Turn, run,
 };
 
 /// The port as boot sees it, without the submissions of the same names.
@@ -555,28 +557,34 @@ fn thousands_of_idle_connections_do_not_disturb_a_busy_one() {
 
 #[test]
 fn closed_listeners_refuse() {
+    let asked = Arc::new(AtomicBool::new(false));
+    let done = Arc::clone(&asked);
     let handle = |port: &mut GlommioPort, event: Option<Event>| {
         match event {
             Some(Event::Accepted { connection, .. }) => {
                 port.close_listeners();
                 port.close(connection);
             }
-            Some(Event::Closed { .. }) => port.set_deadline(Some(port.now() + SECOND / 2)),
-            Some(Event::Timer) => return Turn::Stop(0),
+            // It is the listener that refuses, not the end of the run.
+            Some(Event::Timer) if asked.load(Ordering::Relaxed) => return Turn::Stop(0),
+            Some(Event::Closed { .. } | Event::Timer) => port.set_deadline(Some(port.now() + SECOND / 50)),
             Some(other) => panic!("{other:?}"),
             None => {}
         }
         Turn::Continue
     };
-    serve(handle, |address| {
+    serve(handle, move |address| {
         let mut first = TcpStream::connect(address).unwrap();
         assert_eq!(first.read(&mut [0]).unwrap(), 0);
         // The listener closes once its accept operation has ended; a connection that slips in before is never answered.
         let start = Instant::now();
-        while TcpStream::connect(address).is_ok() {
-            assert!(start.elapsed() < Duration::from_millis(400), "the port is still open");
+        let mut is_open = true;
+        while is_open && start.elapsed() < Duration::from_secs(60) {
+            is_open = TcpStream::connect(address).is_ok();
             thread::yield_now();
         }
+        done.store(true, Ordering::Relaxed);
+        assert!(!is_open, "the port is still open");
     });
 }
 
@@ -586,7 +594,7 @@ fn a_taken_port_fails_the_start_with_its_address() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let mut options = listening(&scratch.0);
-    options.listeners[0].address = address;
+    options.listeners[0].address = address.into();
     let result = run(&options, |_| each(|_, _| Turn::Stop(0)));
     let Err(RunError::Environment(error)) = result else { panic!("{result:?}") };
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
@@ -600,6 +608,55 @@ fn a_taken_port_fails_the_start_with_its_address() {
     });
     assert_eq!(run(&options, |_| each(|_, _| Turn::Stop(4))).unwrap(), 4);
     holder.join().unwrap();
+}
+
+#[test]
+fn a_socket_in_the_file_system_is_served_while_it_is_the_only_one_and_goes_at_the_end() {
+    let scratch = Scratch::new();
+    let path = scratch.0.join("it.sock");
+    // What a killed process left: a socket on which nobody answers.
+    drop(UnixListener::bind(&path).unwrap());
+    let mut options = options(&scratch.0);
+    options.listeners = vec![ListenOptions { address: ListenAddress::Unix(path.clone()), reuse_port: false }];
+    let mut client = None;
+    let status = run(&options, |port| {
+        assert_eq!(port.listener_address(ListenerId(0)), None);
+        let second = options.clone();
+        let second = thread::spawn(move || run(&second, |_| each(|_, _| Turn::Stop(0))));
+        let Err(RunError::Environment(error)) = second.join().unwrap() else { panic!("it is taken") };
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains("it.sock"), "{error}");
+        let path = path.clone();
+        client = Some(thread::spawn(move || {
+            let mut stream = UnixStream::connect(path).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            stream.write_all(b"hello").unwrap();
+            let mut answer = [0; 5];
+            stream.read_exact(&mut answer).unwrap();
+            answer
+        }));
+        // The second start looks whether somebody answers, and goes away again.
+        let mut served = None;
+        each(move |port: &mut GlommioPort, event| {
+            match event {
+                Some(Event::Received { connection, bytes }) => {
+                    served = Some(connection);
+                    port.send(connection, bytes);
+                }
+                Some(Event::Closed { connection, .. }) if served == Some(connection) => return Turn::Stop(7),
+                _ => {}
+            }
+            Turn::Continue
+        })
+    })
+    .unwrap();
+    assert_eq!((status, client.unwrap().join().unwrap()), (7, *b"hello"));
+    assert!(!path.exists(), "it is gone");
+
+    // A file that is no socket is nobody's to remove.
+    fs::write(&path, b"mine").unwrap();
+    assert!(run(&options, |_| each(|_, _| Turn::Stop(0))).is_err());
+    assert_eq!(fs::read(&path).unwrap(), b"mine");
 }
 
 #[test]

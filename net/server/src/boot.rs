@@ -307,6 +307,15 @@ fn decide_identity<P: Port>(
             HardStateCopy::Absent | HardStateCopy::Damaged => {}
         }
     }
+    let is_unused = |bytes: &Option<Vec<u8>>| matches!(HardState::decode(bytes.as_deref()), HardStateCopy::Absent);
+    if options.is_joining && hard_states.iter().all(is_unused) {
+        return Err(BootError::Options(
+            "--initial-cluster-state=existing with a data directory that holds no member: cannot fetch cluster info \
+             from peer urls: could not retrieve cluster information from the given URLs (this version of trilithd has \
+             no support for clusters of several members; say --initial-cluster-state=new to begin a cluster)"
+                .to_owned(),
+        ));
+    }
     let incarnation = stored.map_or_else(|| Incarnation(port.entropy() | 1), |found| found.incarnation);
     let expected = Identity { cluster_id, member_id, incarnation };
     match stored {

@@ -86,6 +86,8 @@ pub struct NodeOptions {
     pub client_urls: Vec<String>,
     /// Cluster token.
     pub token: String,
+    /// A directory without data is to join a cluster.
+    pub is_joining: bool,
     /// Listeners, metrics, warnings, gates.
     pub surface: Surface,
     /// How log records are rendered.
@@ -144,6 +146,7 @@ impl NodeOptions {
             peer_urls: options.initial_advertise_peer_urls.clone(),
             client_urls: options.advertise_client_urls.clone(),
             token: options.initial_cluster_token.clone(),
+            is_joining: options.is_joining,
             surface: Surface::new(options),
             journal: Journal { level_min: options.log_level, format: options.log_format },
             replica: ReplicaOptions {

@@ -8,9 +8,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_trilithd");
@@ -36,8 +37,18 @@ impl Drop for Folder {
 }
 
 fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
-    let held = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-    std::array::from_fn(|position| held[position].local_addr().unwrap().port())
+    // Each is given once, and from below the range from which the system gives ports to outgoing connections: no client
+    // gets one before its server starts.
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    std::array::from_fn(|_| {
+        loop {
+            let number = std::process::id().wrapping_mul(61).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+            let port = 10_000 + (number % 20_000) as u16;
+            if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+                break port;
+            }
+        }
+    })
 }
 
 /// The program without the caller's variables.
@@ -188,6 +199,27 @@ fn a_node_tells_its_life() {
 }
 
 #[test]
+fn clients_come_through_a_socket_in_the_file_system() {
+    let folder = Folder::new("unix");
+    let [client, peer] = free_ports();
+    let path = folder.0.join("client.sock");
+    let mut command = program();
+    command.args(arguments(&folder.0.join("data"), client, peer));
+    let urls = format!("unix://{},http://127.0.0.1:{client}", path.display());
+    command.args(["--listen-client-urls", &urls, "--advertise-client-urls", &urls]);
+    let server = Server::start(&mut command, folder.0.join("log"));
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"health\":\"true\""), "{answer}");
+    assert!(get(client, "/health").starts_with("HTTP/1.1 200"));
+    server.stop();
+    assert!(!path.exists(), "the socket goes with its server");
+}
+
+#[test]
 fn a_configuration_file_and_a_rotated_log() {
     let folder = Folder::new("file");
     let [client, peer] = free_ports();
@@ -229,6 +261,15 @@ fn refusals_say_what_to_do() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("choose another --data-dir"), "{said}");
     std::fs::remove_file(&data).unwrap();
+
+    // Twice: what the first attempt made is no member either.
+    for _ in 0..2 {
+        let mut words = arguments(&data, client, peer);
+        words.push("--initial-cluster-state=existing".to_owned());
+        let (code, said) = run(&words);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("cannot fetch cluster info from peer urls"), "{said}");
+    }
 
     let (code, said) = run(&["--no-such-flag".to_owned()]);
     assert_eq!(code, Some(2), "{said}");

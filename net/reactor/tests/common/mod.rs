@@ -45,7 +45,10 @@ pub(crate) fn options(directory: &Path) -> ReactorOptions {
 
 pub(crate) fn listening(directory: &Path) -> ReactorOptions {
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    ReactorOptions { listeners: vec![ListenOptions { address, reuse_port: false }], ..options(directory) }
+    ReactorOptions {
+        listeners: vec![ListenOptions { address: address.into(), reuse_port: false }],
+        ..options(directory)
+    }
 }
 
 /// A loop made of a closure that is given one event at a time; `None` is the first turn.
@@ -82,7 +85,7 @@ where
     let client = RefCell::new(Some(client));
     let mut running = None;
     run(&listening(&scratch.0), |port| {
-        let address = port.listener_address(ListenerId(0));
+        let address = port.listener_address(ListenerId(0)).unwrap();
         let client = client.take().unwrap();
         running = Some(thread::spawn(move || client(address)));
         each(handle)

@@ -15,8 +15,8 @@ use std::process::exit;
 use std::time::{Duration, SystemTime};
 
 use trilith_reactor::{
-    CoreLoop, Event, GlommioPort, ListenOptions, LogOutput, ReactorOptions, RunError, Turn, end_by_signal,
-    memory_bytes, notify_service_manager, run,
+    CoreLoop, Event, GlommioPort, ListenAddress, ListenOptions, LogOutput, ReactorOptions, RunError, Turn,
+    end_by_signal, memory_bytes, notify_service_manager, run,
 };
 use trilith_server::http::SERVER_VERSION;
 use trilith_server::journal::{Field, Format, Journal, Level};
@@ -152,11 +152,7 @@ fn traffic(options: &Options) -> Vec<(&'static str, String)> {
     let shared = if options.listen_client_http_urls.is_empty() { "grpc+http" } else { "grpc" };
     let both = options.listen_client_urls.iter().map(|url| (shared, url));
     let http = options.listen_client_http_urls.iter().map(|url| ("http", url));
-    both.chain(http).map(|(traffic, url)| (traffic, host_and_port(url))).collect()
-}
-
-fn host_and_port(url: &Url) -> String {
-    if url.host.contains(':') { format!("[{}]:{}", url.host, url.port) } else { format!("{}:{}", url.host, url.port) }
+    both.chain(http).map(|(traffic, url)| (traffic, url.address())).collect()
 }
 
 fn listeners(options: &Options) -> Result<Vec<ListenOptions>, String> {
@@ -166,13 +162,16 @@ fn listeners(options: &Options) -> Result<Vec<ListenOptions>, String> {
     urls.map(|url| Ok(ListenOptions { address: address(url)?, reuse_port: options.socket_reuse_port })).collect()
 }
 
-fn address(url: &Url) -> Result<SocketAddr, String> {
+fn address(url: &Url) -> Result<ListenAddress, String> {
+    if url.is_unix() {
+        return Ok(ListenAddress::Unix(PathBuf::from(&url.host)));
+    }
     let host = if url.host == "localhost" {
         IpAddr::V4(Ipv4Addr::LOCALHOST)
     } else {
         url.host.parse().map_err(|_| format!("{} is not an IP address", url.host))?
     };
-    Ok(SocketAddr::new(host, url.port))
+    Ok(SocketAddr::new(host, url.port).into())
 }
 
 fn log_output(options: &Options, name: &str) -> LogOutput {
@@ -192,9 +191,7 @@ fn log_start(options: &Options, log: &NodeOptions, port: &mut GlommioPort) {
     log.log(port, Level::Info, "Running: ", &[("args", Field::List(&arguments))]);
     let data_dir = ("data-dir", Field::Text(&options.data_dir));
     log.log(port, Level::Info, "Initialize and start etcd server", &[data_dir]);
-    let texts = |urls: &[Url]| -> Vec<String> {
-        urls.iter().map(|url| format!("{}://{}", url.scheme, host_and_port(url))).collect()
-    };
+    let texts = |urls: &[Url]| -> Vec<String> { urls.iter().map(Url::to_string).collect() };
     let (clients, http) = (texts(&options.listen_client_urls), texts(&options.listen_client_http_urls));
     let (metrics, peers) = (texts(&options.listen_metrics_urls), texts(&options.listen_peer_urls));
     let fields = [

@@ -29,6 +29,9 @@ use value::Url;
 /// Quota that 0 stands for: 2 GiB.
 pub const QUOTA_BACKEND_BYTES_DEFAULT: i64 = 2 << 30;
 
+/// Longest election timeout, milliseconds: etcd's.
+const ELECTION_TIMEOUT_MS_MAX: u64 = 50_000;
+
 /// What 0 stands for in `--watch-progress-notify-interval`, and the shortest, in nanoseconds: etcd's 10 min and 100 ms.
 const WATCH_PROGRESS_INTERVAL_DEFAULT: u64 = 600_000_000_000;
 const WATCH_PROGRESS_INTERVAL_MIN: u64 = 100_000_000;
@@ -54,6 +57,8 @@ pub struct Options {
     pub initial_advertise_peer_urls: Vec<String>,
     /// Cluster token.
     pub initial_cluster_token: String,
+    /// `--initial-cluster-state=existing`: a directory without data is to join a cluster.
+    pub is_joining: bool,
     /// Heartbeat interval, milliseconds.
     pub heartbeat_interval_ms: u64,
     /// Election timeout, milliseconds.
@@ -393,7 +398,11 @@ fn read_environment(environment: &[(String, String)], given: &mut Given) -> Resu
         if from_arguments.contains(name) {
             return Err(OptionsError::Shadowed(variable.clone()));
         }
-        insert(given, name, text.clone(), &format!("environment variable {variable}"))?;
+        insert(given, name, text.clone(), variable).map_err(|error| match error {
+            // Unlike a malformed flag, it does not end in the usage.
+            OptionsError::Usage(text) => OptionsError::Invalid(text),
+            error => error,
+        })?;
         given.notes.push(Note::EnvironmentUsed { variable: variable.clone(), value: text.clone() });
     }
     Ok(())
@@ -426,14 +435,7 @@ fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Resu
     if values.contains_key("listen-client-urls") && !is_advertised {
         return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned());
     }
-    let heartbeat_interval_ms = unsigned_of(values, "heartbeat-interval");
-    let election_timeout_ms = unsigned_of(values, "election-timeout");
-    if 5 * heartbeat_interval_ms > election_timeout_ms {
-        return Err(format!(
-            "--election-timeout[{election_timeout_ms}ms] should be at least as 5 times as \
-             --heartbeat-interval[{heartbeat_interval_ms}ms]"
-        ));
-    }
+    let (heartbeat_interval_ms, election_timeout_ms) = raft_times(values)?;
     let peer_urls = strings(text_of(values, "initial-advertise-peer-urls"));
     check_initial_cluster(values, &name, &peer_urls)?;
     let auto_compaction = retention(values)?;
@@ -442,10 +444,12 @@ fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Resu
     }
     let (log_outputs, log_rotation) = log_outputs(values)?;
     let (listen_client_urls, listen_client_http_urls) = client_urls(values)?;
+    let data_dir = values.get("data-dir").filter(|path| !path.is_empty()).cloned();
+    let data_dir = data_dir.unwrap_or_else(|| format!("{name}.trilith"));
     let quota = integer_of(values, "quota-backend-bytes");
     let discard = unsigned_of(values, "wal-discard-from-lsn");
     Ok(Options {
-        data_dir: values.get("data-dir").cloned().unwrap_or_else(|| format!("{name}.trilith")),
+        data_dir,
         listen_client_urls,
         listen_client_http_urls,
         listen_metrics_urls: optional_listen_urls(text_of(values, "listen-metrics-urls"))?,
@@ -453,6 +457,7 @@ fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Resu
         advertise_client_urls: strings(text_of(values, "advertise-client-urls")),
         initial_advertise_peer_urls: peer_urls,
         initial_cluster_token: text_of(values, "initial-cluster-token").to_owned(),
+        is_joining: text_of(values, "initial-cluster-state") == "existing",
         heartbeat_interval_ms,
         election_timeout_ms,
         quota_backend_bytes: if quota == 0 { QUOTA_BACKEND_BYTES_DEFAULT } else { quota },
@@ -483,6 +488,32 @@ fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Resu
         name,
         notes,
     })
+}
+
+/// Heartbeat interval and election timeout in milliseconds, within etcd's limits.
+fn raft_times(values: &Values) -> Result<(u64, u64), String> {
+    let heartbeat_interval_ms = unsigned_of(values, "heartbeat-interval");
+    let election_timeout_ms = unsigned_of(values, "election-timeout");
+    for (flag, milliseconds) in
+        [("heartbeat-interval", heartbeat_interval_ms), ("election-timeout", election_timeout_ms)]
+    {
+        if milliseconds == 0 {
+            return Err(format!("--{flag} must be >0 (set to 0ms)"));
+        }
+    }
+    if heartbeat_interval_ms.saturating_mul(5) > election_timeout_ms {
+        return Err(format!(
+            "--election-timeout[{election_timeout_ms}ms] should be at least as 5 times as \
+             --heartbeat-interval[{heartbeat_interval_ms}ms]"
+        ));
+    }
+    if election_timeout_ms > ELECTION_TIMEOUT_MS_MAX {
+        return Err(format!(
+            "--election-timeout[{election_timeout_ms}ms] is too long, and should be set less than \
+             {ELECTION_TIMEOUT_MS_MAX}ms"
+        ));
+    }
+    Ok((heartbeat_interval_ms, election_timeout_ms))
 }
 
 /// `--auto-compaction-retention`: a bare number is hours, or revisions; all else a duration, whose nanoseconds are
@@ -573,13 +604,18 @@ fn check_initial_cluster(values: &Values, name: &str, peer_urls: &[String]) -> R
 
 /// The listeners of clients, and of their HTTP.
 fn client_urls(values: &Values) -> Result<(Vec<Url>, Vec<Url>), String> {
-    let clients = listen_urls(text_of(values, "listen-client-urls"))?;
+    let mut clients = Vec::new();
+    for url in listen_urls(text_of(values, "listen-client-urls"))? {
+        // One given twice is one listener.
+        if !clients.contains(&url) {
+            clients.push(url);
+        }
+    }
     let http = optional_listen_urls(text_of(values, "listen-client-http-urls"))?;
     match http.iter().find(|url| clients.contains(url)) {
-        Some(url) => Err(format!(
-            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {}://{}:{}",
-            url.scheme, url.host, url.port
-        )),
+        Some(url) => {
+            Err(format!("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {url}"))
+        }
         None => Ok((clients, http)),
     }
 }
@@ -588,18 +624,18 @@ fn optional_listen_urls(list: &str) -> Result<Vec<Url>, String> {
     if list.is_empty() { Ok(Vec::new()) } else { listen_urls(list) }
 }
 
-/// Listeners take addresses only: an IP or `localhost`, over plain HTTP.
+/// Listeners take addresses only: an IP or `localhost`, or a path, over plain HTTP.
 fn listen_urls(list: &str) -> Result<Vec<Url>, String> {
     let urls = value::urls(list)?;
     for url in &urls {
-        let text = format!("{}://{}:{}", url.scheme, url.host, url.port);
-        if url.scheme != "http" {
-            return Err(format!("cannot listen on {text}: this version of trilithd has no support for {}", {
-                if url.scheme == "https" { "TLS" } else { "unix sockets" }
-            }));
+        if matches!(url.scheme.as_str(), "https" | "unixs") {
+            return Err(format!("cannot listen on {url}: this version of trilithd has no support for TLS"));
         }
-        if url.host != "localhost" && url.host.parse::<std::net::IpAddr>().is_err() {
-            return Err(format!("expected IP in URL for binding ({text})"));
+        if url.is_unix() && url.host.is_empty() {
+            return Err(format!("cannot listen on {url}: the path of the socket is missing"));
+        }
+        if !url.is_unix() && url.host != "localhost" && url.host.parse::<std::net::IpAddr>().is_err() {
+            return Err(format!("expected IP in URL for binding ({url})"));
         }
     }
     Ok(urls)

@@ -75,6 +75,47 @@ fn environment_ranks_below_flags_and_conflicts_are_fatal() {
 }
 
 #[test]
+fn a_malformed_variable_is_told_as_etcd_tells_it() {
+    let error = serve_with(&[], &[("ETCD_HEARTBEAT_INTERVAL", "abc")]).expect_err("illegal");
+    let text = "invalid value \"abc\" for ETCD_HEARTBEAT_INTERVAL: parse error";
+    assert_eq!(error, OptionsError::Invalid(text.to_owned()));
+}
+
+#[test]
+fn the_times_of_raft_have_etcds_limits() {
+    let of = |heartbeat: &str, election: &str| {
+        serve(&["--heartbeat-interval", heartbeat, "--election-timeout", election]).map(|o| o.election_timeout_ms)
+    };
+    assert_eq!(of("10000", "50000"), Ok(50_000));
+    for (heartbeat, election, text) in [
+        ("0", "1000", "--heartbeat-interval must be >0 (set to 0ms)"),
+        ("100", "0", "--election-timeout must be >0 (set to 0ms)"),
+        ("100", "50001", "--election-timeout[50001ms] is too long, and should be set less than 50000ms"),
+    ] {
+        assert_eq!(of(heartbeat, election), Err(OptionsError::Invalid(text.to_owned())));
+    }
+}
+
+#[test]
+fn a_listener_may_be_a_path_and_is_one_however_often_it_is_named() {
+    let urls = "unix://localhost:2379,http://127.0.0.1:1,unix:///run/x/it.sock,http://127.0.0.1:1/";
+    let options =
+        serve(&["--listen-client-urls", urls, "--advertise-client-urls", "unix:///run/x/it.sock"]).expect("legal");
+    let addresses: Vec<String> = options.listen_client_urls.iter().map(Url::address).collect();
+    assert_eq!(addresses, ["localhost:2379", "127.0.0.1:1", "/run/x/it.sock"]);
+    assert_eq!(options.listen_client_urls[2].to_string(), "unix:///run/x/it.sock");
+    let refused = |url| invalid(&["--listen-client-urls", url, "--advertise-client-urls", "http://127.0.0.1:1"]);
+    assert!(refused("unix://").ends_with("the path of the socket is missing"));
+    assert!(refused("unixs://a:1").ends_with("no support for TLS"));
+    assert!(refused("https://[::1]:1").starts_with("cannot listen on https://[::1]:1: "));
+}
+
+#[test]
+fn an_empty_data_directory_is_the_default() {
+    assert_eq!(serve(&["--name=n1", "--data-dir="]).expect("legal").data_dir, "n1.trilith");
+}
+
+#[test]
 fn rules_between_options() {
     let error = |list: &[&str]| match serve(list).expect_err("illegal") {
         OptionsError::Invalid(text) => text,

@@ -2,6 +2,8 @@
 //!
 //! Owns: parsing of single values, with messages that say what was expected. Does not know: flags.
 
+use std::fmt;
+
 use super::flags::Kind;
 
 /// Checks that `text` has the form of `kind`; the error is the words after Go's `invalid value ... :`.
@@ -98,13 +100,41 @@ fn scaled(number: &str, nanos: u64) -> Option<u64> {
 pub struct Url {
     /// `http` or another scheme as given.
     pub scheme: String,
-    /// Host without port; IPv6 without brackets.
+    /// Host without port; IPv6 without brackets. Of a Unix socket the path.
     pub host: String,
-    /// Port.
+    /// Port; a Unix socket has none.
     pub port: u16,
 }
 
-/// Parses a comma-separated list of `scheme://host:port`; the error has etcd's wording where etcd has one.
+impl Url {
+    /// Whether it names a socket in the file system.
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        matches!(self.scheme.as_str(), "unix" | "unixs")
+    }
+
+    /// `host:port`, with the brackets that IPv6 needs, or the path of a Unix socket.
+    #[must_use]
+    pub fn address(&self) -> String {
+        if self.is_unix() {
+            return self.host.clone();
+        }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.address())
+    }
+}
+
+/// Parses a comma-separated list of `scheme://host:port` and `unix://path`; the error has etcd's wording where etcd has
+/// one.
 ///
 /// # Errors
 /// A message naming the offending URL.
@@ -125,6 +155,9 @@ fn url(text: &str) -> Result<Url, String> {
         text.split_once("://").ok_or_else(|| format!("URL scheme must be http, https, unix, or unixs: {text}"))?;
     if !matches!(scheme, "http" | "https" | "unix" | "unixs") {
         return Err(format!("URL scheme must be http, https, unix, or unixs: {text}"));
+    }
+    if matches!(scheme, "unix" | "unixs") {
+        return Ok(Url { scheme: scheme.to_owned(), host: rest.to_owned(), port: 0 });
     }
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.contains('/') {

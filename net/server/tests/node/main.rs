@@ -33,6 +33,7 @@ fn options() -> NodeOptions {
         peer_urls: vec!["http://10.0.0.1:2380".to_owned()],
         client_urls: vec!["http://10.0.0.1:2379".to_owned()],
         token: "test".to_owned(),
+        is_joining: false,
         surface: Surface::default(),
         journal: Journal { level_min: Level::Fatal, format: Format::Json },
         replica: ReplicaOptions {
