@@ -16,8 +16,11 @@ export LC_ALL=C
 work=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$work"' EXIT
 
-# Runs etcdctl for at most 20 seconds.
-etcdctl() { timeout 20 "$ctl" --endpoints="$endpoint" "$@"; }
+# Every run: its own limits, of 2 and 5 seconds, are too short for a busy machine.
+patient=(--endpoints="$endpoint" --dial-timeout=20s --command-timeout=20s)
+
+# Runs etcdctl for at most 30 seconds.
+etcdctl() { timeout 30 "$ctl" "${patient[@]}" "$@"; }
 
 # Replaces what differs from run to run.
 mask() {
@@ -77,7 +80,7 @@ background() {
   shift
   echo "\$ $* &" | mask
   real "$@"
-  timeout 30 "$ctl" --endpoints="$endpoint" "${words[@]}" >"$work/$name" 2>&1 </dev/null &
+  timeout 90 "$ctl" "${patient[@]}" "${words[@]}" >"$work/$name" 2>&1 </dev/null &
   job=$!
 }
 
@@ -86,7 +89,7 @@ await() {
   local name=$1 pattern=$2 count=$3 tries=0
   until [ "$(grep -c -- "$pattern" "$work/$name" 2>/dev/null)" -ge "$count" ]; do
     tries=$((tries + 1))
-    if [ $tries -gt 400 ]; then echo "$name: not $count times $pattern within 20 seconds"; return; fi
+    if [ $tries -gt 600 ]; then echo "$name: not $count times $pattern within 30 seconds"; return; fi
     sleep 0.05
   done
 }
@@ -237,7 +240,7 @@ part_watch_interactive() {
 
 background_interactive() {
   echo "\$ watch -i &"
-  timeout 30 "$ctl" --endpoints="$endpoint" watch -i <"$work/commands" >"$work/interactive" 2>&1 9>&- &
+  timeout 90 "$ctl" "${patient[@]}" watch -i <"$work/commands" >"$work/interactive" 2>&1 9>&- &
   interactive=$!
 }
 
@@ -261,7 +264,7 @@ part_lease() {
   echo "\$ lease list has it: $(etcdctl lease list | grep -c "$long")"
   background gone watch @ --prefix --rev=%3
   local gone=$job
-  e lease grant 2
+  e lease grant 5
   short=$(granted)
   e put @short 3 --lease="$short"
   await gone DELETE 1
@@ -342,7 +345,7 @@ part_perf() {
   e get /etcdctl-check-perf/ --prefix --keys-only
 }
 
-etcdctl_long() { timeout 150 "$ctl" --endpoints="$endpoint" "$@"; }
+etcdctl_long() { timeout 150 "$ctl" "${patient[@]}" "$@"; }
 
 # One line a command: that it is done, or why not.
 brief() {

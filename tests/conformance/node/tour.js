@@ -9,6 +9,8 @@
 const { Etcd3, Range } = require('etcd3');
 
 const MILLISECONDS_MAX = 20000;
+// Of leases that end by themselves or are kept: long enough for a busy machine to use or renew them.
+const SHORT_TTL = 5;
 
 class Tour {
   constructor(endpoint, name) {
@@ -211,10 +213,10 @@ async function watch(tour) {
 async function lease(tour) {
   const { space } = tour;
   const events = eventsOf(tour, await space.watch().prefix('').create());
-  const kept = space.lease(2);
+  const kept = space.lease(SHORT_TTL);
   await tour.attempt('granted', async () => tour.lease(await kept.grant()));
   await tour.attempt('put', async () => tour.revision((await kept.put('kept').value('1').exec()).header.revision));
-  const left = space.lease(2, { autoKeepAlive: false });
+  const left = space.lease(SHORT_TTL, { autoKeepAlive: false });
   await left.put('left').value('2').exec();
   await collect('events', events, 3);
   await tour.attempt('kept', () => space.get('kept').string());
@@ -227,7 +229,7 @@ async function lease(tour) {
   await tour.attempt('revoke', () => kept.revoke());
   await collect('events', events, 1);
   await tour.attempt('revoke the expired', () => left.revoke());
-  const lost = space.lease(2);
+  const lost = space.lease(SHORT_TTL);
   const gone = new Promise(resolve => lost.on('lost', error => resolve(error.constructor.name)));
   await lost.put('lost').value('3').exec();
   await tour.client.leaseClient.leaseRevoke({ ID: await lost.grant() });

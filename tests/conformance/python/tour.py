@@ -222,7 +222,7 @@ def watch(tour):
 
 def lease(tour):
     client = tour.client
-    short, chosen = client.lease(3), client.lease(60, lease_id=424243)
+    short, chosen = client.lease(6), client.lease(60, lease_id=424243)
     print("granted %s %d, %d %d" % (tour.lease(short.id), short.ttl, chosen.id, chosen.ttl))
     tour.attempt("id in use", lambda: client.lease(60, lease_id=424243))
     tour.attempt("too large ttl", lambda: client.lease(9000000001))
@@ -234,7 +234,7 @@ def lease(tour):
     print("granted ttl %d, remaining %s" % (chosen.granted_ttl, 40 <= chosen.remaining_ttl <= 60))
     events, _ = subscribe(tour, "", prefix=True, prev_kv=True)
     for _ in range(4):
-        time.sleep(1)
+        time.sleep(1.75)
         responses = short.refresh()
         print("refresh: %s" % [(tour.lease(response.ID), response.TTL) for response in responses])
     tour.attempt("kept", lambda: tour.pair(client.get(tour.key("a"))))

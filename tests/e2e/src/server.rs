@@ -19,9 +19,9 @@ use serde_json::Value;
 pub use crate::ports::Ports;
 
 /// Longest wait for the ready line: a boot may wait 30 s for the locks of a killed predecessor.
-const START_SECONDS_MAX: u64 = 45;
+const START_SECONDS_MAX: u64 = 90;
 /// Longest wait for a stop that was asked for.
-const STOP_SECONDS_MAX: u64 = 20;
+const STOP_SECONDS_MAX: u64 = 60;
 /// Warnings that a plain start is right to print.
 const WARNINGS_EXPECTED: &[&str] =
     &["serving client traffic insecurely", "request stats", "apply request took too long"];
@@ -63,8 +63,12 @@ pub struct Launch {
 impl Launch {
     /// Starts the member and waits until it serves.
     pub fn start(&self) -> Result<Server> {
+        let is_new = !self.data.exists();
         let mut server = self.spawn()?;
         server.wait_ready()?;
+        if is_new && self.subject == Subject::Etcd {
+            server.wait_versions()?;
+        }
         Ok(server)
     }
 
@@ -155,6 +159,16 @@ impl Server {
                 bail!("the server ended at start ({status}):\n{}", self.log.tail(12))
             }
             Waited::Late => bail!("not ready after {START_SECONDS_MAX} s:\n{}", self.log.tail(12)),
+        }
+    }
+
+    /// Waits until a new etcd has decided its versions, which it does while it serves already: it refuses calls before,
+    /// and shows other versions.
+    fn wait_versions(&mut self) -> Result<()> {
+        let limit = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
+        match self.log.wait_for("updated storage version", limit) {
+            Waited::Seen => Ok(()),
+            _ => bail!("etcd has not decided its versions:\n{}", self.log.tail(12)),
         }
     }
 

@@ -30,7 +30,7 @@ use programs::{PROGRAMS, Program};
 use verdict::Verdict;
 
 /// Longest time of one part.
-const SECONDS_MAX: u64 = 70;
+const SECONDS_MAX: u64 = 110;
 /// Longest time of one part that is slow by nature.
 const SLOW_SECONDS_MAX: u64 = 240;
 

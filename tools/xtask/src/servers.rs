@@ -17,6 +17,8 @@ use crate::workspace::Workspace;
 
 /// Longest wait for a server that was started.
 const START_SECONDS_MAX: u64 = 60;
+/// What a server logs when it serves.
+const READY: &str = "ready to serve client requests";
 /// Sites made by this process.
 static SITES: AtomicU32 = AtomicU32::new(0);
 
@@ -89,6 +91,11 @@ impl Site {
     /// Starts the system.
     pub(crate) fn spawn(&self, arguments: &[String]) -> Result<Server> {
         let data = self.folder.join("data");
+        let mut awaited = vec![READY];
+        if self.system == System::Etcd && !data.exists() {
+            // A new etcd decides its versions while it serves already; before, it refuses calls.
+            awaited.push("updated storage version");
+        }
         let mut command = Command::new(&self.program);
         if self.system == System::Floor {
             command.arg("--listen").arg(self.address().to_string()).arg("--file").arg(&data);
@@ -101,7 +108,9 @@ impl Site {
         let (sender, ready) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                if line.contains("ready to serve client requests") {
+                let before = awaited.len();
+                awaited.retain(|text| !line.contains(text));
+                if awaited.is_empty() && before > 0 {
                     let _ = sender.send(());
                 }
             }

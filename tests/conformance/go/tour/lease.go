@@ -120,8 +120,8 @@ func (t *tour) listed(ids ...etcd.LeaseID) {
 func (t *tour) expiry() {
 	channel, cancel := t.watchAll()
 	defer cancel()
-	short := t.grant("short", 2)
-	kept := t.grant("kept", 2)
+	short := t.grant("short", shortTTL)
+	kept := t.grant("kept", shortTTL)
 	t.put("short/a", "1", etcd.WithLease(short))
 	t.put("short/b", "2", etcd.WithLease(short))
 	t.put("kept", "3", etcd.WithLease(kept))

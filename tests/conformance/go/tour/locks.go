@@ -41,7 +41,7 @@ func (t *tour) mutex() {
 	locked := make(chan error, 2)
 	go func() { locked <- b.Lock(t.ctx) }()
 	t.events("b waits", channel, 4)
-	short, end := context.WithTimeout(t.ctx, 1500*time.Millisecond)
+	short, end := context.WithTimeout(t.ctx, 4*time.Second)
 	defer end()
 	t.say("c gives up: %v", c.Lock(short))
 	t.events("c gave up", channel, 2)

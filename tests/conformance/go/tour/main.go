@@ -17,7 +17,10 @@ import (
 )
 
 // limit is the longest a part may take.
-const limit = 60 * time.Second
+const limit = 100 * time.Second
+
+// shortTTL is that of leases which end by themselves or are kept: long enough for a busy machine to use or renew them.
+const shortTTL = 5
 
 var parts = map[string]func(*tour){
 	"kv":          (*tour).keys,

@@ -29,7 +29,7 @@ func (t *tour) reconnect() {
 	defer cancel()
 	t.client = client
 	channel := t.watch(ctx, "", etcd.WithPrefix(), etcd.WithPrevKV())
-	lease := t.grant("kept over the cut", 10)
+	lease := t.grant("kept over the cut", 15)
 	alive, err := client.KeepAlive(ctx, lease)
 	t.failed("keep alive", err)
 	<-alive
@@ -72,19 +72,19 @@ func (t *tour) session() {
 	t.failed("close", closed.Close())
 	t.ended("closed", closed)
 	t.events("closed", channel, 2)
-	revoked := t.open(t.client, 3)
+	revoked := t.open(t.client, shortTTL)
 	t.put("revoked", "", etcd.WithLease(revoked.Lease()))
 	t.revoke("under the session", revoked.Lease())
 	t.events("revoked", channel, 2)
 	t.ended("revoked", revoked)
-	orphan := t.open(t.client, 2)
+	orphan := t.open(t.client, shortTTL)
 	t.put("orphan", "", etcd.WithLease(orphan.Lease()))
 	orphan.Orphan()
 	t.ended("orphan", orphan)
 	t.events("orphan", channel, 2)
 	between, client := t.through()
 	defer client.Close()
-	lost := t.open(client, 2)
+	lost := t.open(client, shortTTL)
 	t.put("lost", "", etcd.WithLease(lost.Lease()))
 	between.cut(true)
 	t.events("lost", channel, 2)
@@ -136,7 +136,7 @@ func (t *tour) registry() {
 // serve keeps one entry of the registry until the context ends; it prints nothing, the watch tells what it did.
 func (t *tour) serve(ctx context.Context, client *etcd.Client) {
 	for ctx.Err() == nil {
-		lease, err := client.Grant(ctx, 2)
+		lease, err := client.Grant(ctx, shortTTL)
 		if err != nil {
 			time.Sleep(50 * time.Millisecond)
 			continue

@@ -52,7 +52,7 @@ impl Tour {
                 println!("kept: {} ttl {}", self.header(answer.header()), answer.ttl());
             }
         }
-        let short = self.grant("short", 2, 0).await;
+        let short = self.grant("short", 5, 0).await;
         self.put("short", "3", PutOptions::new().with_lease(short)).await;
         let options = WatchOptions::new().with_prefix().with_start_revision(self.base + 4);
         let mut stream = self.client.watch(self.prefix.as_str(), Some(options)).await?;

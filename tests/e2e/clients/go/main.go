@@ -37,7 +37,7 @@ func main() {
 		os.Exit(1)
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
 	defer cancel()
 	s := session{client, ctx}
 	s.puts()

@@ -31,7 +31,7 @@ def attempt(name, call):
 
 
 def main():
-    client = etcd3.client(host="127.0.0.1", port=int(sys.argv[1]), timeout=20)
+    client = etcd3.client(host="127.0.0.1", port=int(sys.argv[1]), timeout=60)
     for number in range(10):
         response = client.put("key/%02d" % number, "value %d" % (9 - number))
         show("put", (response.header.revision, response.header.raft_term))

@@ -20,9 +20,9 @@ use crate::setup::{Outcome, Setup};
 /// Room beyond the files of a fresh start: less than the next file of the log or the store.
 const ROOM_BYTES: u64 = 8 << 20;
 /// Longest load until the disk is full.
-const FILL_LIMIT: Duration = Duration::from_secs(30);
+const FILL_LIMIT: Duration = Duration::from_secs(90);
 /// The server must have noticed after this long that there is room.
-const NOTICE_LIMIT: Duration = Duration::from_secs(30);
+const NOTICE_LIMIT: Duration = Duration::from_secs(90);
 const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
 const NOSPACE: u64 = 1;
 const DEACTIVATE: u64 = 2;

@@ -18,9 +18,9 @@ const PUTS: u64 = 2000;
 /// How long an answer that must not come is waited for.
 const SILENCE: Duration = Duration::from_millis(500);
 /// A pause of the log after which nothing more is written: far above the delay of its watermark, 2 ms.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_millis(1000);
 /// How long what must come may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Each of 2,000 puts at depth one costs the disk at least one flush.
 pub(super) fn flushes_at_depth_one(setup: &Setup) -> Result<Outcome> {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::differential::{compare, transcript};
+use crate::differential::{self, compare};
 use crate::server::Server;
 use crate::setup::{Outcome, Setup};
 
@@ -130,14 +130,12 @@ fn with(setup: &Setup, etcdctl: Option<PathBuf>, commands: &[&str]) -> Result<Ou
 }
 
 fn run(etcdctl: &Path, server: &Server, commands: &[&str]) -> Result<String> {
-    let endpoints = format!("--endpoints={}", server.endpoint());
     let mut text = String::new();
     for command in commands {
         text.push_str(&format!("$ {command}\n"));
         let words: Vec<String> = command.split(' ').map(|word| word.replace('_', " ")).collect();
-        let mut arguments = vec![endpoints.as_str()];
-        arguments.extend(words.iter().map(String::as_str));
-        text.push_str(&transcript(etcdctl, &arguments, &[])?);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        text.push_str(&differential::etcdctl(etcdctl, server, &words, None)?);
     }
     Ok(text)
 }

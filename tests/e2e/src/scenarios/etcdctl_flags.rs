@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::differential::{compare, transcript, transcript_with_input};
+use crate::differential::{self, compare};
 use crate::server::Server;
 use crate::setup::{Outcome, Setup};
 
@@ -254,19 +254,17 @@ fn seed(etcdctl: &Path, server: &Server) -> Result<String> {
     SEED.iter().map(|command| run(etcdctl, server, command)).collect()
 }
 
-fn arguments<'a>(endpoints: &'a str, command: &'a str) -> Vec<&'a str> {
-    [endpoints].into_iter().chain(command.split(' ')).collect()
+fn words(command: &str) -> Vec<&str> {
+    command.split(' ').collect()
 }
 
 fn run(etcdctl: &Path, server: &Server, command: &str) -> Result<String> {
-    let endpoints = format!("--endpoints={}", server.endpoint());
-    let text = transcript(etcdctl, &arguments(&endpoints, command), &[])?;
+    let text = differential::etcdctl(etcdctl, server, &words(command), None)?;
     Ok(format!("$ {command}\n{}", own_figures_masked(command, &text)))
 }
 
 fn feed(etcdctl: &Path, server: &Server, command: &str, input: &str) -> Result<String> {
-    let endpoints = format!("--endpoints={}", server.endpoint());
-    let text = transcript_with_input(etcdctl, &arguments(&endpoints, command), input)
+    let text = differential::etcdctl(etcdctl, server, &words(command), Some(input))
         .with_context(|| format!("{command} with {input:?}"))?;
     Ok(format!("$ {command} {input:?}\n{text}"))
 }

@@ -69,7 +69,7 @@ fn curl(server: &Server, version: &str, request: &str) -> Result<String> {
     let program = Setup::in_path("curl").context("curl is not installed")?;
     let url = format!("http://{}", server.endpoint());
     let words: Vec<String> = request.split(' ').map(|word| word.replace("URL", &url)).collect();
-    let mut arguments = vec!["--silent", "--include", "--max-time", "10", version];
+    let mut arguments = vec!["--silent", "--include", "--max-time", "60", version];
     arguments.extend(words.iter().map(String::as_str));
     transcript(&program, &arguments, &[])
 }

@@ -28,7 +28,7 @@ const CYCLES_READ_BACK: u64 = 5;
 /// Everything is read back after so many cycles, and at the end.
 const FULL_CHECK_EVERY: u64 = 50;
 /// Longest wait for them.
-const LOAD_SECONDS_MAX: u64 = 60;
+const LOAD_SECONDS_MAX: u64 = 200;
 
 /// Everything acknowledged or in doubt, over all cycles.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 
 use crate::client::{Connection, frame, runtime};
-use crate::differential::{compare, transcript};
+use crate::differential::{self, compare};
 use crate::messages::{self, Field, Message};
 use crate::server::Server;
 use crate::setup::{Outcome, Setup};
@@ -172,20 +172,14 @@ pub(super) fn etcdctl_leases(setup: &Setup) -> Result<Outcome> {
 }
 
 fn commands(etcdctl: &Path, server: &Server) -> Result<String> {
-    let endpoint = format!("--endpoints={}", server.address());
-    let made = transcript(etcdctl, &[&endpoint, "lease", "grant", "300"], &[])?;
+    let made = differential::etcdctl(etcdctl, server, &["lease", "grant", "300"], None)?;
     let id = made.split(' ').nth(1).context("a lease was granted")?.to_owned();
     let decimal = u64::from_str_radix(&id, 16)?.to_string();
     let mut text = String::new();
     for command in COMMANDS {
         let spelled = command.replace("ID", &id);
-        let mut words: Vec<&str> = spelled.split(' ').collect();
-        words.push(&endpoint);
-        // What stands behind the end of flags is no flag.
-        if words.contains(&"--") {
-            words.rotate_right(1);
-        }
-        let said = transcript(etcdctl, &words, &[])?.replace(&id, "ID").replace(&decimal, "ID");
+        let words: Vec<&str> = spelled.split(' ').collect();
+        let said = differential::etcdctl(etcdctl, server, &words, None)?.replace(&id, "ID").replace(&decimal, "ID");
         let said: Vec<String> = said.lines().map(without_times).collect();
         let said = if command.contains("--keys") { keys_in_order(said) } else { said };
         text.push_str(&format!("$ {command}\n{}\n", said.join("\n")));

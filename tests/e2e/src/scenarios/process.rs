@@ -11,7 +11,7 @@ use crate::server::{Launch, Ports, Server, Subject};
 use crate::setup::{Outcome, Setup};
 
 /// Longest wait for a start that must fail.
-const REFUSAL_SECONDS_MAX: u64 = 45;
+const REFUSAL_SECONDS_MAX: u64 = 90;
 
 /// SIGTERM ends the process by that signal, and the data is there at the next start.
 pub(super) fn graceful_stop(setup: &Setup) -> Result<Outcome> {

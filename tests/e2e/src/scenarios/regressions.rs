@@ -15,7 +15,7 @@ use crate::server::{Launch, Server, Subject};
 use crate::setup::{Outcome, Setup};
 
 const CUTS: u64 = 12;
-const KILL_LIMIT: Duration = Duration::from_secs(20);
+const KILL_LIMIT: Duration = Duration::from_secs(60);
 const HASH_KV: &str = "/etcdserverpb.Maintenance/HashKV";
 
 /// A power cut right after an answer, on a cluster of one, with everything lost that was not synced (etcd #14370).

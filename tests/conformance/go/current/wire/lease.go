@@ -93,7 +93,7 @@ func (s *session) keepAlive() {
 		s.show(name, answer, err)
 	}
 	s.revoked(2001)
-	first, second := s.granted("first", 2001, 100), s.granted("second", 0, 3)
+	first, second := s.granted("first", 2001, 100), s.granted("second", 0, 5)
 	keep("first", first)
 	keep("second", second)
 	keep("unknown", 2002)
@@ -103,8 +103,8 @@ func (s *session) keepAlive() {
 	keep("revoked", first)
 	s.put("a", "1", second)
 	for range 4 {
-		time.Sleep(time.Second)
-		keep("second, every second", second)
+		time.Sleep(1500 * time.Millisecond)
+		keep("second, again and again", second)
 	}
 	answer, err := s.kv.Range(s.ctx, &pb.RangeRequest{Key: s.key("a")})
 	s.show("kept longer than its ttl", answer, err)

@@ -18,7 +18,7 @@ import (
 )
 
 // limit is the longest a part may take.
-const limit = 60 * time.Second
+const limit = 100 * time.Second
 
 var parts = map[string]func(*session){
 	"create":    (*session).create,

@@ -71,6 +71,28 @@ func (w *stream) next(name string) *pb.WatchResponse {
 	return nil
 }
 
+// nextBut prints the next response that tells more than progress up to `known`: where a server tells of progress by
+// itself, how often it does depends on how long the calls between take.
+func (w *stream) nextBut(known int64, name string) {
+	for {
+		select {
+		case response := <-w.responses:
+			told := len(response.Events) == 0 && !response.Created && !response.Canceled
+			if told && response.Header.Revision <= known {
+				continue
+			}
+			w.session.show(name, response, nil)
+			return
+		case err := <-w.failed:
+			w.session.show(name, nil, err)
+			return
+		case <-time.After(20 * time.Second):
+			fmt.Printf("%s: nothing for 20 seconds\n", name)
+			return
+		}
+	}
+}
+
 // history prints the events of the next responses, which a server may divide at any revision.
 func (w *stream) history(name string, count int) {
 	for seen := 0; seen < count; {
@@ -124,6 +146,22 @@ func (w *stream) both(name string) {
 	}
 	w.session.show(name, first, nil)
 	w.session.show(name, second, nil)
+}
+
+// bothBut is both, leaving out progress up to `known`.
+func (w *stream) bothBut(known int64, name string) {
+	var told []*pb.WatchResponse
+	for len(told) < 2 {
+		response := <-w.responses
+		if len(response.Events) > 0 || response.Header.Revision > known {
+			told = append(told, response)
+		}
+	}
+	if told[0].WatchId > told[1].WatchId {
+		told[0], told[1] = told[1], told[0]
+	}
+	w.session.show(name, told[0], nil)
+	w.session.show(name, told[1], nil)
 }
 
 // cancel is the part of ending watches and streams.
@@ -243,13 +281,18 @@ func (s *session) notify() {
 	w := s.open()
 	defer w.end()
 	w.create("notified", &pb.WatchCreateRequest{Key: s.key("a"), ProgressNotify: true, WatchId: 5})
-	w.create("not notified", &pb.WatchCreateRequest{Key: s.key("a"), WatchId: 6})
 	w.next("progress")
 	s.put("elsewhere", "1", 0)
-	w.next("progress after another key")
-	s.put("a", "2", 0)
-	w.both("event")
-	w.next("progress after the event")
+	w.nextBut(s.base, "progress after another key")
+	w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{
+		CreateRequest: &pb.WatchCreateRequest{Key: s.key("a"), WatchId: 6}}})
+	w.nextBut(s.base+1, "not notified")
+	put := s.put("a", "2", 0)
+	w.bothBut(put-1, "event")
+	s.put("elsewhere", "3", 0)
+	w.nextBut(put, "progress after the event")
+	s.put("elsewhere", "4", 0)
+	w.nextBut(put+1, "progress of one watch alone")
 }
 
 // compacted is the part of watches of history that is gone.
