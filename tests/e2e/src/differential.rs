@@ -38,8 +38,8 @@ pub fn compare(setup: &Setup, script: impl Fn(&Server) -> Result<String>) -> Res
     bail!("differs from etcd (- etcd, + subject):\n{difference}")
 }
 
-/// What tells `found` from `expected`. Before the verdict is a bad one, etcd is asked `again`: where it answers now this
-/// way, now that, either is right.
+/// What tells `found` from `expected`. Before the verdict is a bad one, etcd is asked `again`: where it answers now
+/// this way, now that, either is right.
 fn agree(expected: String, found: &str, again: impl Fn() -> Result<String>) -> Result<Option<String>> {
     let Some(first) = difference(&expected, found) else { return Ok(None) };
     for _ in 0..MORE_RUNS_MAX {

@@ -1,8 +1,9 @@
 //! `e2e`: runs the end-to-end scenarios one after the other and sums them up in the last line.
 //!
 //! Flags: `--trilithd FILE --peers FOLDER --go-client FILE --python FILE --python-client FILE --subject trilithd|etcd
-//! --only NAME[,NAME..] --exactly NAME --scratch FOLDER --cycles N --cuts N --seed N --require-all --list`. A
-//! name selects every scenario that contains it, unless it is given exactly; the list says what each asks of the machine.
+//! --only NAME[,NAME..] --exactly NAME --scratch FOLDER --cycles N --cuts N --seed N --require-all --list`.
+//! A name selects every scenario that contains it, unless it is given exactly; the list says what each asks of the
+//! machine.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;

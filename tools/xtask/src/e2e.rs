@@ -1,4 +1,5 @@
-//! Runs the end-to-end tests: prepares the clients, builds the server, hands both to the `e2e` program, once a scenario.
+//! Runs the end-to-end tests: prepares the clients, builds the server, hands both to the `e2e` program, once a
+//! scenario.
 //!
 //! Knows of the scenarios what the program lists: their names, and which may run beside others. The server under test
 //! is the release build, or the one named by TRILITHD.

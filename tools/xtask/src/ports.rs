@@ -1,8 +1,9 @@
 //! Ports for servers: free, and kept from every other run of tests until this process ends.
 //!
-//! I1  A port is taken from below the range from which the system gives ports to outgoing connections, so that no client
-//!     gets one between its choice and the start of its server, or while a server is restarted.
-//! I2  A port is reserved by an abstract socket that bears its number: processes choose at the same time without meeting.
+//! I1  A port is taken from below the range from which the system gives ports to outgoing connections, so that no
+//!     client gets one between its choice and the start of its server, or while a server is restarted.
+//! I2  A port is reserved by an abstract socket that bears its number: processes choose at the same time without
+//!     meeting.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
