@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trilith_reactor::{ConnectionId, Port};
-use trilith_wire::connection::{AssemblyBudget, ConnectionLimits, StreamId};
+use trilith_wire::connection::{AssemblyBudget, ConnectionLimits, OutputBudget, StreamId};
 
 use crate::calls::CountedConnection;
 use crate::http::Audience;
@@ -66,6 +66,8 @@ pub struct Clients {
     spare: Vec<Vec<u8>>,
     /// The core's account of partly received messages.
     pub budget: AssemblyBudget,
+    /// And of what is unsent.
+    output: OutputBudget,
     /// Wall-clock time of the turn, for dates in responses.
     pub wall_now: u64,
 }
@@ -86,6 +88,7 @@ impl Clients {
             deadlines: BTreeSet::new(),
             spare: Vec::new(),
             budget: AssemblyBudget::new(assembly_bytes_max),
+            output: OutputBudget::default(),
             wall_now: 0,
         }
     }
@@ -150,6 +153,7 @@ impl Clients {
         let Some(slot) = self.by_id.remove(&id) else { return };
         let mut client = self.slots[slot].take().expect("an indexed connection has its slot");
         client.connection.release(&mut self.budget);
+        client.connection.release_output(&mut self.output);
         if let Some(deadline) = client.deadline {
             self.deadlines.remove(&(deadline, slot));
         }
@@ -287,6 +291,7 @@ impl Clients {
         if !client.sending {
             client.connection.take_output(&mut buffer, now);
         }
+        client.connection.settle_output(&mut self.output);
         if !buffer.is_empty() {
             client.sending = true;
             port.send(client.id, std::mem::take(&mut buffer));

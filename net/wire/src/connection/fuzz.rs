@@ -3,7 +3,9 @@
 //! Owns: turning bytes into a conversation. Asserts what holds for every input: no panic, the budget comes back, no
 //! event after the end. Driven by `tests/fuzz` and, with a fixed generator, by this crate's own tests.
 
-use crate::connection::{AssemblyBudget, Connection, ConnectionEvent, ConnectionLimits, RequestShape, Route, StreamId};
+use crate::connection::{
+    AssemblyBudget, Connection, ConnectionEvent, ConnectionLimits, OutputBudget, RequestShape, Route, StreamId,
+};
 use crate::h2::frame::{self, PREFACE};
 use crate::hpack::{Decoder, FieldSink, Mark};
 
@@ -32,7 +34,7 @@ fn answer(connection: &mut Connection, stream: StreamId, is_http: bool) {
 
 /// One connection fed `data` as it comes from a socket, in pieces of varying size, with time passing in between.
 pub fn connection(data: &[u8]) {
-    let mut budget = AssemblyBudget::new(1 << 20);
+    let (mut budget, mut unsent) = (AssemblyBudget::new(1 << 20), OutputBudget::new(1 << 16));
     let mut connection = Connection::new(&ConnectionLimits::new(route), 0);
     let (mut rest, mut now, mut output) = (data, 0u64, Vec::new());
     let mut piece_bytes = data.len() / 2 + 1;
@@ -62,6 +64,7 @@ pub fn connection(data: &[u8]) {
         }
         output.clear();
         connection.take_output(&mut output, now);
+        connection.settle_output(&mut unsent);
         connection.handle_sent(now);
         if connection.deadline().is_some_and(|deadline| deadline <= now) {
             connection.handle_timer(now);
@@ -70,7 +73,8 @@ pub fn connection(data: &[u8]) {
     connection.start_drain(now);
     connection.handle_timer(u64::MAX);
     connection.release(&mut budget);
-    assert_eq!(budget.used_bytes(), 0, "the budget comes back");
+    connection.release_output(&mut unsent);
+    assert_eq!((budget.used_bytes(), unsent.used_bytes()), (0, 0), "the budgets come back");
 }
 
 /// `data` as frames of a client that has sent its preface: every three bytes and what follows make one frame, so that

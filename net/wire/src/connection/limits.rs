@@ -23,6 +23,8 @@ pub const CONNECTION_CREDIT_BYTES: i64 = CONNECTION_WINDOW_BYTES / 2;
 pub const HEADER_TABLE_BYTES_MAX: usize = 4_096;
 /// CONTINUATION frames per header block; over it: GOAWAY ENHANCE_YOUR_CALM.
 pub const CONTINUATION_FRAMES_MAX: u32 = 8;
+/// Length of a header block, in header lists of the longest kind; over it: GOAWAY ENHANCE_YOUR_CALM, undecoded.
+pub const HEADER_BLOCK_LISTS_MAX: usize = 2;
 /// Header fields per block; over it: the request is refused like an oversized header list.
 pub const HEADER_FIELDS_MAX: usize = 256;
 /// What one stream may send before another gets its turn.
@@ -31,8 +33,24 @@ pub const SEND_QUANTUM_BYTES: usize = 16_384;
 pub const OUTPUT_AHEAD_BYTES_MAX: usize = 256 << 10;
 /// Output that waits for the kernel beyond which no further input is parsed (TCP then pushes back).
 pub const OUTPUT_BACKLOG_BYTES_MAX: usize = 1 << 20;
-/// Unsent response bytes of one connection beyond which new streams are answered with REFUSED_STREAM.
+/// Unsent response bytes of one connection beyond which new streams are answered with REFUSED_STREAM, and responses
+/// that do not fit any more by RST_STREAM ENHANCE_YOUR_CALM.
 pub const RESPONSE_BACKLOG_BYTES_MAX: usize = 64 << 20;
+/// Unsent bytes of a core's connections together beyond which each of them may have [`OUTPUT_FAIR_BYTES`] only.
+pub const OUTPUT_BYTES_MAX: usize = 128 << 20;
+/// What one connection may have unsent while all together have much.
+pub const OUTPUT_FAIR_BYTES: usize = 1 << 20;
+/// And while they have twice [`OUTPUT_BYTES_MAX`].
+pub const OUTPUT_LEAST_BYTES: usize = 64 << 10;
+/// What a connection may hold of partly received requests although the assembly budget is exhausted: those who send
+/// small requests do not suffer from those who leave large ones unfinished. Beyond it: REFUSED_STREAM.
+pub const HELD_BYTES_FREE: usize = 16 << 10;
+/// How long a request may take to arrive while half of the assembly budget is in use. Over it: ENHANCE_YOUR_CALM.
+pub const GATHERING_PATIENCE: u64 = 5 * SECOND;
+/// What arrives earns more time, at this rate.
+pub const GATHERING_BYTES_PER_SECOND: u64 = 16 << 10;
+/// And how long one may wait for its grant then.
+pub const GRANT_PATIENCE: u64 = 30 * SECOND;
 /// A stream's unsent bytes below which a writer that was above it hears `StreamWritable`.
 pub const STREAM_BACKLOG_LOW_BYTES: usize = 64 << 10;
 /// Unparsed input beyond which `wants_bytes` turns false.
@@ -63,6 +81,7 @@ pub const GRANTED_BYTES_MAX: usize = 1 << 30;
 
 const _: () = assert!(SEND_QUANTUM_BYTES <= FRAME_BYTES_MAX && OUTPUT_AHEAD_BYTES_MAX < OUTPUT_BACKLOG_BYTES_MAX);
 const _: () = assert!(CONNECTION_CREDIT_BYTES < CONNECTION_WINDOW_BYTES && CONNECTION_WINDOW_BYTES < 1 << 31);
+const _: () = assert!(OUTPUT_LEAST_BYTES < OUTPUT_FAIR_BYTES && OUTPUT_FAIR_BYTES < RESPONSE_BACKLOG_BYTES_MAX);
 
 /// The limits an operator or a test may choose; the rest are the constants of this file.
 #[derive(Clone, Debug)]

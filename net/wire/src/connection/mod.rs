@@ -22,7 +22,7 @@ pub mod fuzz;
 mod head;
 pub mod limits;
 
-pub use budget::AssemblyBudget;
+pub use budget::{AssemblyBudget, OutputBudget};
 pub use event::{ConnectionEvent, RequestShape, Route, StreamId};
 pub use head::{Known, RequestHead};
 pub use limits::ConnectionLimits;
@@ -233,6 +233,12 @@ impl Connection {
         dispatch!(mut self, server => server.take_output(out, now), ());
     }
 
+    /// Accounts for what is unsent, and takes note of how much may be. Call at the end of a turn in which the
+    /// connection was touched.
+    pub fn settle_output(&mut self, output: &mut OutputBudget) {
+        dispatch!(mut self, server => server.settle_output(output), ());
+    }
+
     /// The kernel has taken all bytes of the last `take_output`.
     pub fn handle_sent(&mut self, now: u64) {
         dispatch!(mut self, server => server.note_sent(now), ());
@@ -284,7 +290,9 @@ impl Connection {
             && match &self.protocol {
                 Protocol::Undecided(_) => true,
                 Protocol::Http2(server) => !server.is_backlogged() && pending_bytes < limits::INPUT_BYTES_MAX,
-                Protocol::Http1(server) => !server.is_answering() || pending_bytes < limits::INPUT_BYTES_MAX,
+                Protocol::Http1(server) => {
+                    !server.is_backlogged() && (!server.is_answering() || pending_bytes < limits::INPUT_BYTES_MAX)
+                }
             }
     }
 
@@ -304,5 +312,10 @@ impl Connection {
     /// Returns what the connection holds of the budget. Call before dropping it.
     pub fn release(&mut self, budget: &mut AssemblyBudget) {
         dispatch!(mut self, server => server.release(budget), ());
+    }
+
+    /// Returns what the connection has of the account of output. Call before dropping it.
+    pub fn release_output(&mut self, output: &mut OutputBudget) {
+        dispatch!(mut self, server => server.release_output(output), ());
     }
 }

@@ -12,7 +12,10 @@
 //!   delivery.
 //! - I3: a stream is in `waiting` exactly while `waits_for_budget` is set.
 
-use crate::connection::limits::{CONTINUATION_FRAMES_MAX, RESPONSE_BACKLOG_BYTES_MAX, STREAM_WINDOW_BYTES};
+use crate::connection::limits::{
+    CONTINUATION_FRAMES_MAX, GATHERING_BYTES_PER_SECOND, GATHERING_PATIENCE, GRANT_PATIENCE, HEADER_BLOCK_LISTS_MAX,
+    HELD_BYTES_FREE, SECOND, STREAM_WINDOW_BYTES,
+};
 use crate::connection::{AssemblyBudget, Known, RequestShape, StreamId};
 use crate::grpc::{self, PREFIX_BYTES, Refusal};
 use crate::h2::frame::{self, ErrorCode, FrameHeader, flag, kind};
@@ -91,6 +94,9 @@ impl Server {
         if open.frames > CONTINUATION_FRAMES_MAX {
             return fatal(ErrorCode::EnhanceYourCalm, "too many CONTINUATION frames");
         }
+        if self.block.len() + payload.len() > HEADER_BLOCK_LISTS_MAX * self.limits.header_list_bytes_max {
+            return fatal(ErrorCode::EnhanceYourCalm, "header block too long");
+        }
         self.block.extend_from_slice(payload);
         if !header.has(flag::END_HEADERS) {
             return Ok(None);
@@ -120,8 +126,8 @@ impl Server {
         self.last_stream = open.stream;
         let refused = self.streams.len() >= self.limits.streams_max
             || self.limits.concurrent_streams_announced.is_some_and(|max| self.streams.len() >= max as usize)
-            || budget.is_exhausted()
-            || self.backlog_bytes >= RESPONSE_BACKLOG_BYTES_MAX
+            || (budget.is_exhausted() && self.held_bytes >= HELD_BYTES_FREE)
+            || self.backlog_bytes >= self.output_bytes_max
             || self.timers.is_drained();
         if refused || open.self_dependent {
             self.heads.release(head);
@@ -178,6 +184,8 @@ impl Server {
         };
         if !open.end_stream {
             stream.head_bytes = head_bytes;
+            stream.arriving_since = Some(now);
+            self.timers.gathering_begun(now);
             self.held_bytes += head_bytes;
             budget.charge(head_bytes);
         }
@@ -215,6 +223,7 @@ impl Server {
     fn deliver_call(&mut self, id: StreamId, message: Place) -> Option<Event> {
         let stream = self.streams.get(id)?;
         stream.delivered = true;
+        stream.arriving_since = None;
         let head = stream.head.take().expect("a request is delivered once");
         self.owed_bytes += std::mem::take(&mut stream.held_bytes) + std::mem::take(&mut stream.head_bytes);
         self.delivered_head = Some(head);
@@ -229,6 +238,7 @@ impl Server {
     fn deliver_assembly(&mut self, id: StreamId) {
         let stream = self.streams.get(id).expect("the stream gathers a message");
         self.owed_bytes += std::mem::take(&mut stream.held_bytes);
+        stream.arriving_since = None;
         self.delivered.clear();
         std::mem::swap(&mut self.delivered, &mut stream.assembly);
     }
@@ -368,7 +378,7 @@ impl Server {
                     self.streams.get(id)?.message_complete = true;
                 }
                 Found::Assembled if !single => {
-                    self.settle_gathered(id, budget);
+                    // It is delivered at once: nothing more is held.
                     self.deliver_assembly(id);
                     return Some(Event::GrpcMessage { stream: id, message: Place::Delivered(PREFIX_BYTES) });
                 }
@@ -389,13 +399,51 @@ impl Server {
         self.settle_gathered(id, budget);
     }
 
-    /// Brings `held_bytes` up to the gathered bytes: what was granted ahead counts first, the rest is charged.
+    /// Brings `held_bytes` up to the gathered bytes: what was granted ahead counts first, the rest is charged. Where
+    /// the budget has no room and the connection holds a good deal, the stream ends instead.
     fn settle_gathered(&mut self, id: StreamId, budget: &mut AssemblyBudget) {
         let stream = self.streams.get(id).expect("gathering streams are open");
+        if stream.arriving_since.is_none() {
+            stream.arriving_since = Some(self.polled_at);
+            self.timers.gathering_begun(self.polled_at);
+        }
         let missing = stream.assembly.len().saturating_sub(stream.held_bytes);
+        if missing > 0 && budget.would_exceed(missing) && self.held_bytes + missing > HELD_BYTES_FREE {
+            let code = if stream.delivered { ErrorCode::EnhanceYourCalm } else { ErrorCode::RefusedStream };
+            return self.give_up(id, code);
+        }
         stream.held_bytes += missing;
         self.held_bytes += missing;
         budget.charge(missing);
+    }
+
+    /// Ends a stream for want of memory.
+    fn give_up(&mut self, id: StreamId, code: ErrorCode) {
+        if let Err(violation) = self.stream_error(id, code, self.polled_at) {
+            self.fail(violation);
+        }
+    }
+
+    /// While memory for partly received requests is short, ends those that keep it and hardly send.
+    #[cold]
+    pub(super) fn end_slow_requests(&mut self, budget: &AssemblyBudget) {
+        self.gathering_due = false;
+        let now = self.polled_at;
+        let ids: Vec<StreamId> = self.streams.ids().collect();
+        for id in ids {
+            let stream = self.streams.peek(id).expect("ids are of open streams");
+            let Some(since) = stream.arriving_since else { continue };
+            let patience = if stream.waits_for_budget {
+                GRANT_PATIENCE
+            } else {
+                GATHERING_PATIENCE + stream.assembly.len() as u64 * SECOND / GATHERING_BYTES_PER_SECOND
+            };
+            if budget.is_pressed() && since.saturating_add(patience) <= now {
+                self.give_up(id, ErrorCode::EnhanceYourCalm);
+            } else {
+                self.timers.gathering_begun(now);
+            }
+        }
     }
 
     fn gather_body(&mut self, id: StreamId, rest: &mut &[u8], budget: &mut AssemblyBudget) {
@@ -444,6 +492,7 @@ impl Server {
                     }
                     stream.held_bytes += charge;
                     self.held_bytes += charge;
+                    stream.arriving_since = Some(self.polled_at);
                     stream.receive_window = missing;
                     frame::put_number(&mut self.out, kind::WINDOW_UPDATE, id.number, credit as u32);
                 }

@@ -75,7 +75,9 @@ impl Server {
     pub(crate) fn begin_message(&mut self, id: StreamId, len: usize) {
         if self.begin_grpc(id) {
             self.enqueue(id, PREFIX_BYTES, |queue| put_prefix(queue, len));
-            self.streams.get(id).expect("it has just begun").message_left = len;
+            if let Some(stream) = self.streams.get(id) {
+                stream.message_left = len;
+            }
         }
     }
 
@@ -113,7 +115,7 @@ impl Server {
 
     /// See `Connection::finish`.
     pub(crate) fn finish(&mut self, id: StreamId, code: u32, message: &str) {
-        let Some(stream) = self.streams.get(id) else { return };
+        let Some(stream) = self.streams.get(id) else { return self.forget_reset(id) };
         if stream.response == Response::Ending {
             return;
         }
@@ -180,7 +182,7 @@ impl Server {
 
     /// See `Connection::finish_http`.
     pub(crate) fn finish_http(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get(id) else { return };
+        let Some(stream) = self.streams.get(id) else { return self.forget_reset(id) };
         if stream.response != Response::Begun {
             return;
         }
@@ -207,6 +209,7 @@ impl Server {
         } else {
             out.append(&mut self.out);
         }
+        self.handed_over_bytes = out.len();
         self.timers.output_taken(!out.is_empty(), self.backlog_bytes > 0 && self.send_window <= 0, now);
     }
 
@@ -227,7 +230,12 @@ impl Server {
         self.control.earn(2);
     }
 
+    /// Bytes that no window allows yet, or that shall not overtake. Where too much waits already, the stream ends
+    /// instead: its client asks faster than it reads.
     fn enqueue(&mut self, id: StreamId, bytes: usize, append: impl FnOnce(&mut Vec<u8>)) {
+        if self.backlog_bytes > 0 && self.backlog_bytes + bytes > self.output_bytes_max {
+            return self.end_unread(id);
+        }
         let stream = self.streams.get(id).expect("the caller holds an open stream");
         stream.queue.reserve(bytes);
         append(&mut stream.queue);
@@ -238,6 +246,20 @@ impl Server {
             stream.is_ready = true;
             self.ready.push_back(id);
         }
+    }
+
+    #[cold]
+    fn end_unread(&mut self, id: StreamId) {
+        let ended = self.stream_error(id, ErrorCode::EnhanceYourCalm, self.polled_at);
+        if let Err(violation) = ended {
+            self.fail(violation);
+        }
+    }
+
+    /// An owner that has finished a stream hears no more of it, also if that stream ended on the way.
+    #[cold]
+    fn forget_reset(&mut self, id: StreamId) {
+        self.events.retain(|event| *event != Event::StreamReset { stream: id });
     }
 
     /// The owner is done; the end follows the queue. Whatever the client still sends is not looked at.
@@ -279,7 +301,8 @@ impl Server {
 
     /// Moves queued bytes into the output, stream by stream, a quantum each.
     fn pump(&mut self, now: u64) {
-        while self.out.len() < OUTPUT_AHEAD_BYTES_MAX && self.send_window > 0 {
+        let ahead_max = OUTPUT_AHEAD_BYTES_MAX.min(self.output_bytes_max);
+        while self.out.len() < ahead_max && self.send_window > 0 {
             let Some(id) = self.ready.pop_front() else { break };
             let Some(stream) = self.streams.get(id) else { continue };
             stream.is_ready = false;

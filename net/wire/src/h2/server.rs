@@ -14,9 +14,9 @@ use std::collections::VecDeque;
 use crate::connection::limits::{
     BUFFER_KEPT_BYTES_MAX, CONNECTION_CREDIT_BYTES, CONNECTION_WINDOW_BYTES, CONTROL_FRAMES_BURST_MAX,
     CONTROL_FRAMES_PER_SECOND, FRAME_BYTES_MAX, HEADER_TABLE_BYTES_MAX, OUTPUT_BACKLOG_BYTES_MAX, RESETS_BURST_MAX,
-    RESETS_PER_SECOND,
+    RESETS_PER_SECOND, RESPONSE_BACKLOG_BYTES_MAX,
 };
-use crate::connection::{AssemblyBudget, ConnectionLimits, Route, StreamId};
+use crate::connection::{AssemblyBudget, ConnectionLimits, OutputBudget, Route, StreamId};
 use crate::h2::frame::{self, ErrorCode, FrameHeader, HEADER_BYTES, flag, kind, setting};
 use crate::h2::heads::{HeadRef, HeadStore};
 use crate::h2::meter::{Meter, PingPolicy};
@@ -118,6 +118,16 @@ pub(crate) struct Server {
     pub(super) peer_frame_bytes: usize,
     pub(super) ready: VecDeque<StreamId>,
     pub(super) backlog_bytes: usize,
+    /// Bytes the kernel was given and has not taken yet.
+    pub(super) handed_over_bytes: usize,
+    /// What the account of output knows of, and what it allows.
+    output_settled_bytes: usize,
+    pub(super) output_bytes_max: usize,
+
+    /// When it was last polled.
+    pub(super) polled_at: u64,
+    /// Slow requests are to be looked for.
+    pub(super) gathering_due: bool,
 
     pub(super) control: Meter,
     pub(super) resets: Meter,
@@ -161,6 +171,11 @@ impl Server {
             peer_frame_bytes: 16_384,
             ready: VecDeque::new(),
             backlog_bytes: 0,
+            handed_over_bytes: 0,
+            output_settled_bytes: 0,
+            output_bytes_max: RESPONSE_BACKLOG_BYTES_MAX,
+            polled_at: now,
+            gathering_due: false,
             control: Meter::new(CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_SECOND, now),
             resets: Meter::new(RESETS_BURST_MAX, RESETS_PER_SECOND, now),
             pings: PingPolicy::new(limits.ping_interval_min),
@@ -177,6 +192,7 @@ impl Server {
         budget: &mut AssemblyBudget,
         now: u64,
     ) -> Option<Event> {
+        self.polled_at = now;
         self.settle(budget);
         loop {
             if self.phase == Phase::Closed {
@@ -192,7 +208,7 @@ impl Server {
                 }
                 continue;
             }
-            if self.out.len() >= OUTPUT_BACKLOG_BYTES_MAX {
+            if self.is_backlogged() {
                 return None;
             }
             let header = FrameHeader::parse(&input[*at..])?;
@@ -241,9 +257,25 @@ impl Server {
             self.held_bytes -= self.owed_bytes;
             self.owed_bytes = 0;
         }
+        if self.gathering_due {
+            self.end_slow_requests(budget);
+        }
         if !self.waiting.is_empty() {
             self.grant_waiting(budget);
         }
+    }
+
+    /// See `Connection::settle_output`.
+    #[inline]
+    pub(crate) fn settle_output(&mut self, output: &mut OutputBudget) {
+        let unsent = self.backlog_bytes + self.out.len() + self.handed_over_bytes;
+        self.output_bytes_max = output.settle(self.output_settled_bytes, unsent);
+        self.output_settled_bytes = unsent;
+    }
+
+    /// See `Connection::release_output`.
+    pub(crate) fn release_output(&mut self, output: &mut OutputBudget) {
+        output.settle(std::mem::take(&mut self.output_settled_bytes), 0);
     }
 
     /// Returns everything held of the budget.
@@ -260,7 +292,7 @@ impl Server {
 
     /// Whether parsing stands still until the kernel takes output.
     pub(crate) fn is_backlogged(&self) -> bool {
-        self.out.len() >= OUTPUT_BACKLOG_BYTES_MAX
+        self.out.len() >= OUTPUT_BACKLOG_BYTES_MAX.min(self.output_bytes_max)
     }
 
     pub(crate) fn is_finished(&self) -> bool {

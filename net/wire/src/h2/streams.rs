@@ -69,6 +69,8 @@ pub(super) struct Stream {
     pub(super) message_complete: bool,
     /// The stream is in the list of those that wait for the assembly budget.
     pub(super) waits_for_budget: bool,
+    /// Since when a request, or a message of a stream, has been arriving.
+    pub(super) arriving_since: Option<u64>,
     /// The stream is in the list of those with something to send.
     pub(super) is_ready: bool,
     /// `StreamWritable` is owed once the queue has drained.

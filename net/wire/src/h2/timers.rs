@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 
+use crate::connection::limits::GATHERING_PATIENCE;
 use crate::connection::{ConnectionLimits, StreamId};
 use crate::h2::frame::{self, ErrorCode, kind};
 use crate::h2::server::{Phase, Server};
@@ -35,6 +36,8 @@ enum Drain {
 pub(super) struct Timers {
     preface_by: Option<u64>,
     block_by: Option<u64>,
+    /// When to look for requests that are slow to arrive, if any is arriving.
+    gathering_check_at: Option<u64>,
     received_at: u64,
     ping_sent_at: Option<u64>,
     /// When to look at the two above.
@@ -59,6 +62,7 @@ impl Timers {
         Self {
             preface_by: Some(accepted_at.saturating_add(limits.preface_timeout)),
             block_by: None,
+            gathering_check_at: None,
             received_at: now,
             ping_sent_at: None,
             keepalive_check_at: now.saturating_add(limits.keepalive_interval),
@@ -84,6 +88,10 @@ impl Timers {
 
     pub(super) fn block_ended(&mut self) {
         self.block_by = None;
+    }
+
+    pub(super) fn gathering_begun(&mut self, now: u64) {
+        self.gathering_check_at.get_or_insert_with(|| now.saturating_add(GATHERING_PATIENCE));
     }
 
     pub(super) fn stream_blocked(&mut self, id: StreamId, since: u64) {
@@ -141,6 +149,7 @@ impl Server {
     #[inline]
     pub(crate) fn note_sent(&mut self, now: u64) {
         self.timers.handed_over_at = None;
+        self.handed_over_bytes = 0;
         if let Some(since) = &mut self.timers.stalled_at {
             // The peer could not open its window for bytes it had not seen.
             *since = now;
@@ -153,9 +162,9 @@ impl Server {
             // Last words must be taken in time too.
             return if self.out.is_empty() { None } else { timers.write_check_at };
         }
-        let optional =
-            [timers.preface_by, timers.block_by, timers.write_due(), timers.blocked_due(), timers.drain_due()];
-        optional.into_iter().flatten().chain([timers.keepalive_due()]).min()
+        let begun = [timers.preface_by, timers.block_by, timers.gathering_check_at];
+        let sending = [timers.write_due(), timers.blocked_due(), timers.drain_due()];
+        begun.into_iter().chain(sending).flatten().chain([timers.keepalive_due()]).min()
     }
 
     pub(crate) fn handle_timer(&mut self, now: u64) {
@@ -173,6 +182,11 @@ impl Server {
         if due(self.timers.preface_by) || due(self.timers.block_by) {
             self.abandon();
             return;
+        }
+        if due(self.timers.gathering_check_at) {
+            // What the budget allows is known to the next poll.
+            self.timers.gathering_check_at = None;
+            self.gathering_due = true;
         }
         if due(self.timers.drain_due()) {
             self.finish_drain();

@@ -140,7 +140,7 @@ fn read_framing(head: &RequestHead, is_http10: bool) -> Result<RequestLine, Requ
 }
 
 /// RFC 9110 section 5.6.2.
-fn is_token_byte(byte: u8) -> bool {
+pub(super) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

@@ -8,12 +8,15 @@
 //! - I3: a peer whose first line is no HTTP request line gets no answer in a protocol it does not speak (etcd's
 //!   multiplexer hangs up as well).
 
-use crate::connection::limits::{HTTP1_HEAD_BYTES_MAX, STREAM_BACKLOG_LOW_BYTES};
-use crate::connection::{AssemblyBudget, ConnectionLimits, RequestHead, StreamId};
+use crate::connection::limits::{
+    GATHERING_PATIENCE, HELD_BYTES_FREE, HTTP1_HEAD_BYTES_MAX, OUTPUT_BACKLOG_BYTES_MAX, RESPONSE_BACKLOG_BYTES_MAX,
+    STREAM_BACKLOG_LOW_BYTES,
+};
+use crate::connection::{AssemblyBudget, ConnectionLimits, OutputBudget, RequestHead, StreamId};
 use crate::h2::{Event, Place};
 use crate::hpack::decimal;
 use crate::http1::chunked::ChunkedDecoder;
-use crate::http1::request::{RequestError, RequestLine, parse_head};
+use crate::http1::request::{RequestError, RequestLine, is_token_byte, parse_head};
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
@@ -51,6 +54,13 @@ pub(crate) struct Server {
     /// Until when the present head or the next request must have come.
     input_by: Option<u64>,
     handed_over_at: Option<u64>,
+    handed_over_bytes: usize,
+    /// When a body that is still arriving must not keep memory that is short.
+    body_check_at: Option<u64>,
+    body_due: bool,
+    /// What the account of output knows of, and what it allows.
+    output_settled_bytes: usize,
+    output_bytes_max: usize,
 }
 
 impl Server {
@@ -69,6 +79,11 @@ impl Server {
             held_bytes: 0,
             input_by,
             handed_over_at: None,
+            handed_over_bytes: 0,
+            body_check_at: None,
+            body_due: false,
+            output_settled_bytes: 0,
+            output_bytes_max: RESPONSE_BACKLOG_BYTES_MAX,
         }
     }
 
@@ -80,6 +95,7 @@ impl Server {
         budget: &mut AssemblyBudget,
         now: u64,
     ) -> Option<Event> {
+        self.look_at_body(budget, now);
         loop {
             match self.phase {
                 Phase::Closed => {
@@ -96,9 +112,12 @@ impl Server {
                 Phase::Body { left } => {
                     let take = left.min(input.len() - *at);
                     self.body.extend_from_slice(&input[*at..*at + take]);
-                    self.charge(budget);
                     *at += take;
                     self.phase = Phase::Body { left: left - take };
+                    self.charge(budget, now);
+                    if matches!(self.phase, Phase::Closed) {
+                        continue;
+                    }
                     if left > take {
                         return None;
                     }
@@ -106,13 +125,16 @@ impl Server {
                 }
                 Phase::Chunks(mut decoder) => {
                     let decoded = decoder.decode(&input[*at..], &mut self.body, self.limits.http_body_bytes_max);
-                    self.charge(budget);
                     let Ok(consumed) = decoded else {
                         self.refuse(RequestError { status: 400, text: "" });
                         continue;
                     };
                     *at += consumed;
                     self.phase = Phase::Chunks(decoder);
+                    self.charge(budget, now);
+                    if matches!(self.phase, Phase::Closed) {
+                        continue;
+                    }
                     if self.body.len() > self.limits.http_body_bytes_max {
                         self.refuse(RequestError { status: 413, text: "" });
                     } else if decoder.is_done() {
@@ -134,6 +156,9 @@ impl Server {
         budget: &mut AssemblyBudget,
         now: u64,
     ) -> Option<()> {
+        if self.is_backlogged() {
+            return None;
+        }
         // RFC 9112 section 2.2: empty lines before a request are ignored.
         let mut searched = searched;
         while let Some(empty) = [&b"\r\n"[..], b"\n"].into_iter().find(|line| input[*at..].starts_with(line)) {
@@ -201,10 +226,27 @@ impl Server {
         Event::HttpRequest { stream: StreamId { number: self.ordinal, slot: 0 }, body }
     }
 
-    fn charge(&mut self, budget: &mut AssemblyBudget) {
+    /// Accounts for the body so far. Where the budget has no room for much of it, the request ends instead.
+    fn charge(&mut self, budget: &mut AssemblyBudget, now: u64) {
         let missing = self.body.len().saturating_sub(self.held_bytes);
+        if missing > 0 && budget.would_exceed(missing) && self.body.len() > HELD_BYTES_FREE {
+            return self.refuse(RequestError { status: 503, text: "" });
+        }
         budget.charge(missing);
         self.held_bytes += missing;
+        self.body_check_at.get_or_insert_with(|| now.saturating_add(GATHERING_PATIENCE));
+    }
+
+    /// Ends a request whose body is slow to arrive while memory for such bodies is short.
+    fn look_at_body(&mut self, budget: &AssemblyBudget, now: u64) {
+        if !matches!(self.phase, Phase::Body { .. } | Phase::Chunks(_)) {
+            (self.body_check_at, self.body_due) = (None, false);
+        } else if std::mem::take(&mut self.body_due) {
+            if budget.is_pressed() {
+                return self.refuse(RequestError { status: 408, text: "" });
+            }
+            self.body_check_at = Some(now.saturating_add(GATHERING_PATIENCE));
+        }
     }
 
     fn poll_writable(&mut self) -> Option<Event> {
@@ -333,8 +375,21 @@ impl Server {
         if self.is_current(id) { self.out.len() } else { 0 }
     }
 
+    /// See `Connection::settle_output`.
+    pub(crate) fn settle_output(&mut self, output: &mut OutputBudget) {
+        let unsent = self.out.len() + self.handed_over_bytes;
+        self.output_bytes_max = output.settle(self.output_settled_bytes, unsent);
+        self.output_settled_bytes = unsent;
+    }
+
+    /// See `Connection::release_output`.
+    pub(crate) fn release_output(&mut self, output: &mut OutputBudget) {
+        output.settle(std::mem::take(&mut self.output_settled_bytes), 0);
+    }
+
     pub(crate) fn take_output(&mut self, out: &mut Vec<u8>, now: u64) {
         if !self.out.is_empty() {
+            self.handed_over_bytes = self.out.len();
             self.handed_over_at.get_or_insert(now);
             out.append(&mut self.out);
         }
@@ -342,6 +397,7 @@ impl Server {
 
     pub(crate) fn note_sent(&mut self, now: u64) {
         self.handed_over_at = None;
+        self.handed_over_bytes = 0;
         if matches!(self.phase, Phase::Head { searched: 0 }) {
             let idle_max = self.limits.http1_idle_timeout;
             self.input_by.get_or_insert_with(|| now.saturating_add(idle_max));
@@ -353,10 +409,15 @@ impl Server {
         if matches!(self.phase, Phase::Closed) {
             return write_by.filter(|_| !self.out.is_empty());
         }
-        write_by.into_iter().chain(self.input_by).min()
+        write_by.into_iter().chain(self.input_by).chain(self.body_check_at).min()
     }
 
     pub(crate) fn handle_timer(&mut self, now: u64) {
+        if self.body_check_at.is_some_and(|at| at <= now) {
+            // What the budget allows is known to the next poll.
+            self.body_check_at = None;
+            self.body_due = true;
+        }
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             self.out.clear();
             self.phase = Phase::Closed;
@@ -368,6 +429,11 @@ impl Server {
         if matches!(self.phase, Phase::Head { searched: 0 }) {
             self.phase = Phase::Closed;
         }
+    }
+
+    /// Whether parsing stands still until the kernel takes output.
+    pub(crate) fn is_backlogged(&self) -> bool {
+        self.out.len() >= OUTPUT_BACKLOG_BYTES_MAX.min(self.output_bytes_max)
     }
 
     /// Whether a request is with the owner: nothing is parsed meanwhile.
@@ -390,9 +456,11 @@ impl Server {
     }
 }
 
-/// Whether the first line, as far as it goes, ends in an HTTP version.
+/// Whether the first line begins like a method, as a TLS handshake does not, and ends in an HTTP version if it ends.
 fn may_be_http(bytes: &[u8]) -> bool {
-    let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else { return true };
+    let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
+        return bytes.first().is_none_or(|&first| is_token_byte(first) || first == b'\r');
+    };
     let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
     line.rsplit(|&byte| byte == b' ').next().is_some_and(|version| version.starts_with(b"HTTP/"))
 }

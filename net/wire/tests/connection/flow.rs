@@ -231,15 +231,24 @@ fn a_connection_that_ends_returns_its_budget() {
 fn an_exhausted_budget_refuses_new_streams() {
     let mut owner = Owner::new(&ConnectionLimits::new(route));
     let mut client = Client::new(65_535);
-    owner.budget = AssemblyBudget::new(1_000);
+    owner.budget = AssemblyBudget::new(20_000);
     client.read(&owner.turn(&preface(&[])));
-    let part = [&[0][..], &1_000_000u32.to_be_bytes(), &[1; 1000]].concat();
-    client.read(&owner.turn(&[headers(1, 0, &call_fields("/test/Unary")), frame(DATA, 0, 1, &part)].concat()));
-    client.read(&owner.turn(&unary(3, b"refused")));
-    assert_eq!(client.response(3).reset, Some(7));
+    let long = "v".repeat(7_000);
+    for stream in [1, 3, 5] {
+        let fields = [call_fields("/test/Unary"), vec![("x", long.as_str())]].concat();
+        client.read(&owner.turn(&headers(stream, 0, &fields)));
+    }
+    assert!(owner.budget.is_exhausted());
+    let (mut other, mut honest) = (Owner::new(&ConnectionLimits::new(route)), Client::new(65_535));
+    std::mem::swap(&mut owner.budget, &mut other.budget);
+    honest.read(&other.turn(&[preface(&[]), unary(1, b"fine")].concat()));
+    assert_eq!(honest.response(1).status(), ("0", ""), "who holds nothing is served");
+    std::mem::swap(&mut owner.budget, &mut other.budget);
+    client.read(&owner.turn(&unary(7, b"refused")));
+    assert_eq!(client.response(7).reset, Some(7));
     client.read(&owner.turn(&number(RST_STREAM, 1, 8)));
-    client.read(&owner.turn(&unary(5, b"fine")));
-    assert_eq!(client.response(5).status(), ("0", ""));
+    client.read(&owner.turn(&unary(9, b"fine")));
+    assert_eq!(client.response(9).status(), ("0", ""));
 }
 
 #[test]

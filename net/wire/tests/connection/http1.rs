@@ -74,6 +74,16 @@ fn head_and_continue() {
 }
 
 #[test]
+fn a_peer_that_begins_unlike_http_is_not_waited_for() {
+    for (input, ends) in
+        [("\x16\x03\x01\x02\x00", true), ("\x16", true), ("G", false), ("\r", false), ("PRI * HT", false)]
+    {
+        let (output, owner) = exchange(input);
+        assert_eq!((output.as_str(), owner.connection.is_finished()), ("", ends), "{input:?}");
+    }
+}
+
+#[test]
 fn errors_close_with_gos_words() {
     let cases = [
         ("GET / HTTP/1.1\r\n\r\n", "400 Bad Request: missing required Host header"),

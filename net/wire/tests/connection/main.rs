@@ -11,3 +11,4 @@ mod flow;
 mod hostile;
 mod http1;
 mod limits;
+mod memory;
