@@ -159,7 +159,7 @@ pub fn respond(audience: Audience, request: &Request<'_>, status: &Status<'_>) -
 /// The answer to `/metrics`.
 #[must_use]
 pub fn metrics_response(audience: Audience, text: String, wall_now: u64) -> Response {
-    let headers = vec![("content-type", "text/plain; version=0.0.4; charset=utf-8".to_owned())];
+    let headers = vec![("content-type", "text/plain; version=0.0.4; charset=utf-8; escaping=underscores".to_owned())];
     let mut response = Response { status: 200, headers, body: text.into_bytes(), tally: Tally::Nothing };
     finish_headers(&mut response, audience, wall_now);
     response

@@ -222,6 +222,8 @@ impl Service {
             Method::LeaseKeepAlive => Ok(self.open_keep_alive(caller)),
             Method::HealthCheck => health_check(message),
             Method::HealthWatch => self.open_health_watch(caller, message),
+            Method::AuthStatus => self.auth_status(message),
+            Method::Authenticate => authenticate(message),
             other => Err(api::not_implemented(other)),
         });
         let verdict = result.unwrap_or_else(Verdict::Refused);
@@ -229,6 +231,14 @@ impl Service {
             self.deadlines.insert(now.saturating_add(timeout), caller);
         }
         verdict
+    }
+
+    /// Authentication is off, and nothing has changed it since the cluster began.
+    fn auth_status(&self, message: &[u8]) -> Result<Verdict, Status> {
+        decode::<pb::AuthStatusRequest>(message)?;
+        let header = Some(self.current_header());
+        let response = pb::AuthStatusResponse { header, enabled: false, auth_revision: 1 };
+        Ok(Verdict::Message(response.encode_to_vec()))
     }
 
     /// Health of a service until it changes, which it does with the end of the process alone.
@@ -890,6 +900,12 @@ fn alarm_member(alarm: Alarm) -> pb::AlarmMember {
 /// What health checks say of a service: of the server as a whole it is the empty name, and no other is known.
 fn health_of(service: &str) -> Option<health::ServingStatus> {
     service.is_empty().then_some(health::ServingStatus::SERVING)
+}
+
+/// A client that was given a name and a password goes on without a token when it is told that none is needed.
+fn authenticate(message: &[u8]) -> Result<Verdict, Status> {
+    decode::<pb::AuthenticateRequest<'_>>(message)?;
+    Err(status::AUTH_NOT_ENABLED)
 }
 
 fn health_check(message: &[u8]) -> Result<Verdict, Status> {

@@ -56,6 +56,8 @@ fn work_shows_in_the_metrics() {
     let until = port.now + SECOND;
     port.run(&mut node, until);
     let text = String::from_utf8(port.sent[&connection].clone()).unwrap();
+    let head = text.split("\r\n\r\n").next().unwrap().to_ascii_lowercase();
+    assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8; escaping=underscores"), "{head}");
     for line in [
         "\ngrpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\
          \"unary\"} 3\n",

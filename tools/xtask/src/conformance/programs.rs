@@ -116,6 +116,7 @@ pub(super) const PROGRAMS: &[Program] = &[
             "stream",
             "answers",
             "health",
+            "passwords",
         ],
         local: &["notify"],
         slow: &[],

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
@@ -90,8 +92,8 @@ func (s *session) health() {
 	}
 }
 
-// auth is the part of authentication while it is disabled.
-func (s *session) auth() {
+// passwords is the part of what a client learns that was given a password for a server without authentication.
+func (s *session) passwords() {
 	client := pb.NewAuthClient(s.conn)
 	status, err := client.AuthStatus(s.ctx, &pb.AuthStatusRequest{})
 	if status != nil {
@@ -100,6 +102,19 @@ func (s *session) auth() {
 	s.show("status", status, err)
 	token, err := client.Authenticate(s.ctx, &pb.AuthenticateRequest{Name: "nobody", Password: "x"})
 	s.show("authenticate", token, err)
+	endpoint := strings.TrimPrefix(s.conn.Target(), "passthrough:///")
+	config := clientv3.Config{Endpoints: []string{endpoint}, Username: "nobody", Password: "x", DialTimeout: limit}
+	named, err := clientv3.New(config)
+	if err == nil {
+		_, err = named.Get(s.ctx, s.prefix+"none")
+		named.Close()
+	}
+	fmt.Println("a client with a name:", err)
+}
+
+// auth is the part of authentication while it is disabled.
+func (s *session) auth() {
+	client := pb.NewAuthClient(s.conn)
 	user, err := client.UserAdd(s.ctx, &pb.AuthUserAddRequest{})
 	s.show("add a user without a name", user, err)
 	role, err := client.RoleAdd(s.ctx, &pb.AuthRoleAddRequest{})
