@@ -33,6 +33,7 @@ var parts = map[string]func(*session){
 	"stream":    (*session).rangeStream,
 	"answers":   (*session).answers,
 	"health":    (*session).health,
+	"passwords": (*session).passwords,
 	"auth":      (*session).auth,
 	"snapshot":  (*session).snapshot,
 	"changes":   (*session).changes,
