@@ -194,6 +194,15 @@ impl Server {
     ) -> Option<Event> {
         self.polled_at = now;
         self.settle(budget);
+        let event = self.poll_frames(input, at, budget, now);
+        if event.is_none() && self.owed_bytes > 0 {
+            // Nothing is borrowed, and it may be long until the next poll.
+            self.settle(budget);
+        }
+        event
+    }
+
+    fn poll_frames(&mut self, input: &[u8], at: &mut usize, budget: &mut AssemblyBudget, now: u64) -> Option<Event> {
         loop {
             if self.phase == Phase::Closed {
                 *at = input.len();
@@ -252,13 +261,13 @@ impl Server {
         if self.delivered.capacity() > BUFFER_KEPT_BYTES_MAX {
             self.delivered = Vec::new();
         }
+        if self.gathering_due {
+            self.end_slow_requests(budget);
+        }
         if self.owed_bytes > 0 {
             budget.release(self.owed_bytes);
             self.held_bytes -= self.owed_bytes;
             self.owed_bytes = 0;
-        }
-        if self.gathering_due {
-            self.end_slow_requests(budget);
         }
         if !self.waiting.is_empty() {
             self.grant_waiting(budget);

@@ -86,6 +86,7 @@ fn slow_requests_give_way_only_while_memory_is_short() {
             let ended_at = ended_at.expect("it must give way");
             assert!((GATHERING_PATIENCE + SECOND..GRANT_PATIENCE).contains(&ended_at), "{ended_at}");
             assert_eq!(client.response(1).reset, Some(ENHANCE_YOUR_CALM));
+            assert_eq!(owner.budget.used_bytes(), 0, "what they held is free at once");
         } else {
             assert!(ended_at.is_none() && client.responses.is_empty());
         }
@@ -106,6 +107,19 @@ fn a_message_that_goes_on_arriving_does_not_give_way() {
     }
     client.read(&owner.turn(&frame(DATA, END_STREAM, 1, &[b'x'; 3_000])));
     assert!(owner.log.len() == 1 && owner.log[0].starts_with("1 call /test/Unary 900000#"), "{:?}", owner.log);
+}
+
+#[test]
+fn what_a_client_gives_up_is_free_at_once_also_if_it_says_nothing_more() {
+    let (mut owner, mut client) = start(&[]);
+    let granted = |client: &Client| client.granted_streams.contains_key(&3);
+    client.read(&owner.turn(&unfinished("/test/Unary", 1, 900_000, 1_000)));
+    client.read(&owner.turn(&unfinished("/test/Unary", 3, 900_000, 1_000)));
+    assert!(!granted(&client));
+    client.read(&owner.turn(&number(RST_STREAM, 1, 8)));
+    assert!(granted(&client) && owner.budget.used_bytes() < 910_000);
+    client.read(&owner.turn(&number(RST_STREAM, 3, 8)));
+    assert_eq!(owner.budget.used_bytes(), 0);
 }
 
 #[test]
