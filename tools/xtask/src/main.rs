@@ -10,6 +10,7 @@
 
 mod ahead;
 mod arrows;
+mod attacks;
 mod ci;
 mod clients;
 mod compare;
@@ -19,6 +20,7 @@ mod disturb;
 mod drive;
 mod e2e;
 mod footprint;
+mod fuzz;
 mod generate;
 mod lanes;
 mod media;
@@ -82,11 +84,21 @@ const COMMANDS: &[Command] = &[
         synopsis: "[--mutants N]           builds and installs what `e2e` and `conformance` need besides the tree",
         run: ahead::run,
     },
+    Command {
+        name: "attacks",
+        synopsis: "[--seconds N] [--only NAME,..] [--peer etcd]  other clients' latency while hostile ones are at work",
+        run: attacks::run,
+    },
     Command { name: "sim", synopsis: "[--seed N | --seeds N]  deterministic simulation", run: sim::run },
     Command {
         name: "media",
         synopsis: "[--crash-states N] [--corruptions N] [--seed S] | --only KIND:NUMBER  power cuts and rot",
         run: media::run,
+    },
+    Command {
+        name: "fuzz",
+        synopsis: "[--minutes N] [--seed N] [TARGET]  bytes at every decoder, an hour in all by default",
+        run: fuzz::run,
     },
     Command { name: "e2e", synopsis: "[--only NAME] [--cycles N]  real processes, real clients", run: e2e::run },
     Command {
