@@ -50,7 +50,7 @@ const APPLY_COMMANDS_PER_STEP: u32 = 512;
 const APPLY_STEPS_PER_TURN: u32 = 4;
 /// Steps of reads in one turn.
 const READ_STEPS_PER_TURN: u32 = 4;
-/// Events that are handed to all who watch at once; a revision with more leaves in parts.
+/// See [`NodeOptions::watch_block_bytes_max`]: the daemon's.
 const WATCH_BLOCK_BYTES_MAX: usize = 1 << 20;
 /// How often the feature gate LeaseCheckpoint notes what is left of leases: etcd's 5 min.
 const LEASE_CHECKPOINT_INTERVAL: u64 = 300 * 1_000_000_000;
@@ -122,6 +122,8 @@ pub struct NodeOptions {
     pub reserve_bytes: u64,
     /// Time between notices of progress to watchers that asked for them, nanoseconds.
     pub watch_progress_interval: u64,
+    /// Encoded events that are handed to all who watch at once; a revision with more leaves in parts.
+    pub watch_block_bytes_max: usize,
     /// Time of one scrub of everything stored, nanoseconds; 0 is never.
     pub scrub_interval: u64,
 }
@@ -183,6 +185,7 @@ impl NodeOptions {
             // Two merges that need files of their own, and two segments of the log.
             reserve_bytes: 2 * (index_file_bytes + row_segment_bytes + log.segment_bytes),
             watch_progress_interval: options.watch_progress_notify_interval,
+            watch_block_bytes_max: WATCH_BLOCK_BYTES_MAX,
             scrub_interval: options.scrub_interval,
         }
     }
@@ -262,7 +265,7 @@ impl Node {
         };
         let watch_limits = WatchLimits {
             response_bytes_max: options.request_bytes_max + GRPC_OVERHEAD_BYTES,
-            block_bytes_max: WATCH_BLOCK_BYTES_MAX,
+            block_bytes_max: options.watch_block_bytes_max,
             progress_interval: options.watch_progress_interval,
             seed: port.entropy(),
         };

@@ -74,7 +74,7 @@ impl Alarms {
         if request.grows() && forbids(NOSPACE) {
             return Err("answered under the space alarm".to_owned());
         }
-        if (request.is_write() || matches!(request, Request::Compact { .. })) && forbids(CORRUPT) {
+        if request.is_logged() && forbids(CORRUPT) {
             return Err("answered under the corruption alarm".to_owned());
         }
         let Request::Alarm { action, kind, .. } = request else { return Ok(()) };
@@ -100,6 +100,11 @@ impl Alarms {
             Fault::NO_SPACE => request.grows() && (self.has_quota || self.asked.contains(&NOSPACE)),
             _ => self.asked.contains(&CORRUPT),
         }
+    }
+
+    /// Whether the corruption alarm may be on, or have been.
+    pub(crate) fn may_be_corrupt(&self) -> bool {
+        self.asked.contains(&CORRUPT)
     }
 
     /// From now on the server may raise the space alarm by itself.

@@ -11,6 +11,9 @@ use crate::model::KeyRange;
 /// The most operations on one level of a transaction, less what the levels above use.
 pub const TXN_OPS_MAX: usize = 128;
 
+/// The longest life of a lease, in seconds.
+pub const TTL_MAX: i64 = 9_000_000_000;
+
 /// The fault in the request's arguments that has to be named, if any.
 #[must_use]
 pub fn fault(request: &Request) -> Option<Fault> {
@@ -29,6 +32,7 @@ fn check_operation(operation: &Request, ops_left: usize) -> Result<(), Fault> {
         Request::Range(range) => check_range(range),
         Request::Txn(txn) => check_txn(txn, ops_left),
         Request::Unset => Err(Fault::KEY_NOT_FOUND),
+        Request::LeaseGrant { ttl, .. } if *ttl > TTL_MAX => Err(Fault::TTL_TOO_LARGE),
         _ => Ok(()),
     }
 }

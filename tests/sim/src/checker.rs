@@ -14,12 +14,15 @@
 //!   refused.
 //! - I6: a refusal names the fault that the arguments have, or one that the state had at some revision between those
 //!   known before the request and those made by writes begun after the refusal.
+//! - I7: a lease ends when it is revoked or its time is over, and all its keys go with it at one revision, which no
+//!   client's write claims (`leases`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::alarms::Alarms;
 use crate::arguments;
 use crate::history::{Answer, Fault, Request, Response};
+use crate::leases::Leases;
 use crate::model::{Changes, KeyValue, Model};
 use crate::settle;
 use crate::value::OperationId;
@@ -59,6 +62,7 @@ pub(crate) struct Operation {
     /// What is wrong with its arguments.
     fault: Option<Fault>,
     message_bytes: usize,
+    invoked_at: u64,
     open: bool,
 }
 
@@ -86,8 +90,13 @@ pub struct Checker {
     pub(crate) observations: Vec<(OperationId, Answer)>,
     pub(crate) refusals: Vec<Refusal>,
     pub(crate) alarms: Alarms,
+    pub(crate) leases: Leases,
     pub(crate) audit: Audit,
     pub(crate) highest_returned: i64,
+    /// When revisions were first shown, in order of both.
+    pub(crate) shown: Vec<(i64, u64)>,
+    /// Revisions that were the newest some time after this one.
+    pub(crate) newest_after: Vec<(i64, u64)>,
     /// All revisions up to here are claimed or settled.
     contiguous: i64,
     /// Highest compactions that were asked for, and acknowledged.
@@ -97,15 +106,17 @@ pub struct Checker {
     acknowledged: u64,
     request_bytes_max: usize,
     may_be_overloaded: bool,
-    covered: Vec<&'static str>,
+    pub(crate) covered: Vec<&'static str>,
 }
 
 impl Checker {
-    /// A checker of a server that takes requests of so many bytes, and that has a quota which may be used up or not.
+    /// A checker of a server that takes requests of so many bytes, that has a quota which may be used up or not, and
+    /// that has this election timeout.
     #[must_use]
-    pub fn new(request_bytes_max: usize, has_quota: bool) -> Self {
+    pub fn new(request_bytes_max: usize, has_quota: bool, election_timeout: u64) -> Self {
         Self {
             alarms: Alarms::new(has_quota),
+            leases: Leases::new(election_timeout),
             request_bytes_max,
             compaction_asked: -1,
             compaction_acknowledged: -1,
@@ -152,8 +163,69 @@ impl Checker {
 
     /// Somebody was shown this revision by other means than an answer: it is never lost, nor is anything older shown to
     /// those who ask from now on.
-    pub fn show(&mut self, revision: i64) {
-        self.highest_returned = self.highest_returned.max(revision);
+    pub fn show(&mut self, revision: i64, now: u64) {
+        if revision > self.highest_returned {
+            self.highest_returned = revision;
+            self.shown.push((revision, now));
+        }
+    }
+
+    /// A life of the server begins at this time.
+    pub fn begin_life(&mut self, now: u64) {
+        self.leases.begin_life(now);
+    }
+
+    /// It has ended.
+    pub fn end_life(&mut self, now: u64) {
+        self.leases.end_life(now);
+    }
+
+    /// It is `now`, and all in all the server could not run for so long.
+    pub fn set_time(&mut self, now: u64, lost: u64) {
+        self.leases.set_time(now, lost);
+    }
+
+    /// The lease that ends next, as far as is known, or is about to.
+    #[must_use]
+    pub fn lease_next_to_end(&self) -> Option<i64> {
+        self.leases.next_to_end()
+    }
+
+    /// From now on until the settlement nobody asks but the auditor, who asks for all leases too.
+    pub fn begin_audit_of_leases(&mut self) {
+        self.leases.begin_audit();
+    }
+
+    /// Leases that somebody may take to be alive.
+    #[must_use]
+    pub fn leases_alive(&self) -> &BTreeSet<i64> {
+        self.leases.alive()
+    }
+
+    /// When all leases are over that are over within `length`, if there are any and nothing keeps them.
+    #[must_use]
+    pub fn leases_run_out_by(&self, now: u64, length: u64) -> Option<u64> {
+        self.leases.run_out_by(now, length).filter(|_| !self.alarms.may_be_corrupt())
+    }
+
+    /// Leases that should be over by now.
+    #[must_use]
+    pub fn leases_overdue(&self, now: u64) -> usize {
+        self.leases.overdue(now)
+    }
+
+    /// Whether an alarm may keep leases from ending.
+    #[must_use]
+    pub fn may_keep_leases(&self) -> bool {
+        self.alarms.may_be_corrupt()
+    }
+
+    /// Between which times a revision was made: after it was not there yet, and before it was shown.
+    pub(crate) fn times_of(&self, revision: i64, now: u64) -> (u64, u64) {
+        let below = self.newest_after.iter().filter(|(newest, _)| *newest < revision);
+        let from = below.map(|(_, invoked_at)| *invoked_at).max().unwrap_or(0);
+        let shown = self.shown.partition_point(|(shown, _)| *shown < revision);
+        (from, self.shown.get(shown).map_or(now, |(_, at)| *at))
     }
 
     /// The answering member, once somebody was answered.
@@ -198,7 +270,9 @@ impl Checker {
 
     /// Things worth counting since the last call.
     pub fn take_covered(&mut self) -> Vec<&'static str> {
-        std::mem::take(&mut self.covered)
+        let mut covered = std::mem::take(&mut self.covered);
+        covered.append(&mut self.leases.take_covered());
+        covered
     }
 
     /// A client is about to send `request` on a connection that was given `connection_floor` at most, at time `now`.
@@ -211,6 +285,7 @@ impl Checker {
         }
         let id = self.next_operation();
         self.alarms.invoke(id, &request);
+        self.leases.invoke(&request);
         self.audit.invoke(id, &request, now);
         self.operations.push(Operation {
             floor: self.highest_returned,
@@ -219,6 +294,7 @@ impl Checker {
             asked_before: self.compaction_asked,
             fault: arguments::fault(&request),
             message_bytes,
+            invoked_at: now,
             open: true,
             request,
         });
@@ -240,6 +316,7 @@ impl Checker {
         assert!(operation.open, "an operation ends once");
         operation.open = false;
         self.alarms.complete(id, &operation.request, &reply).map_err(|why| self.blame(id, &why))?;
+        self.complete_about_leases(id, &reply, now).map_err(|why| self.blame(id, &why))?;
         match reply {
             Reply::Unknown => {
                 if self.request(id).is_write() {
@@ -258,9 +335,15 @@ impl Checker {
             Reply::Answered(response) => {
                 self.acknowledged += 1;
                 self.audit.complete(id, &self.operations[id as usize].request, &response.answer, now);
-                self.handle_answer(id, response).map_err(|why| self.blame(id, &why))
+                self.handle_answer(id, response, now).map_err(|why| self.blame(id, &why))
             }
         }
+    }
+
+    fn complete_about_leases(&mut self, id: OperationId, reply: &Reply, now: u64) -> Result<(), String> {
+        let Operation { request, invoked_at, .. } = &self.operations[id as usize];
+        let may_be_stuck = self.alarms.may_be_corrupt();
+        self.leases.complete(request, reply, (*invoked_at, now), may_be_stuck)
     }
 
     pub(crate) fn blame(&self, id: OperationId, why: &str) -> String {
@@ -295,6 +378,9 @@ impl Checker {
                 let may = operation.message_bytes + ENVELOPE_BYTES_MAX > self.request_bytes_max;
                 return if may && !operation.request.is_read() { Ok(()) } else { Err(failed()) };
             }
+            // Leases have no revisions: what was seen of them is judged apart.
+            Fault::LEASE_EXISTS if matches!(operation.request, Request::LeaseGrant { .. }) => return Ok(()),
+            Fault::LEASE_NOT_FOUND if matches!(operation.request, Request::LeaseRevoke { .. }) => return Ok(()),
             Fault::COMPACTED | Fault::FUTURE | Fault::KEY_NOT_FOUND | Fault::LEASE_NOT_FOUND => {}
             _ => return Err(failed()),
         }
@@ -302,7 +388,7 @@ impl Checker {
         Ok(())
     }
 
-    fn handle_answer(&mut self, id: OperationId, response: Response) -> Result<(), String> {
+    fn handle_answer(&mut self, id: OperationId, response: Response, now: u64) -> Result<(), String> {
         let operation = &self.operations[id as usize];
         if let Some(fault) = operation.fault {
             return Err(format!("answered, though {}", fault.text));
@@ -329,7 +415,12 @@ impl Checker {
         if let Request::Compact { revision, .. } = &operation.request {
             self.compaction_acknowledged = self.compaction_acknowledged.max(*revision);
         }
-        self.highest_returned = self.highest_returned.max(answer.revision);
+        if !operation.request.is_serializable() {
+            self.newest_after
+                .push((answer.revision - i64::from(operation.request.has_changed(&answer)), operation.invoked_at));
+        }
+        self.show(answer.revision, now);
+        let operation = &self.operations[id as usize];
         if operation.request.has_changed(&answer) { self.claim(id, answer) } else { self.observe(id, answer) }
     }
 
@@ -392,10 +483,12 @@ impl Checker {
     ///
     /// # Errors
     /// The history is not that of a correct server; the text says why.
-    pub fn settle(&mut self, newest: i64, states: &BTreeMap<i64, Vec<KeyValue>>) -> Result<(), String> {
+    pub fn settle(&mut self, newest: i64, states: &BTreeMap<i64, Vec<KeyValue>>, now: u64) -> Result<(), String> {
         assert!(self.operations.iter().rev().take(4_096).all(|operation| !operation.open), "settling needs quiet");
-        let judged = settle::settle(self, newest, states);
+        let judged = settle::settle(self, newest, states, now);
         self.contiguous = newest;
+        self.shown.clear();
+        self.newest_after.clear();
         judged
     }
 }

@@ -6,11 +6,12 @@
 //! Invariants
 //! - I1: every invoked operation is completed exactly once in the checker, whatever happens to its connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use trilith_reactor::{CloseReason, ConnectionId};
 
 use crate::checker::{Checker, Reply};
+use crate::codec::KEEP_ALIVE_PATH;
 use crate::h2_client::{H2Client, Outcome};
 use crate::history::{Request, Response};
 use crate::port::SimPort;
@@ -26,7 +27,39 @@ struct Link {
     protocol: H2Client,
     /// Stream to operation and time of invocation.
     calls: BTreeMap<u32, (u64, u64)>,
+    /// The stream on which leases are kept alive, and its requests without an answer.
+    keep_alive: Option<u32>,
+    renewals: VecDeque<(u64, u64)>,
     revision_seen: i64,
+}
+
+impl Link {
+    fn len(&self) -> usize {
+        self.calls.len() + self.renewals.len()
+    }
+
+    /// The operations under way, which nobody hears about any more.
+    fn take_operations(&mut self) -> Vec<u64> {
+        let calls = std::mem::take(&mut self.calls).into_values();
+        calls.chain(self.renewals.drain(..)).map(|(operation, _)| operation).collect()
+    }
+
+    /// The next answer on the stream on which leases are kept alive.
+    fn handle_renewal(&mut self, message: &[u8], checker: &mut Checker, now: u64) -> Result<(), String> {
+        let (operation, _) = self.renewals.pop_front().ok_or("a lease is kept alive that nobody asked for")?;
+        let response = checker.request(operation).decode_response(message)?;
+        self.revision_seen = self.revision_seen.max(response.answer.revision);
+        checker.complete(operation, Reply::Answered(response), now)
+    }
+
+    /// That stream ended.
+    fn end_keep_alive(&mut self, outcome: Outcome, checker: &mut Checker, now: u64) -> Result<(), String> {
+        self.keep_alive = None;
+        if !matches!(outcome, Outcome::Refused | Outcome::Answered { code: UNAVAILABLE, .. }) {
+            return Err(format!("the stream on which leases are kept alive ended: {outcome:?}"));
+        }
+        self.renewals.drain(..).try_for_each(|(operation, _)| checker.complete(operation, Reply::Unknown, now))
+    }
 }
 
 /// A client of the workload.
@@ -58,13 +91,14 @@ impl Client {
     /// Calls under way.
     #[must_use]
     pub fn open_calls(&self) -> usize {
-        self.link.as_ref().map_or(0, |link| link.calls.len())
+        self.link.as_ref().map_or(0, Link::len)
     }
 
     /// When the oldest call under way was begun.
     #[must_use]
     pub fn oldest_call_at(&self) -> Option<u64> {
-        self.link.as_ref()?.calls.values().map(|(_, invoked_at)| *invoked_at).min()
+        let link = self.link.as_ref()?;
+        link.calls.values().chain(&link.renewals).map(|(_, invoked_at)| *invoked_at).min()
     }
 
     /// What came of the answers to calls under way: when each was begun, its bytes so far, and all of them if known.
@@ -92,36 +126,65 @@ impl Client {
 
     /// Connects if necessary; connections start with a drawn receive window.
     pub fn connect(&mut self, workload: &Workload, port: &mut SimPort, rng: &mut Rng) {
-        if self.link.as_ref().is_some_and(|link| link.protocol.is_going_away() && link.calls.is_empty()) {
+        if self.link.as_ref().is_some_and(|link| link.protocol.is_going_away() && link.len() == 0) {
             self.hang_up(CloseReason::EndOfStream, port);
         }
         if self.link.is_none() {
             let window = if rng.chance(300) { rng.log_between(workload.window_min(), 65_535) } else { 1 << 20 };
             let protocol = H2Client::new(window as u32);
             let connection = port.client_connect();
-            self.link = Some(Link { connection, protocol, calls: BTreeMap::new(), revision_seen: 0 });
+            let (calls, renewals) = (BTreeMap::new(), VecDeque::new());
+            self.link = Some(Link { connection, protocol, calls, keep_alive: None, renewals, revision_seen: 0 });
         }
     }
 
     /// Whether a request may be sent now.
     #[must_use]
     pub fn can_call(&self, outstanding_max: usize) -> bool {
-        self.link.as_ref().is_some_and(|link| !link.protocol.is_going_away() && link.calls.len() < outstanding_max)
+        self.link.as_ref().is_some_and(|link| !link.protocol.is_going_away() && link.len() < outstanding_max)
     }
 
     /// Begins a call; [`Client::flush`] sends it.
     pub fn call(&mut self, request: Request, now: u64, checker: &mut Checker) -> u64 {
         let link = self.link.as_mut().expect("the caller connected");
         let (path, message) = request.encode();
-        let stream = link.protocol.call(path, &message);
+        let shares = matches!(request, Request::LeaseKeepAlive { is_alone: false, .. });
         let operation = checker.invoke(request, message.len(), link.revision_seen, now);
-        link.calls.insert(stream, (operation, now));
+        if shares {
+            let stream = *link.keep_alive.get_or_insert_with(|| link.protocol.open(KEEP_ALIVE_PATH));
+            link.protocol.send(stream, &message);
+            link.renewals.push_back((operation, now));
+        } else {
+            let stream = link.protocol.call(path, &message);
+            link.calls.insert(stream, (operation, now));
+        }
         operation
+    }
+
+    /// Gives up what keeps leases alive: as long as a lease cannot end, that waits.
+    pub fn cancel_renewals(&mut self, now: u64, port: &mut SimPort, checker: &mut Checker) {
+        let Some(link) = &mut self.link else { return };
+        let is_renewal = |operation: u64| matches!(checker.request(operation), Request::LeaseKeepAlive { .. });
+        let alone = link.calls.iter().filter(|(_, (operation, _))| is_renewal(*operation));
+        let streams: Vec<u32> = alone.map(|(stream, _)| *stream).chain(link.keep_alive.take()).collect();
+        let mut ended: Vec<u64> = link.renewals.drain(..).map(|(operation, _)| operation).collect();
+        for stream in streams {
+            link.protocol.cancel(stream);
+            ended.extend(link.calls.remove(&stream).map(|(operation, _)| operation));
+        }
+        for operation in ended {
+            checker.complete(operation, Reply::Unknown, now).expect("an unknown outcome is never wrong");
+        }
+        self.flush(port);
     }
 
     /// Gives up one call under way, or begins one that is never finished.
     pub fn disturb(&mut self, now: u64, port: &mut SimPort, checker: &mut Checker, rng: &mut Rng) {
         let Some(link) = &mut self.link else { return };
+        if link.keep_alive.is_some() && rng.chance(300) {
+            port.cover("(cancelled keep-alive)");
+            return self.cancel_renewals(now, port, checker);
+        }
         let calls: Vec<u32> = link.calls.keys().copied().collect();
         if calls.is_empty() || rng.chance(300) {
             if link.protocol.is_going_away() {
@@ -162,7 +225,14 @@ impl Client {
         let Some(link) = &mut self.link else { return Ok(()) };
         link.protocol.set_sent_at(sent_at);
         link.protocol.handle_bytes(bytes)?;
+        while let Some((_, message)) = link.protocol.poll_message() {
+            link.handle_renewal(&message, checker, now)?;
+        }
         while let Some((stream, outcome)) = link.protocol.poll_outcome() {
+            if link.keep_alive == Some(stream) {
+                link.end_keep_alive(outcome, checker, now)?;
+                continue;
+            }
             let (operation, _) = link.calls.remove(&stream).expect("the protocol reports calls it was given");
             let reply = match outcome {
                 Outcome::Answered { code: 0, message, .. } => {
@@ -183,8 +253,8 @@ impl Client {
 
     /// The connection ended: what was under way is unknown.
     pub fn handle_closed(&mut self, now: u64, checker: &mut Checker) {
-        if let Some(link) = self.link.take() {
-            for (operation, _) in link.calls.into_values() {
+        if let Some(mut link) = self.link.take() {
+            for operation in link.take_operations() {
                 checker.complete(operation, Reply::Unknown, now).expect("an unknown outcome is never wrong");
             }
         }
@@ -198,7 +268,7 @@ impl Client {
     /// Ends the connection from this side; calls under way must have been given up by the caller.
     fn hang_up(&mut self, reason: CloseReason, port: &mut SimPort) {
         if let Some(link) = self.link.take() {
-            assert!(link.calls.is_empty(), "nothing is under way");
+            assert!(link.len() == 0, "nothing is under way");
             port.client_close(link.connection, reason);
         }
     }

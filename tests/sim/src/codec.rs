@@ -8,10 +8,14 @@ use trilith_wire::proto::etcdserverpb as pb;
 use trilith_wire::proto::{Message, mvccpb};
 
 use crate::history::{
-    AlarmAction, Answer, Compare, Put, Range, Relation, Request, Response, SortOrder, SortTarget, Target, Txn,
+    AlarmAction, Answer, Compare, LeaseFacts, Put, Range, Relation, Request, Response, SortOrder, SortTarget, Target,
+    Txn,
 };
 use crate::model::KeyValue;
 use crate::value::Value;
+
+/// Where leases are kept alive.
+pub(crate) const KEEP_ALIVE_PATH: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
 impl Relation {
     fn encode(self) -> pb::CompareResult {
@@ -135,6 +139,24 @@ impl Request {
                 ("/etcdserverpb.Cluster/MemberList", message.encode_to_vec())
             }
             Self::Unset => unreachable!("only an operation of a transaction says nothing"),
+            about_lease => about_lease.encode_about_lease(),
+        }
+    }
+
+    fn encode_about_lease(&self) -> (&'static str, Vec<u8>) {
+        match *self {
+            Self::LeaseGrant { id, ttl } => {
+                ("/etcdserverpb.Lease/LeaseGrant", pb::LeaseGrantRequest { id, ttl }.encode_to_vec())
+            }
+            Self::LeaseRevoke { id } => {
+                ("/etcdserverpb.Lease/LeaseRevoke", pb::LeaseRevokeRequest { id }.encode_to_vec())
+            }
+            Self::LeaseKeepAlive { id, .. } => (KEEP_ALIVE_PATH, pb::LeaseKeepAliveRequest { id }.encode_to_vec()),
+            Self::LeaseTimeToLive { id, keys } => {
+                ("/etcdserverpb.Lease/LeaseTimeToLive", pb::LeaseTimeToLiveRequest { id, keys }.encode_to_vec())
+            }
+            Self::LeaseLeases => ("/etcdserverpb.Lease/LeaseLeases", Vec::new()),
+            ref other => unreachable!("{other:?} is encoded by its own kind"),
         }
     }
 
@@ -207,6 +229,37 @@ impl Request {
                 let (header, mut answer) = plain(message.header);
                 answer.alarms = message.alarms.iter().map(|alarm| alarm.alarm.0).collect();
                 (header, answer)
+            }
+            about_lease => return about_lease.decode_about_lease(bytes),
+        })
+    }
+
+    fn decode_about_lease(&self, bytes: &[u8]) -> Result<(Option<pb::ResponseHeader>, Answer), String> {
+        let answer = |header: Option<pb::ResponseHeader>, lease| {
+            (header, Answer { revision: revision_of(header), lease, ..Answer::default() })
+        };
+        Ok(match self {
+            Self::LeaseGrant { .. } => {
+                let pb::LeaseGrantResponse { header, id, ttl, error } = decode(bytes)?;
+                if !error.is_empty() {
+                    return Err(format!("a grant with the error {error}"));
+                }
+                answer(header, LeaseFacts { id, ttl, ..LeaseFacts::default() })
+            }
+            Self::LeaseRevoke { .. } => answer(decode::<pb::LeaseRevokeResponse>(bytes)?.header, LeaseFacts::default()),
+            Self::LeaseKeepAlive { .. } => {
+                let pb::LeaseKeepAliveResponse { header, id, ttl } = decode(bytes)?;
+                answer(header, LeaseFacts { id, ttl, ..LeaseFacts::default() })
+            }
+            Self::LeaseTimeToLive { .. } => {
+                let pb::LeaseTimeToLiveResponse { header, id, ttl, granted_ttl, keys } = decode(bytes)?;
+                let keys = keys.into_iter().map(<[u8]>::to_vec).collect();
+                answer(header, LeaseFacts { id, ttl, granted_ttl, keys, ids: Vec::new() })
+            }
+            Self::LeaseLeases => {
+                let pb::LeaseLeasesResponse { header, leases } = decode(bytes)?;
+                let ids = leases.iter().map(|lease| lease.id).collect();
+                answer(header, LeaseFacts { ids, ..LeaseFacts::default() })
             }
             other => unreachable!("{other:?} is decoded by its own kind"),
         })

@@ -5,7 +5,7 @@
 //! Invariants
 //! - I1: a compaction never reaches a revision whose maker may be in doubt, unless it is certain to be refused.
 
-use crate::arguments::TXN_OPS_MAX;
+use crate::arguments::{TTL_MAX, TXN_OPS_MAX};
 use crate::checker::{Checker, FAR_FUTURE};
 use crate::history::{
     AlarmAction, CORRUPT, Compare, Delete, NOSPACE, Put, Range, Relation, Request, SortOrder, SortTarget, Target, Txn,
@@ -22,6 +22,8 @@ const TXN_VALUE_BYTES_MAX: u64 = 600;
 const DEPTH_MAX: u64 = 3;
 /// Digits of a key's number.
 const KEY_DIGITS: usize = 5;
+/// Ids that clients choose for their leases.
+const LEASE_IDS: [i64; 5] = [7, 40, -1, i64::MIN, i64::MAX];
 /// Beyond so many keys, reads of all are rare.
 const MANY_KEYS: u64 = 200;
 
@@ -43,12 +45,16 @@ impl Grammar<'_> {
             0 => Request::Put(self.put()),
             1 => Request::Range(self.read()),
             2 => Request::Delete(self.delete()),
-            3 => Request::Txn(self.txn(0, &mut Vec::new())),
+            3 => {
+                let lease = self.lease_to_attach();
+                Request::Txn(self.txn((0, lease), &mut Vec::new()))
+            }
             4 => self.compaction(),
             5 => self.mistake(),
             6 => self.maintenance(),
             7 => self.bulk(),
-            _ => self.alarm(),
+            8 => self.alarm(),
+            _ => self.lease(),
         }
     }
 
@@ -126,7 +132,70 @@ impl Grammar<'_> {
         };
         let mut put = Put { key, value, prev_kv: self.rng.chance(200), ..Put::default() };
         self.keep_something(&mut put);
+        let lease = self.lease_to_attach();
+        self.attach(&mut put, lease);
         put
+    }
+
+    /// Some puts attach their key to a lease, where there are any; those of a transaction to the same.
+    fn attach(&mut self, put: &mut Put, lease: i64) {
+        if self.workload.leases_max > 0 {
+            put.lease = 0;
+            if !put.ignore_lease && self.rng.chance(self.workload.attach_per_mille) {
+                put.lease = lease;
+            }
+        }
+    }
+
+    fn lease_to_attach(&mut self) -> i64 {
+        if self.workload.leases_max > 0 { self.lease_id() } else { 0 }
+    }
+
+    /// A lease that somebody may take to be alive, or one of few ids that clients choose.
+    fn lease_id(&mut self) -> i64 {
+        let alive = self.checker.leases_alive();
+        // Who comes when a lease is about to end meets it half gone.
+        if let Some(id) = self.checker.lease_next_to_end().filter(|_| self.rng.chance(250)) {
+            return id;
+        }
+        if !alive.is_empty() && !self.rng.chance(80) {
+            let position = self.rng.index(alive.len());
+            return *alive.iter().nth(position).expect("a position in it");
+        }
+        LEASE_IDS[self.rng.index(LEASE_IDS.len())]
+    }
+
+    fn lease(&mut self) -> Request {
+        let has_room = self.checker.leases_alive().len() < self.workload.leases_max;
+        match self.rng.below(20) {
+            0..6 if has_room => {
+                let id = if self.rng.chance(300) { LEASE_IDS[self.rng.index(LEASE_IDS.len())] } else { 0 };
+                Request::LeaseGrant { id, ttl: self.time_to_live() }
+            }
+            0..9 => Request::LeaseKeepAlive { id: self.lease_id(), is_alone: self.rng.chance(200) },
+            9..12 => Request::LeaseTimeToLive { id: self.lease_id(), keys: self.rng.chance(600) },
+            12..14 => Request::LeaseLeases,
+            14..16 => Request::LeaseRevoke { id: self.lease_id() },
+            _ => {
+                let mut put = self.put();
+                if !put.ignore_lease {
+                    put.lease = self.lease_id();
+                }
+                Request::Put(put)
+            }
+        }
+    }
+
+    /// Mostly short, so that leases end; in seconds.
+    fn time_to_live(&mut self) -> i64 {
+        match self.rng.below(24) {
+            0 => 0,
+            1 => -5,
+            2 => TTL_MAX + 1,
+            3 => TTL_MAX,
+            4..6 => 60,
+            _ => self.rng.log_between(1, 4) as i64,
+        }
     }
 
     /// Some puts keep what is there; few name a lease, which does not exist.
@@ -210,6 +279,7 @@ impl Grammar<'_> {
             0..5 => Target::Version(self.rng.below(4) as i64),
             5..8 => Target::Create(if self.rng.chance(500) { 0 } else { revision }),
             8..12 => Target::Mod(revision),
+            12 if self.workload.leases_max > 0 => Target::Lease(self.lease_id()),
             12 => Target::Lease(self.rng.below(2) as i64),
             13 => Target::VersionMismatched,
             14 => Target::ValueMismatched,
@@ -221,18 +291,18 @@ impl Grammar<'_> {
     }
 
     /// Rarely is a key put twice, or both put and deleted, which is refused.
-    fn txn(&mut self, depth: u64, written: &mut Vec<Vec<u8>>) -> Txn {
+    fn txn(&mut self, (depth, lease): (u64, i64), written: &mut Vec<Vec<u8>>) -> Txn {
         let compares = (0..self.rng.below(3)).map(|_| self.compare()).collect();
         let reads_only = depth == 0 && self.rng.chance(150);
         let mut branch = |grammar: &mut Self| {
-            (0..grammar.rng.below(5)).map(|_| grammar.txn_operation(depth, reads_only, written)).collect()
+            (0..grammar.rng.below(5)).map(|_| grammar.txn_operation((depth, lease), reads_only, written)).collect()
         };
         let success = branch(self);
         let failure = branch(self);
         Txn { compares, success, failure }
     }
 
-    fn txn_operation(&mut self, depth: u64, reads_only: bool, written: &mut Vec<Vec<u8>>) -> Request {
+    fn txn_operation(&mut self, (depth, lease): (u64, i64), reads_only: bool, written: &mut Vec<Vec<u8>>) -> Request {
         let key = self.key();
         let is_again = written.contains(&key) && !self.rng.chance(20);
         if reads_only || is_again || self.rng.chance(350) {
@@ -242,7 +312,7 @@ impl Grammar<'_> {
             return Request::Range(read);
         }
         if depth + 1 < DEPTH_MAX && self.rng.chance(150) {
-            return Request::Txn(self.txn(depth + 1, written));
+            return Request::Txn(self.txn((depth + 1, lease), written));
         }
         if self.rng.chance(400) {
             let range = if self.rng.chance(800) { KeyRange::single(key.clone()) } else { self.range() };
@@ -255,6 +325,7 @@ impl Grammar<'_> {
         if self.rng.chance(200) {
             self.keep_something(&mut put);
         }
+        self.attach(&mut put, lease);
         Request::Put(put)
     }
 

@@ -230,6 +230,16 @@ pub enum Request {
     Defragment,
     /// Cluster.MemberList.
     MemberList { linearizable: bool },
+    /// Lease.LeaseGrant; of id 0 the server chooses one.
+    LeaseGrant { id: i64, ttl: i64 },
+    /// Lease.LeaseRevoke.
+    LeaseRevoke { id: i64 },
+    /// One request of Lease.LeaseKeepAlive, on a stream of its own or on one with others.
+    LeaseKeepAlive { id: i64, is_alone: bool },
+    /// Lease.LeaseTimeToLive.
+    LeaseTimeToLive { id: i64, keys: bool },
+    /// Lease.LeaseLeases.
+    LeaseLeases,
 }
 
 impl fmt::Debug for Request {
@@ -277,6 +287,11 @@ impl fmt::Debug for Request {
             Self::Hash => write!(f, "hash"),
             Self::Defragment => write!(f, "defragment"),
             Self::MemberList { linearizable } => write!(f, "members (linearizable {linearizable})"),
+            Self::LeaseGrant { id, ttl } => write!(f, "grant lease {id} for {ttl} s"),
+            Self::LeaseRevoke { id } => write!(f, "revoke lease {id}"),
+            Self::LeaseKeepAlive { id, is_alone } => write!(f, "keep lease {id} alive (alone {is_alone})"),
+            Self::LeaseTimeToLive { id, keys } => write!(f, "time to live of lease {id} (keys {keys})"),
+            Self::LeaseLeases => write!(f, "leases"),
         }
     }
 }
@@ -292,11 +307,39 @@ impl Request {
         }
     }
 
+    /// Whether it changes what is replicated, which the corruption alarm forbids.
+    #[must_use]
+    pub fn is_logged(&self) -> bool {
+        self.is_write() || matches!(self, Self::Compact { .. } | Self::LeaseGrant { .. } | Self::LeaseRevoke { .. })
+    }
+
+    /// The lease that its puts name, in either branch; a request of the workload names one at most.
+    #[must_use]
+    pub fn lease_named(&self) -> Option<i64> {
+        match self {
+            Self::Put(put) => Some(put.lease).filter(|lease| *lease != 0),
+            Self::Txn(txn) => txn.operations().find_map(Self::lease_named),
+            _ => None,
+        }
+    }
+
+    /// Whether the answered request attached a key to a lease.
+    #[must_use]
+    pub fn has_attached(&self, answer: &Answer) -> bool {
+        match self {
+            Self::Put(put) => put.lease != 0,
+            Self::Txn(_) => {
+                self.executed(answer).iter().zip(&answer.inner).any(|(operation, inner)| operation.has_attached(inner))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether it may store something new, which the space alarm forbids.
     #[must_use]
     pub fn grows(&self) -> bool {
         match self {
-            Self::Put(_) => true,
+            Self::Put(_) | Self::LeaseGrant { .. } => true,
             Self::Txn(txn) => txn.operations().any(Self::grows),
             _ => false,
         }
@@ -319,7 +362,7 @@ impl Request {
             Self::Range(range) => range.serializable,
             // Read-only transactions are as serializable as all of their reads, vacuously so without any.
             Self::Txn(txn) => self.is_read() && txn.operations().all(Self::is_serializable),
-            Self::Status | Self::Hash | Self::HashKv { .. } => true,
+            Self::Status | Self::Hash | Self::HashKv { .. } | Self::LeaseLeases => true,
             Self::MemberList { linearizable } => !linearizable,
             _ => false,
         }
@@ -413,8 +456,13 @@ impl Fault {
     /// There is no such lease.
     pub const LEASE_NOT_FOUND: Self = Self { code: 5, text: "etcdserver: requested lease not found" };
 
+    /// The lease is there.
+    pub const LEASE_EXISTS: Self = Self { code: 9, text: "etcdserver: lease already exists" };
+    /// No lease lives so long.
+    pub const TTL_TOO_LARGE: Self = Self { code: 11, text: "etcdserver: too large lease TTL" };
+
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::NO_KEY,
         Self::KEY_NOT_FOUND,
         Self::VALUE_PROVIDED,
@@ -428,6 +476,8 @@ impl Fault {
         Self::NO_SPACE,
         Self::CORRUPT,
         Self::LEASE_NOT_FOUND,
+        Self::LEASE_EXISTS,
+        Self::TTL_TOO_LARGE,
     ];
 }
 
@@ -450,6 +500,23 @@ pub struct Answer {
     pub alarms: Vec<i32>,
     /// What a hash was computed over: the revision and what was compacted.
     pub hashed: (i64, i64),
+    /// What it says about leases.
+    pub lease: LeaseFacts,
+}
+
+/// What an answer says about leases; times in seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseFacts {
+    /// The lease granted, kept alive or looked at.
+    pub id: i64,
+    /// What it is granted, renewed for, or what is left of it.
+    pub ttl: i64,
+    /// What it was granted.
+    pub granted_ttl: i64,
+    /// The keys attached to it.
+    pub keys: Vec<Vec<u8>>,
+    /// All leases.
+    pub ids: Vec<i64>,
 }
 
 /// What a server answered.

@@ -19,6 +19,7 @@ pub mod grammar;
 pub mod h2_client;
 mod hash;
 pub mod history;
+mod leases;
 pub mod model;
 pub mod port;
 pub mod rng;

@@ -2,7 +2,8 @@
 //!
 //! Owns: every version of every key, and etcd's rules of evaluation (reads, compares, pre-checks, changes). Does not
 //! know: the engine, whose code it must not share; argument checks ([`crate::arguments`]); compaction, which only takes
-//! answers away: the caller says what is compacted.
+//! answers away: the caller says what is compacted; which leases there are (`leases`). A key is attached to the lease
+//! that its pair names, for as long as it does.
 //!
 //! Invariants
 //! - I1: one changing request takes exactly one revision; a request that changes nothing takes none.
@@ -166,12 +167,34 @@ impl Model {
         keys.into_iter().flatten().filter_map(move |(_, versions)| version_at(versions, revision))
     }
 
-    /// Executes a request at the newest revision.
+    /// The keys attached to a lease as of `at`.
+    pub fn attached(&self, lease: i64, at: i64) -> impl Iterator<Item = &[u8]> {
+        let pairs = self.keys.values().filter_map(move |versions| version_at(versions, at));
+        pairs.filter(move |pair| pair.lease == lease).map(|pair| pair.key.as_slice())
+    }
+
+    /// What the end of a lease changes as the next thing after revision `at`: its keys go, in their order.
+    #[must_use]
+    pub fn end_of_lease(&self, lease: i64, at: i64) -> Changes {
+        self.attached(lease, at).map(|key| (key.to_vec(), None)).collect()
+    }
+
+    /// The leases that a key was attached to from one revision to another, 0 for none.
+    pub fn leases_of(&self, key: &[u8], from: i64, to: i64) -> impl Iterator<Item = i64> {
+        let versions = self.versions(key);
+        let first = versions.partition_point(|(changed, _)| *changed <= from);
+        let last = versions.partition_point(|(changed, _)| *changed <= to);
+        let lease = |pair: &Option<KeyValue>| pair.as_ref().map_or(0, |pair| pair.lease);
+        let before = version_at(versions, from).map_or(0, |pair| pair.lease);
+        [before].into_iter().chain(versions[first..last].iter().map(move |(_, pair)| lease(pair)))
+    }
+
+    /// Executes a request at the newest revision of a store without leases.
     ///
     /// # Errors
     /// It is refused and changes nothing.
     pub fn apply(&mut self, request: &Request, compacted: i64) -> Result<Answer, Fault> {
-        let (answer, changes) = self.evaluate(request, self.revision, compacted)?;
+        let (answer, changes) = self.evaluate_without_leases(request, self.revision, compacted)?;
         self.install(changes);
         Ok(answer)
     }
@@ -189,12 +212,25 @@ impl Model {
     }
 
     /// What a request answers and changes as the next thing after revision `at`, where `compacted` is compacted (a read
-    /// of exactly that revision is fine).
+    /// of exactly that revision is fine) and the leases that it names exist.
     ///
     /// # Errors
     /// It is refused.
     pub fn evaluate(&self, request: &Request, at: i64, compacted: i64) -> Evaluated {
-        let mut run = Run { model: self, base: at, compacted, changes: Vec::new(), pending: BTreeMap::new() };
+        self.evaluate_with(request, (at, compacted), true)
+    }
+
+    /// The same, where the leases that it names do not exist.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn evaluate_without_leases(&self, request: &Request, at: i64, compacted: i64) -> Evaluated {
+        self.evaluate_with(request, (at, compacted), false)
+    }
+
+    fn evaluate_with(&self, request: &Request, (at, compacted): (i64, i64), has_leases: bool) -> Evaluated {
+        let (changes, pending) = (Vec::new(), BTreeMap::new());
+        let mut run = Run { model: self, base: at, compacted, has_leases, changes, pending };
         let answer = match request {
             Request::Txn(txn) => {
                 let mut path = Vec::new();
@@ -229,6 +265,8 @@ struct Run<'m> {
     model: &'m Model,
     base: i64,
     compacted: i64,
+    /// Whether the leases exist that the request names.
+    has_leases: bool,
     changes: Changes,
     /// The last of `changes` to each key.
     pending: BTreeMap<Vec<u8>, Option<KeyValue>>,
@@ -296,7 +334,7 @@ impl Run<'_> {
         for operation in txn.branch(succeeded) {
             match operation {
                 Request::Txn(nested) => self.check(nested, path)?,
-                Request::Put(put) if put.lease != 0 => return Err(Fault::LEASE_NOT_FOUND),
+                Request::Put(put) if put.lease != 0 && !self.has_leases => return Err(Fault::LEASE_NOT_FOUND),
                 Request::Put(put) if put.keeps() && self.model.get(&put.key, self.base).is_none() => {
                     return Err(Fault::KEY_NOT_FOUND);
                 }
@@ -332,7 +370,7 @@ impl Run<'_> {
     }
 
     fn put(&mut self, put: &Put) -> Result<Answer, Fault> {
-        if put.lease != 0 {
+        if put.lease != 0 && !self.has_leases {
             return Err(Fault::LEASE_NOT_FOUND);
         }
         let previous = self.get(&put.key).cloned();
@@ -344,8 +382,9 @@ impl Run<'_> {
             previous.as_ref().map_or((revision, 1), |before| (before.create_revision, before.version + 1));
         let kept = previous.as_ref().filter(|_| put.ignore_value).map(|before| before.value);
         let value = kept.unwrap_or_else(|| Value::of(&put.value));
-        let key = put.key.clone();
-        let pair = KeyValue { key, value, create_revision, mod_revision: revision, version, lease: 0 };
+        let kept = previous.as_ref().filter(|_| put.ignore_lease).map(|before| before.lease);
+        let (key, lease) = (put.key.clone(), kept.unwrap_or(put.lease));
+        let pair = KeyValue { key, value, create_revision, mod_revision: revision, version, lease };
         self.change(&put.key, Some(pair));
         let kvs = previous.into_iter().filter(|_| put.prev_kv).collect();
         Ok(Answer { revision, kvs, ..Answer::default() })
@@ -373,7 +412,12 @@ impl Run<'_> {
         }
         let more = select(range, &mut kvs);
         if range.keys_only {
-            kvs.iter_mut().for_each(|pair| pair.value = Value::default());
+            // The lease goes with the value, unless the pairs had to be sorted by it.
+            let by_value = range.target == SortTarget::Value;
+            for pair in &mut kvs {
+                pair.value = Value::default();
+                pair.lease *= i64::from(by_value);
+            }
         }
         Answer { revision: self.revision(), kvs, count, more, ..Answer::default() }
     }

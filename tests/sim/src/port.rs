@@ -31,6 +31,8 @@ const WALL_EPOCH: u64 = 1_700_000_000 * SECOND;
 const LANDING_MAX: u64 = 60 * MILLISECOND;
 /// What is populated and dropped as one.
 const PAGE_BYTES: u64 = 4096;
+/// Delays below this are no pauses.
+const LATE_MIN: u64 = 10 * MILLISECOND;
 /// Linux's EIO.
 const EIO: i32 = 5;
 /// Linux's ENOSPC.
@@ -185,6 +187,10 @@ pub struct SimPort {
     next_connection: u64,
     listening: bool,
     deadline: Option<u64>,
+    /// How late the timer will be.
+    late: u64,
+    /// For so long the process could not run, or not when it wanted.
+    lost: u64,
     fate: Fate,
     life_began: u64,
     submissions: u64,
@@ -226,6 +232,8 @@ impl SimPort {
             next_connection: 1,
             listening: false,
             deadline: None,
+            late: 0,
+            lost: 0,
             fate: Fate::Survive,
             life_began: now,
             submissions: 0,
@@ -295,6 +303,13 @@ impl SimPort {
     /// The disk, to be damaged between lives.
     pub fn disk_mut(&mut self) -> &mut Disk {
         &mut self.disk
+    }
+
+    /// For how long the process could not run at all so far, or not when it wanted to, and its clock as it sees it may
+    /// have stood still.
+    #[must_use]
+    pub fn lost_time(&self) -> u64 {
+        self.lost
     }
 
     /// Counts a fault that the server feels.
@@ -496,11 +511,13 @@ impl SimPort {
         self.trace.event(self.now, format_args!("{trouble:?}"));
         match trouble {
             Trouble::Pause(length) => {
+                self.lost += 2 * length;
                 self.now += length;
                 self.disk.advance(self.now);
                 self.count_fault("(pause)");
             }
             Trouble::Stall(length) => {
+                self.lost += length;
                 self.stalled_until = self.now + length;
                 let began = self.now;
                 let is_file = |due: &Due| due.what.is_file();
@@ -566,6 +583,8 @@ impl SimPort {
         self.deliver_due(events, deliveries);
         if self.deadline.is_some_and(|at| at <= self.now) && !self.dead {
             self.deadline = None;
+            // Who looks at its clock now and then takes twice the delay for a pause, at most.
+            self.lost += if self.late > LATE_MIN { 3 * self.late } else { 0 };
             events.push(Event::Timer);
         }
         for event in events.iter() {
@@ -730,7 +749,9 @@ impl SimPort {
     /// Lets the turn's CPU time pass; may be a long pause.
     pub fn spend_turn(&mut self) {
         let factor = if self.now < self.slow_until { SLOW_CPU } else { 1 };
-        self.now += factor * self.weather.turn.draw(&mut self.rng);
+        let length = factor * self.weather.turn.draw(&mut self.rng);
+        self.lost += if length > LATE_MIN { 3 * length } else { 0 };
+        self.now += length;
     }
 
     /// A client connects. The server may be down: then the connection closes at once.
@@ -1099,6 +1120,7 @@ impl Port for SimPort {
         let late = self.weather.timer_late.draw(&mut self.rng);
         if !self.dead {
             // A deadline that has passed asks for another turn at once: nothing sleeps, so nothing is late.
+            self.late = late;
             self.deadline = deadline.map(|at| if at <= self.now { at } else { at.saturating_add(late) });
         }
     }

@@ -5,14 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::checker::{Checker, Refusal};
+use crate::checker::{Checker, Operation, Refusal};
 use crate::hash;
-use crate::history::{Answer, Fault, Request};
+use crate::history::{Answer, Fault, LeaseFacts, Request};
 use crate::model::{Changes, KeyRange, KeyValue, Model};
 use crate::value::OperationId;
 
 /// Extends the model of `checker` to `newest` and judges everything since the last time.
-pub(crate) fn settle(checker: &mut Checker, newest: i64, states: &BTreeMap<i64, Vec<KeyValue>>) -> Result<(), String> {
+pub(crate) fn settle(
+    checker: &mut Checker,
+    newest: i64,
+    states: &BTreeMap<i64, Vec<KeyValue>>,
+    now: u64,
+) -> Result<(), String> {
     if let Some((revision, (id, _))) = checker.claims.range(newest + 1..).next() {
         let why = format!("acknowledged at revision {revision} and lost: the store is at {newest}");
         return Err(checker.blame(*id, &why));
@@ -29,8 +34,12 @@ pub(crate) fn settle(checker: &mut Checker, newest: i64, states: &BTreeMap<i64, 
             Some((id, answer)) => apply_claim(checker, id, &answer).map_err(|why| checker.blame(id, &why))?,
             None => {
                 let state = states.get(&revision).ok_or_else(|| format!("revision {revision} was not read"))?;
-                let candidates = apply_unclaimed(checker, revision, state)?;
-                riddles.push((revision, candidates));
+                let makers = apply_unclaimed(checker, revision, state)?;
+                if let Some(lease) = makers.lease {
+                    note_end_of_lease(checker, lease, revision, (makers.writes.is_empty(), now))?;
+                } else {
+                    riddles.push((revision, makers.writes));
+                }
             }
         }
     }
@@ -41,6 +50,8 @@ pub(crate) fn settle(checker: &mut Checker, newest: i64, states: &BTreeMap<i64, 
     for (id, answer) in std::mem::take(&mut checker.observations) {
         check_observation(checker, id, &answer).map_err(|why| checker.blame(id, &why))?;
     }
+    check_attachments(checker)?;
+    checker.leases.settle(now)?;
     for refusal in std::mem::take(&mut checker.refusals) {
         check_refusal(checker, &refusal, &ceilings).map_err(|why| checker.blame(refusal.id, &why))?;
     }
@@ -61,10 +72,19 @@ fn apply_claim(checker: &mut Checker, id: OperationId, answer: &Answer) -> Resul
     Ok(())
 }
 
-/// Finds the writes of unknown outcome that may have made `revision`, and applies one.
-fn apply_unclaimed(checker: &mut Checker, revision: i64, state: &[KeyValue]) -> Result<Vec<OperationId>, String> {
+/// Who may have made a revision that nobody claims.
+struct Makers {
+    /// Writes of unknown outcome.
+    writes: Vec<OperationId>,
+    /// The end of this lease.
+    lease: Option<i64>,
+}
+
+/// Finds the writes of unknown outcome that may have made `revision`, and the lease whose end may, and applies one.
+fn apply_unclaimed(checker: &mut Checker, revision: i64, state: &[KeyValue]) -> Result<Makers, String> {
     let changed = difference_of(&checker.model, revision - 1, state);
     let mut found: Vec<(OperationId, Changes)> = Vec::new();
+    let ended = end_of_lease(&checker.model, revision - 1, &changed);
     for id in &checker.unknown {
         let operation = &checker.operations[*id as usize];
         if operation.floor >= revision {
@@ -75,17 +95,105 @@ fn apply_unclaimed(checker: &mut Checker, revision: i64, state: &[KeyValue]) -> 
             found.push((*id, changes));
         }
     }
-    let candidates = found.iter().map(|(id, _)| *id).collect();
-    if found.iter().any(|(_, changes)| *changes != found[0].1) {
-        let ways = found.iter().map(|(_, changes)| changes.clone()).collect();
-        checker.ambiguous.insert(revision, ways);
+    let writes = found.iter().map(|(id, _)| *id).collect();
+    let lease = ended.as_ref().map(|(lease, _)| *lease);
+    let mut ways: Vec<Changes> = ended.into_iter().map(|(_, changes)| changes).collect();
+    ways.extend(found.into_iter().map(|(_, changes)| changes));
+    if ways.iter().any(|changes| *changes != ways[0]) {
+        checker.ambiguous.insert(revision, ways.clone());
     }
-    let Some((_, changes)) = found.into_iter().next() else {
+    let Some(changes) = ways.into_iter().next() else {
         let shown: Vec<String> = changed.iter().take(4).map(show_change).collect();
         return Err(format!("revision {revision} is nobody's: {} keys changed: {}", changed.len(), shown.join(", ")));
     };
     checker.model.install(changes);
-    Ok(candidates)
+    Ok(Makers { writes, lease })
+}
+
+/// The lease whose end after `before` leaves behind what changed, and what it does.
+fn end_of_lease(model: &Model, before: i64, changed: &Net) -> Option<(i64, Changes)> {
+    let (key, _) = changed.first_key_value()?;
+    let lease = model.get(key, before)?.lease;
+    let changes = model.end_of_lease(lease, before);
+    (lease != 0 && net(model, before, &changes) == *changed).then_some((lease, changes))
+}
+
+/// The end of a lease made `revision`, certainly or perhaps: its keys are gone.
+fn note_end_of_lease(
+    checker: &mut Checker,
+    lease: i64,
+    revision: i64,
+    (is_certain, now): (bool, u64),
+) -> Result<(), String> {
+    let (from, to) = checker.times_of(revision, now);
+    let keys = checker.model.changed_at(revision);
+    if is_certain {
+        checker.covered.push(if keys.len() > 1 {
+            "(several keys ended with a lease)"
+        } else {
+            "(key ended with a lease)"
+        });
+    }
+    for key in keys {
+        checker.audit.clear(key, from, Some(to).filter(|_| is_certain));
+    }
+    if is_certain { checker.leases.note_end(lease, revision, (from, to)) } else { Ok(()) }
+}
+
+/// No key of the newest state hangs on a lease that the audit did not find.
+fn check_attachments(checker: &Checker) -> Result<(), String> {
+    let newest = checker.model.revision();
+    let Some(leases) = checker.leases.audited().filter(|_| checker.highest_returned == newest) else { return Ok(()) };
+    let leases: BTreeSet<i64> = leases.collect();
+    for pair in checker.model.range(&KeyRange::everything(), newest) {
+        if pair.lease != 0 && !leases.contains(&pair.lease) {
+            let key = pair.key.escape_ascii();
+            return Err(format!("{key} hangs on lease {} at {newest}, which is not listed: {leases:?}", pair.lease));
+        }
+    }
+    Ok(())
+}
+
+/// What an answer about a lease says of its keys at its revision.
+fn check_lease(checker: &Checker, operation: &Operation, answer: &Answer) -> Result<(), String> {
+    let (model, at) = (&checker.model, answer.revision);
+    if at > model.revision() {
+        return Err(format!("shown at revision {at}"));
+    }
+    let gone = match operation.request {
+        Request::LeaseRevoke { id } => id,
+        Request::LeaseKeepAlive { id, .. } if answer.lease.ttl == 0 => id,
+        Request::LeaseTimeToLive { id, .. } if answer.lease.ttl < 0 => id,
+        Request::LeaseTimeToLive { id, keys: true } => return check_keys_of_lease(model, id, operation.floor, answer),
+        _ => return Ok(()),
+    };
+    if let Some(key) = model.attached(gone, at).next() {
+        return Err(format!("the lease is gone, and {} still hangs on it at {at}", key.escape_ascii()));
+    }
+    match checker.leases.ended_once_at(gone) {
+        Some(ended) if matches!(operation.request, Request::LeaseRevoke { .. }) && ended != at => {
+            Err(format!("revoked at {at}, but its keys were deleted at {ended}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The keys of a lease are listed while others come and go.
+fn check_keys_of_lease(model: &Model, lease: i64, floor: i64, answer: &Answer) -> Result<(), String> {
+    let LeaseFacts { keys, .. } = &answer.lease;
+    let listed: BTreeSet<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    if listed.len() != keys.len() {
+        return Err("lists a key twice".to_owned());
+    }
+    let (from, to) = (floor.max(1), answer.revision);
+    if let Some(key) = listed.iter().find(|key| model.leases_of(key, from, to).all(|other| other != lease)) {
+        return Err(format!("lists {}, which did not hang on it in {from}..={to}", key.escape_ascii()));
+    }
+    let missing = |key: &&[u8]| !listed.contains(key) && model.leases_of(key, from, to).all(|other| other == lease);
+    match model.attached(lease, to).find(missing) {
+        Some(key) => Err(format!("leaves out {}, which hung on it all the time", key.escape_ascii())),
+        None => Ok(()),
+    }
 }
 
 type Net = BTreeMap<Vec<u8>, Option<KeyValue>>;
@@ -132,6 +240,11 @@ fn check_observation(checker: &Checker, id: OperationId, answer: &Answer) -> Res
         Request::Alarm { .. } | Request::Hash | Request::Status | Request::Compact { .. } => {
             return if at <= checker.model.revision() { Ok(()) } else { Err(format!("shown at revision {at}")) };
         }
+        Request::LeaseGrant { .. }
+        | Request::LeaseRevoke { .. }
+        | Request::LeaseKeepAlive { .. }
+        | Request::LeaseTimeToLive { .. }
+        | Request::LeaseLeases => return check_lease(checker, &checker.operations[id as usize], answer),
         _ => {}
     }
     let (expected, changes) =
@@ -186,7 +299,11 @@ fn check_refusal(checker: &Checker, refusal: &Refusal, ceilings: &Ceilings) -> R
             fault => fault == Fault::FUTURE && *revision > floor,
         },
         _ => (floor..=ceiling).any(|at| {
-            let refused = |compacted| checker.model.evaluate(request, at, compacted).err() == Some(refusal.fault);
+            let refused = |compacted| {
+                let with = checker.model.evaluate(request, at, compacted).err();
+                let without = checker.model.evaluate_without_leases(request, at, compacted).err();
+                with == Some(refusal.fault) || without == Some(refusal.fault)
+            };
             compacted.into_iter().any(refused)
         }),
     };

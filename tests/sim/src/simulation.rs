@@ -35,6 +35,8 @@ use crate::weather::{CrashKind, Fate, Latency, MICROSECOND, MILLISECOND, Rot, SE
 const PATIENCE: u64 = 120 * SECOND;
 /// Watchers that are behind for longer, though nobody writes, are forgotten.
 const WATCH_PATIENCE: u64 = 60 * SECOND;
+/// Leases that are over within so long are waited for.
+const RUN_OUT: u64 = 6 * SECOND;
 /// A graceful stop that takes longer hangs.
 const STOP_PATIENCE: u64 = 60 * SECOND;
 /// Turns of one life.
@@ -190,7 +192,8 @@ impl Simulation {
     fn new(port: SimPort, swarm: Swarm, rng: Rng) -> Self {
         let clients = (0..swarm.workload.clients).map(|_| Client::new()).collect();
         let watchers = (0..swarm.workload.watch_clients).map(|_| WatchClient::default()).collect();
-        let mut checker = Checker::new(swarm.limits.request_bytes_max, swarm.limits.quota_bytes >= 0);
+        let mut checker =
+            Checker::new(swarm.limits.request_bytes_max, swarm.limits.quota_bytes >= 0, swarm.limits.election_timeout);
         if swarm.limits.cache_bytes < u64::MAX {
             checker.expect_overload();
         }
@@ -257,6 +260,7 @@ impl Simulation {
     fn begin_life(&mut self, fate: Fate, length: u64) {
         let troubles = if fate == Fate::Survive { Vec::new() } else { self.swarm.draw_troubles(&mut self.rng) };
         self.port.begin_life(fate, &troubles);
+        self.checker.begin_life(self.now());
         self.life_until = self.now() + length;
         self.turns_of_life = 0;
         self.error_turns = 0;
@@ -314,7 +318,13 @@ impl Simulation {
             if let Some(ending) = self.step(&mut node)? {
                 return Ok(ending);
             }
+            if !self.is_working() && self.checker.may_keep_leases() {
+                self.cancel_renewals();
+            }
             self.check_evidence::<S>()?;
+        }
+        if drains && let Some(ending) = self.let_leases_run_out(&mut node)? {
+            return Ok(ending);
         }
         if drains && let Some(ending) = self.let_watchers_catch_up(&mut node)? {
             return Ok(ending);
@@ -322,6 +332,14 @@ impl Simulation {
         let kind = if self.rng.chance(500) { CrashKind::Kill } else { CrashKind::PowerLoss };
         drop(node);
         self.crash(kind)
+    }
+
+    /// Who keeps a lease alive that cannot end is not answered before it has.
+    fn cancel_renewals(&mut self) {
+        let now = self.now();
+        for client in &mut self.clients {
+            client.cancel_renewals(now, &mut self.port, &mut self.checker);
+        }
     }
 
     /// Whether clients still send requests in this life.
@@ -373,6 +391,7 @@ impl Simulation {
         self.life_until = 0;
         self.is_catching_up = false;
         let now = self.now();
+        self.checker.end_life(now);
         for delivery in deliveries {
             self.deliver(delivery)?;
         }
@@ -399,6 +418,7 @@ impl Simulation {
     fn step<S: Subject>(&mut self, node: &mut S) -> Result<Option<Ending>, Failure> {
         let mut deliveries = std::mem::take(&mut self.deliveries);
         let progress = self.port.advance(&mut self.events, &mut deliveries);
+        self.checker.set_time(self.now(), self.port.lost_time());
         for delivery in deliveries.drain(..) {
             self.deliver(delivery)?;
         }
@@ -488,6 +508,7 @@ impl Simulation {
     fn deliver(&mut self, delivery: Delivery) -> Result<(), Failure> {
         let now = self.now();
         match delivery {
+            Delivery::Wake { client } if client == self.clients.len() + self.watchers.len() => Ok(()),
             Delivery::Wake { client } if client >= self.clients.len() => {
                 self.drive_watcher(client - self.clients.len());
                 Ok(())
@@ -653,30 +674,89 @@ impl Simulation {
         Ok(None)
     }
 
+    /// Nobody keeps leases alive any more: those with little time left end, each with its keys.
+    fn let_leases_run_out<S: Subject>(&mut self, node: &mut S) -> Result<Option<Ending>, Failure> {
+        if self.damaged.is_some() || self.swarm.workload.leases_max == 0 || !self.rng.chance(700) {
+            return Ok(None);
+        }
+        let Some(mut until) = self.checker.leases_run_out_by(self.now(), RUN_OUT) else { return Ok(None) };
+        loop {
+            self.auditor.schedule_wake(
+                self.clients.len() + self.watchers.len(),
+                until.saturating_sub(self.now()),
+                &mut self.port,
+            );
+            while self.now() < until {
+                if let Some(ending) = self.step(node)? {
+                    return Ok(Some(ending));
+                }
+            }
+            self.auditor.clear_wake();
+            // Whatever is listed too long after its time fails.
+            if let Err(ending) = self.ask(node, vec![Request::LeaseLeases])? {
+                return Ok(Some(ending));
+            }
+            if self.checker.leases_overdue(self.now()) == 0 {
+                self.port.cover("(leases ran out)");
+                let now = self.now();
+                self.auditor.abandon(now, &mut self.port, &mut self.checker, &mut self.rng);
+                return Ok(None);
+            }
+            until = self.now() + SECOND;
+        }
+    }
+
     /// Reads the recovered store and settles all that is known about earlier lives.
     fn audit<S: Subject>(&mut self, node: &mut S) -> Result<Option<Ending>, Failure> {
-        let newest = match self.ask(node, vec![Request::read_everything(0)])? {
+        let known = self.checker.highest_returned();
+        let mut newest = match self.ask(node, vec![Request::read_everything(0)])? {
             Ok(answers) => answers[0].answer.revision,
             Err(ending) => return Ok(Some(ending)),
         };
-        let unclaimed = self.checker.unclaimed(newest);
+        if self.swarm.workload.leases_max > 0
+            && let Some(ending) = self.audit_leases(node)?
+        {
+            return Ok(Some(ending));
+        }
+        let mut unclaimed = self.checker.unclaimed(newest);
         let mut revisions = unclaimed.clone();
         for _ in 0..AUDIT_SAMPLES {
             let oldest = self.checker.compaction_asked().clamp(1, newest.max(1)) as u64;
             revisions.push(self.rng.between(oldest, newest.max(1) as u64) as i64);
         }
-        let requests = revisions.iter().map(|revision| Request::read_everything(*revision)).collect();
-        let answers = match self.ask(node, requests)? {
-            Ok(answers) => answers,
-            Err(ending) => return Ok(Some(ending)),
-        };
-        let states = unclaimed.into_iter().zip(answers.into_iter().map(|response| response.answer.kvs)).collect();
+        let mut states = BTreeMap::new();
+        loop {
+            let requests = revisions.iter().map(|revision| Request::read_everything(*revision)).collect();
+            let answers = match self.ask(node, requests)? {
+                Ok(answers) => answers,
+                Err(ending) => return Ok(Some(ending)),
+            };
+            states.extend(unclaimed.into_iter().zip(answers.into_iter().map(|response| response.answer.kvs)));
+            // Leases may end meanwhile; but what was shown before must be there from the beginning.
+            if newest < known || newest == self.checker.highest_returned() {
+                break;
+            }
+            unclaimed = (newest + 1..=self.checker.highest_returned()).collect();
+            revisions.clone_from(&unclaimed);
+            newest = self.checker.highest_returned();
+        }
         let now = self.now();
         self.auditor.abandon(now, &mut self.port, &mut self.checker, &mut self.rng);
-        self.checker.settle(newest, &states).map_err(Failure::Correctness)?;
+        self.checker.settle(newest, &states, now).map_err(Failure::Correctness)?;
         self.ledger.settle(self.checker.model(), self.checker.ambiguous()).map_err(Failure::Correctness)?;
         self.port.trace.event(self.now(), format_args!("settled at revision {newest}"));
         Ok(None)
+    }
+
+    /// All leases, and what is left of each.
+    fn audit_leases<S: Subject>(&mut self, node: &mut S) -> Result<Option<Ending>, Failure> {
+        self.checker.begin_audit_of_leases();
+        let ids = match self.ask(node, vec![Request::LeaseLeases])? {
+            Ok(answers) => answers[0].answer.lease.ids.clone(),
+            Err(ending) => return Ok(Some(ending)),
+        };
+        let requests = ids.into_iter().map(|id| Request::LeaseTimeToLive { id, keys: true }).collect();
+        Ok(self.ask(node, requests)?.err())
     }
 
     /// The auditor asks and waits; what timed out during a stall it asks again. `Err`: the life ended first.

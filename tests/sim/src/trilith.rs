@@ -33,6 +33,7 @@ fn options(limits: &Limits) -> NodeOptions {
         peer_urls: vec!["http://10.0.0.1:2380".to_owned()],
         client_urls: vec!["http://10.0.0.1:2379".to_owned()],
         token: "sim".to_owned(),
+        is_joining: false,
         surface: trilith_server::surface::Surface::default(),
         journal: Journal { level_min: Level::Debug, format: Format::Json },
         replica: ReplicaOptions {
@@ -67,6 +68,7 @@ fn options(limits: &Limits) -> NodeOptions {
         cache_bytes: limits.cache_bytes,
         reserve_bytes: limits.reserve_bytes,
         watch_progress_interval: limits.watch_progress_interval,
+        watch_block_bytes_max: limits.watch_block_bytes_max,
         scrub_interval: limits.scrub_interval,
     }
 }

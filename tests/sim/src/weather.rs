@@ -24,6 +24,8 @@ const ROUND_TRIPS_MAX: u64 = 1_000;
 const WINDOW_MAX: u64 = 65_535;
 /// What a pair takes in an answer besides its value, at most.
 const PAIR_BYTES: u64 = 64;
+/// Where the weight of requests about leases stands.
+const LEASE_WEIGHT: usize = 9;
 /// One put in so many is large, where large values are drawn at all.
 pub(crate) const LARGE_EVERY: u64 = 60;
 
@@ -204,6 +206,8 @@ pub struct Limits {
     pub scrub_interval: u64,
     /// Time between notices of progress to watchers that want them.
     pub watch_progress_interval: u64,
+    /// Events that are handed to all who watch at once, in encoded bytes.
+    pub watch_block_bytes_max: usize,
 }
 
 /// What the clients do.
@@ -221,8 +225,9 @@ pub struct Workload {
     pub large_value_bytes_max: u64,
     /// The server's limit.
     pub request_bytes_max: usize,
-    /// Weights of put, range, delete-range, transaction, compaction, mistaken request, maintenance, bulk put and alarm.
-    pub weights: [u64; 9],
+    /// Weights of put, range, delete-range, transaction, compaction, mistaken request, maintenance, bulk put, alarm
+    /// and lease.
+    pub weights: [u64; 10],
     /// Mean pause between two requests of a connection.
     pub think: Latency,
     /// Requests in a virtual second, over all connections and outages.
@@ -231,6 +236,10 @@ pub struct Workload {
     pub watch_clients: usize,
     /// Watchers of one of them, at most.
     pub watchers_max: usize,
+    /// Leases that the clients know to live at one time, at most; 0: they have nothing to do with leases.
+    pub leases_max: usize,
+    /// How often a put attaches its key to a lease, per mille.
+    pub attach_per_mille: u64,
 }
 
 impl Workload {
@@ -323,6 +332,14 @@ impl Swarm {
             self.workload.watchers_max = rng.log_between(2, 12) as usize;
             self.limits.watch_progress_interval = rng.log_between(100 * MILLISECOND, 20 * SECOND);
         }
+        if rng.chance(500) {
+            self.workload.leases_max = rng.log_between(1, 12) as usize;
+            self.workload.attach_per_mille = rng.between(30, 400);
+            self.workload.weights[LEASE_WEIGHT] = rng.between(2, 12);
+        }
+        if rng.chance(500) {
+            self.limits.watch_block_bytes_max = rng.log_between(200, 1 << 16) as usize;
+        }
     }
 
     /// Makes `seconds` the length of a usual run, and that of a long one in proportion.
@@ -339,6 +356,7 @@ impl Swarm {
         self.workload.keys = self.workload.keys.min(900);
         self.workload.large_value_bytes_max = 0;
         self.workload.watch_clients = 0;
+        (self.workload.leases_max, self.workload.attach_per_mille) = (0, 0);
         self.workload.weights[6..].fill(0);
         (self.limits.cache_bytes, self.limits.reserve_bytes, self.limits.scrub_interval) = (u64::MAX, 0, 0);
     }
@@ -465,6 +483,7 @@ fn draw_limits(large_values: bool, rng: &mut Rng) -> Limits {
         reserve_bytes: 0,
         scrub_interval: 0,
         watch_progress_interval: 600 * SECOND,
+        watch_block_bytes_max: 1 << 20,
     }
 }
 
@@ -493,11 +512,14 @@ fn draw_workload(large_values: bool, limits: &Limits, rng: &mut Rng) -> Workload
             rng.below(2),
             if keys > 1_000 { 3 } else { 0 },
             alarms,
+            0,
         ],
         think: draw_latency(rng, MICROSECOND, 20 * MILLISECOND, 200 * MILLISECOND),
         rate: rng.between(110, 160),
         watch_clients: 0,
         watchers_max: 0,
+        leases_max: 0,
+        attach_per_mille: 0,
     }
 }
 

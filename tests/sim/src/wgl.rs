@@ -66,6 +66,8 @@ pub(crate) struct Audit {
     full: BTreeMap<Vec<u8>, u64>,
     /// Windows judged, and operations in them.
     pub(crate) windows: u64,
+    /// Deletions that no client asked for, so far: they are numbered from the top.
+    cleared: u64,
 }
 
 impl Audit {
@@ -99,6 +101,14 @@ impl Audit {
         }
     }
 
+    /// A key went without a client's doing, between these times; `None`: perhaps.
+    pub(crate) fn clear(&mut self, key: &[u8], invoked: u64, completed: Option<u64>) {
+        if let Some(calls) = self.keys.get_mut(key) {
+            self.cleared += 1;
+            calls.insert(OperationId::MAX - self.cleared, Call { invoked, completed, ways: vec![vec![Step::Clear]] });
+        }
+    }
+
     /// It certainly had no effect.
     pub(crate) fn drop_failed(&mut self, id: OperationId) {
         self.keys.values_mut().for_each(|calls| drop(calls.remove(&id)));
@@ -117,7 +127,7 @@ impl Audit {
                 continue;
             }
             self.windows += 1;
-            if calls.iter().any(|call| call.ways.len() > WAYS_MAX) {
+            if calls.len() > BITS || calls.iter().any(|call| call.ways.len() > WAYS_MAX) {
                 continue;
             }
             let found = search(begin(key), &calls);
@@ -257,7 +267,10 @@ enum Found {
     TooMuch,
 }
 
-type Bits = [u64; (WINDOW_MAX + 64) / 64];
+/// Calls that fit a set: those of a window, the last look, and some that no client made.
+const BITS: usize = (WINDOW_MAX + 64) / 64 * 64;
+
+type Bits = [u64; BITS / 64];
 
 fn search(begin: State, calls: &[Call]) -> Found {
     let mut visited: HashSet<(Bits, State)> = HashSet::new();

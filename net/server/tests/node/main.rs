@@ -68,6 +68,7 @@ fn options() -> NodeOptions {
         cache_bytes: u64::MAX,
         reserve_bytes: 0,
         watch_progress_interval: 600 * SECOND,
+        watch_block_bytes_max: 1 << 20,
         scrub_interval: 0,
     }
 }

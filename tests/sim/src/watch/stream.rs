@@ -168,7 +168,7 @@ impl WatchStream {
     pub(super) fn handle(&mut self, reply: WatchReply, scene: &mut Scene<'_>) -> Result<(), String> {
         let facts = WatchReply { events: Vec::new(), ..reply.clone() };
         let events = reply.events.len();
-        scene.checker.show(reply.revision);
+        scene.checker.show(reply.revision, scene.now);
         let handled = if reply.created {
             self.handle_created(&reply, scene)
         } else if reply.canceled {
