@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod disk;
+mod hostile;
 mod leases;
 mod long;
 mod open;
