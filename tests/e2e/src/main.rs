@@ -1,7 +1,7 @@
 //! `e2e`: runs the end-to-end scenarios one after the other and sums them up in the last line.
 //!
 //! Flags: `--trilithd FILE --peers FOLDER --go-client FILE --python FILE --python-client FILE --subject trilithd|etcd
-//! --only NAME[,NAME..] --exactly NAME --scratch FOLDER --cycles N --cuts N --seed N --require-all --list`.
+//! --only NAME[,NAME..] --exactly NAME --scratch FOLDER --cycles N --cuts N --events N --seed N --require-all --list`.
 //! A name selects every scenario that contains it, unless it is given exactly; the list says what each asks of the
 //! machine.
 #![forbid(unsafe_code)]
@@ -46,6 +46,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Request> {
         python_client: None,
         cycles: 5,
         cuts: 10,
+        events: 20_000,
         seed: 1,
         scratch,
     };
@@ -76,6 +77,7 @@ fn apply(request: &mut Request, flag: &str, value: String) -> Result<()> {
         "--python-client" => setup.python_client = Some(value.into()),
         "--cycles" => setup.cycles = value.parse().context("--cycles needs a number")?,
         "--cuts" => setup.cuts = value.parse().context("--cuts needs a number")?,
+        "--events" => setup.events = value.parse().context("--events needs a number")?,
         "--seed" => setup.seed = value.parse().context("--seed needs a number")?,
         "--only" => request.only = value.split(',').map(str::to_owned).collect(),
         "--scratch" => setup.scratch = value.into(),

@@ -36,6 +36,8 @@ pub struct Setup {
     pub cycles: u64,
     /// Cycles of the power-cut scenario.
     pub cuts: u64,
+    /// Watch events of the watch campaign.
+    pub events: u64,
     /// Seed of every random choice.
     pub seed: u64,
     /// A folder of this run for data directories.

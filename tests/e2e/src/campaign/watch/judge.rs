@@ -442,8 +442,8 @@ mod tests {
         let spec = Spec { key: b"a".to_vec(), start: 3, prev_kv: true, ..Spec::default() };
         let second = put("a", "2", 2, 3, 2);
         let with = Event { prev: Some(pair("a", "1", 2, 2, 1)), ..second.clone() };
-        assert_eq!(fault(&spec, 0, 0, &[told(5, 0, &[with.clone()])]), "");
-        assert!(fault(&spec, 0, 2, &[told(5, 0, &[second.clone()])]).starts_with('8'));
+        assert_eq!(fault(&spec, 0, 0, &[told(5, 0, std::slice::from_ref(&with))]), "");
+        assert!(fault(&spec, 0, 2, &[told(5, 0, std::slice::from_ref(&second))]).starts_with('8'));
         assert_eq!(fault(&spec, 0, 3, &[told(5, 0, &[second])]), "", "a compaction at 3 may have been first");
         assert!(fault(&spec, 3, 3, &[told(5, 0, &[with])]).starts_with('8'), "it was first");
     }

@@ -14,7 +14,7 @@ mod judge;
 mod ledger;
 mod model;
 mod watchers;
-mod wire;
+pub(crate) mod wire;
 mod writers;
 
 use std::sync::Arc;

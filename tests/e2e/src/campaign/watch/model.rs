@@ -194,8 +194,10 @@ mod tests {
         let spec = Spec { key: b"a".to_vec(), end: vec![0], ..Spec::default() };
         let told = |event: &Wanted| {
             let value = |pair: &Option<Rc<Pair>>| {
-                pair.as_ref()
-                    .map_or("-".to_owned(), |pair| format!("{}.{}", String::from_utf8_lossy(&pair.value), pair.version))
+                pair.as_ref().map_or_else(
+                    || "-".to_owned(),
+                    |pair| format!("{}.{}", String::from_utf8_lossy(&pair.value), pair.version),
+                )
             };
             format!("{} {} {} {}", event.revision, show(&event.key), value(&event.pair), value(&event.prev))
         };

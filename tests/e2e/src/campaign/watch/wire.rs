@@ -19,18 +19,18 @@ use crate::messages::{Field, Message, fields};
 
 /// A key with everything a client is shown of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pair {
-    pub(super) key: Vec<u8>,
-    pub(super) value: Vec<u8>,
-    pub(super) create: u64,
-    pub(super) modified: u64,
-    pub(super) version: u64,
-    pub(super) lease: u64,
+pub(crate) struct Pair {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) create: u64,
+    pub(crate) modified: u64,
+    pub(crate) version: u64,
+    pub(crate) lease: u64,
 }
 
 impl Pair {
     /// Reads a KeyValue.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         let mut pair = Self::default();
         for field in fields(bytes)? {
             match field {
@@ -49,28 +49,28 @@ impl Pair {
 
 /// One event of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Event {
-    pub(super) is_delete: bool,
-    pub(super) pair: Pair,
-    pub(super) prev: Option<Pair>,
+pub(crate) struct Event {
+    pub(crate) is_delete: bool,
+    pub(crate) pair: Pair,
+    pub(crate) prev: Option<Pair>,
 }
 
 /// A WatchResponse.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Response {
-    pub(super) revision: u64,
-    pub(super) id: i64,
-    pub(super) created: bool,
-    pub(super) canceled: bool,
-    pub(super) compact_revision: u64,
-    pub(super) reason: String,
-    pub(super) fragment: bool,
-    pub(super) events: Vec<Event>,
+pub(crate) struct Response {
+    pub(crate) revision: u64,
+    pub(crate) id: i64,
+    pub(crate) created: bool,
+    pub(crate) canceled: bool,
+    pub(crate) compact_revision: u64,
+    pub(crate) reason: String,
+    pub(crate) fragment: bool,
+    pub(crate) events: Vec<Event>,
 }
 
 impl Response {
     /// Whether it says nothing but how far its sender has come.
-    pub(super) fn is_progress(&self) -> bool {
+    pub(crate) fn is_progress(&self) -> bool {
         !self.created && !self.canceled && self.events.is_empty()
     }
 
@@ -116,23 +116,23 @@ fn event_of(bytes: &[u8]) -> Result<Event> {
 
 /// What a watcher watches, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Spec {
-    pub(super) key: Vec<u8>,
-    pub(super) end: Vec<u8>,
+pub(crate) struct Spec {
+    pub(crate) key: Vec<u8>,
+    pub(crate) end: Vec<u8>,
     /// 0: from now on.
-    pub(super) start: u64,
+    pub(crate) start: u64,
     /// 0: the server chooses.
-    pub(super) id: i64,
-    pub(super) prev_kv: bool,
-    pub(super) no_put: bool,
-    pub(super) no_delete: bool,
-    pub(super) fragment: bool,
-    pub(super) progress: bool,
+    pub(crate) id: i64,
+    pub(crate) prev_kv: bool,
+    pub(crate) no_put: bool,
+    pub(crate) no_delete: bool,
+    pub(crate) fragment: bool,
+    pub(crate) progress: bool,
 }
 
 impl Spec {
     /// Whether a key is in its range.
-    pub(super) fn holds(&self, key: &[u8]) -> bool {
+    pub(crate) fn holds(&self, key: &[u8]) -> bool {
         match self.end.as_slice() {
             [] => key == self.key,
             [0] => key >= self.key.as_slice(),
@@ -141,7 +141,7 @@ impl Spec {
     }
 
     /// A WatchRequest that creates it.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut create = Message::new().bytes(1, &self.key);
         if !self.end.is_empty() {
             create = create.bytes(2, &self.end);
@@ -159,17 +159,17 @@ impl Spec {
 }
 
 /// A WatchRequest that cancels a watcher.
-pub(super) fn cancel(id: i64) -> Vec<u8> {
+pub(crate) fn cancel(id: i64) -> Vec<u8> {
     Message::new().bytes(2, &Message::new().number(1, id.cast_unsigned()).finish()).finish()
 }
 
 /// A WatchRequest for progress.
-pub(super) fn progress() -> Vec<u8> {
+pub(crate) fn progress() -> Vec<u8> {
     Message::new().bytes(3, &[]).finish()
 }
 
 /// Connects; a call's window is far smaller than the connection's, so that who does not read stops nobody else.
-pub(super) async fn connect(address: SocketAddr) -> Result<SendRequest<Bytes>> {
+pub(crate) async fn connect(address: SocketAddr) -> Result<SendRequest<Bytes>> {
     let socket = TcpStream::connect(address).await?;
     socket.set_nodelay(true)?;
     let mut builder = h2::client::Builder::new();
@@ -182,7 +182,7 @@ pub(super) async fn connect(address: SocketAddr) -> Result<SendRequest<Bytes>> {
 }
 
 /// One Watch call.
-pub(super) struct Call {
+pub(crate) struct Call {
     outgoing: h2::SendStream<Bytes>,
     head: Option<ResponseFuture>,
     incoming: Option<RecvStream>,
@@ -192,7 +192,7 @@ pub(super) struct Call {
 
 impl Call {
     /// Opens a call on a connection.
-    pub(super) async fn open(sender: &SendRequest<Bytes>, authority: &str) -> Result<Self> {
+    pub(crate) async fn open(sender: &SendRequest<Bytes>, authority: &str) -> Result<Self> {
         let request = http::Request::post(format!("http://{authority}/etcdserverpb.Watch/Watch"))
             .version(http::Version::HTTP_2)
             .header("content-type", "application/grpc")
@@ -204,12 +204,12 @@ impl Call {
     }
 
     /// Sends a request, as soon as the server takes it.
-    pub(super) fn send(&mut self, request: &[u8]) -> Result<()> {
+    pub(crate) fn send(&mut self, request: &[u8]) -> Result<()> {
         self.outgoing.send_data(frame(request), false).context("the call takes no more requests")
     }
 
     /// The next response. `None`: the call has ended. May be dropped and called again.
-    pub(super) async fn next(&mut self) -> Result<Option<Response>> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Response>> {
         loop {
             if let Some(response) = self.whole.pop_front() {
                 return Ok(Some(response));
