@@ -5,16 +5,21 @@
 //! Does not know: what the shell does.
 //!
 //! The loop is the executor's only task, so it may sleep in the ring: until an operation completes (a signal of the
-//! event descriptor by the helper thread or a signal handler is one), or the earliest deadline has passed.
+//! event descriptor by the helper thread or a signal handler is one, and of the mesh's by another core), or the
+//! earliest deadline has passed.
+//!
+//! A process of several cores runs one such loop on each of as many threads, and every one has a seat in the mesh
+//! ([`seats`]). One of them has the files and the listeners.
 
 use crate::file_io::FileIo;
 use crate::files::{self, Directory, OpenFile};
 use crate::helper::{FileThread, Reply, Request};
 use crate::listeners::Listeners;
 use crate::log::LogSink;
+use crate::mesh::{self, Batch, CoreId, MeshEnd};
 use crate::options::ReactorOptions;
 use crate::port::{
-    BootFiles, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
+    BootFiles, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Parcel, Port, Preparation, Token, Turn,
 };
 use crate::process::{self, ProcessStats};
 use crate::ring::{Completion, OperationId, Origin, Ring, target};
@@ -29,10 +34,43 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+/// Which event descriptor a signal is of: the port's own, or the one by which other cores wake this one.
+const OWN_EVENT: u64 = 0;
+const MESH_EVENT: u64 = 1;
+/// How long the last parcels of a core may wait for room.
+const FAREWELL_MAX: Duration = Duration::from_millis(100);
 /// Entries of each ring of the executor, which has nothing to do with them.
 const EXECUTOR_RING_DEPTH: usize = 32;
+
+/// How long a parcel that found its destination's queue full waits for the next try.
+const MESH_RETRY: Duration = Duration::from_micros(50);
+/// Batches that a core's queue holds for each other core.
+const BATCHES_PER_CORE: usize = 8;
+
+/// What travels between cores.
+enum Freight {
+    Parcel(Parcel),
+    Connection { listener: ListenerId, stream: Socket },
+}
+
+/// A core's place among the cores of its process; moves to the core's thread.
+pub struct Seat {
+    mesh: MeshEnd<Freight>,
+    cpu: Option<usize>,
+}
+
+/// Seats for as many cores as `cpus` has entries. A core is bound to the processor named, or goes where the scheduler
+/// likes.
+///
+/// # Errors
+/// No descriptors are left.
+pub fn seats(cpus: &[Option<usize>]) -> io::Result<Vec<Seat>> {
+    let ends = mesh::mesh(cpus.len(), BATCHES_PER_CORE * cpus.len())?;
+    Ok(ends.into_iter().zip(cpus).map(|(mesh, &cpu)| Seat { mesh, cpu }).collect())
+}
 
 /// Why a reactor did not start or did not go on.
 #[derive(Debug)]
@@ -76,7 +114,9 @@ pub struct GlommioPort {
     file_io: FileIo,
     sockets: Sockets,
     listeners: Listeners,
-    helper: FileThread,
+    /// Cores without listeners and files have none.
+    helper: Option<FileThread>,
+    mesh: Option<MeshEnd<Freight>>,
     directory: Directory,
     files: Vec<Option<OpenFile>>,
     owner_locks: Vec<File>,
@@ -91,21 +131,30 @@ pub struct GlommioPort {
 }
 
 impl GlommioPort {
-    fn new(options: &ReactorOptions, addresses: Vec<Option<SocketAddr>>) -> io::Result<Self> {
+    fn new(
+        options: &ReactorOptions,
+        addresses: Vec<Option<SocketAddr>>,
+        mesh: Option<MeshEnd<Freight>>,
+    ) -> io::Result<Self> {
         let event = Arc::new(EventFd::new()?);
         if options.signals {
             sys::catch_stop_signals(&event)?;
         }
         let directory = Directory::new(options.data_directory.clone());
         let ring = Ring::new().map_err(start::explain_ring_error)?;
-        let sockets = Sockets::new(&ring).map_err(start::explain_ring_error)?;
+        let core = mesh.as_ref().map_or(CoreId(0), MeshEnd::own);
+        let sockets = Sockets::new(&ring, core).map_err(start::explain_ring_error)?;
+        // The files belong to the first core.
+        let helper =
+            (core == CoreId(0)).then(|| FileThread::start(directory.clone(), Arc::clone(&event))).transpose()?;
         let mut port = Self {
             clock: Clock::start(),
             ring,
             file_io: FileIo::new(),
             sockets,
             listeners: Listeners::default(),
-            helper: FileThread::start(directory.clone(), Arc::clone(&event))?,
+            helper,
+            mesh,
             directory,
             files: Vec::new(),
             owner_locks: Vec::new(),
@@ -117,15 +166,45 @@ impl GlommioPort {
             signals: options.signals,
             stopping: false,
         };
-        port.watch_event();
+        port.watch_event(OWN_EVENT);
+        if port.mesh.is_some() {
+            port.watch_event(MESH_EVENT);
+        }
         Ok(port)
     }
 
-    /// Makes every signal of the event descriptor a completion. Nobody reads the counter: each signal counts.
-    fn watch_event(&mut self) {
-        let entry = opcode::PollAdd::new(target(self.event.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
-        // SAFETY: no memory is named; the descriptor is the port's, which is dropped after its operations have ended.
-        unsafe { self.ring.prepare(OperationId::new(Origin::Signal, 0), entry) };
+    /// Makes every signal of an event descriptor a completion. Nobody reads the counter: each signal counts.
+    fn watch_event(&mut self, number: u64) {
+        let descriptor = match &self.mesh {
+            Some(mesh) if number == MESH_EVENT => mesh.descriptor(),
+            _ => self.event.as_raw_fd(),
+        };
+        let entry = opcode::PollAdd::new(target(descriptor), libc::POLLIN as u32).multi(true).build();
+        // SAFETY: no memory is named; the descriptor is the port's or its mesh's, which are dropped after the port's
+        // operations have ended.
+        unsafe { self.ring.prepare(OperationId::new(Origin::Signal, number), entry) };
+    }
+
+    fn helper(&mut self) -> &mut FileThread {
+        self.helper.as_mut().expect("only the first core has files")
+    }
+
+    fn mesh(&mut self) -> &mut MeshEnd<Freight> {
+        self.mesh.as_mut().expect("a core of several has a seat")
+    }
+
+    /// Takes what other cores have sent, no more than a full queue at once.
+    fn take_freight(&mut self, events: &mut Vec<Event>) {
+        let Some(mesh) = &self.mesh else { return };
+        for _ in 0..mesh.batches_max() {
+            let Some(Batch { from, messages }) = mesh.receive() else { return };
+            for freight in messages {
+                match freight {
+                    Freight::Parcel(parcel) => events.push(Event::Parcel { from, parcel }),
+                    Freight::Connection { listener, stream } => self.sockets.adopt(listener, stream),
+                }
+            }
+        }
     }
 
     /// The address a listener on TCP is bound to (tells the port where port 0 was asked for).
@@ -155,9 +234,10 @@ impl GlommioPort {
         while let Some(completion) = self.ring.next_completion() {
             self.complete(&completion, events);
         }
-        while let Some(reply) = self.helper.poll_reply() {
+        while let Some(reply) = self.helper.as_mut().and_then(FileThread::poll_reply) {
             events.extend(self.reply_event(reply));
         }
+        self.take_freight(events);
         self.listeners.end_pauses(&mut self.ring, now);
         self.sockets.finish_turn(&mut self.ring, now, events);
         if self.deadline.is_some_and(|deadline| deadline <= now) {
@@ -182,10 +262,10 @@ impl GlommioPort {
             Origin::Pause => self.sockets.complete_pause(ring, completion, now),
             Origin::Accept => {
                 if let Some((listener, stream)) = self.listeners.complete(ring, completion, now) {
-                    self.sockets.adopt(ring, listener, stream, now);
+                    self.sockets.adopt(listener, stream);
                 }
             }
-            Origin::Signal if !completion.more && !self.stopping => self.watch_event(),
+            Origin::Signal if !completion.more && !self.stopping => self.watch_event(completion.user_data.number()),
             Origin::Signal | Origin::Cancel => {}
         }
     }
@@ -204,7 +284,10 @@ impl GlommioPort {
     /// Lets everything leave that the turn submitted, and sleeps until something comes.
     fn wait(&mut self) -> io::Result<()> {
         self.log.flush();
-        let timeout = if self.sockets.is_due() {
+        self.sockets.start_fresh(&mut self.ring, self.clock.now);
+        let all_left = self.mesh.as_mut().is_none_or(MeshEnd::flush);
+        let has_freight = self.mesh.as_ref().is_some_and(|mesh| !mesh.begin_sleep());
+        let timeout = if has_freight || self.sockets.is_due() {
             Some(Duration::ZERO)
         } else {
             let deadlines = [self.deadline, self.sockets.deadline(), self.listeners.deadline()];
@@ -212,19 +295,30 @@ impl GlommioPort {
             let now = nanoseconds(self.clock.origin.elapsed());
             deadlines.into_iter().flatten().min().map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)))
         };
-        self.ring.wait(timeout, self.spin_before_sleep)
+        let timeout = if all_left { timeout } else { Some(timeout.map_or(MESH_RETRY, |time| time.min(MESH_RETRY))) };
+        let result = self.ring.wait(timeout, self.spin_before_sleep);
+        if let Some(mesh) = &self.mesh {
+            mesh.end_sleep();
+        }
+        result
     }
 
     /// Lets everything leave that the last turn submitted.
     fn end(&mut self) -> io::Result<()> {
         self.log.flush();
+        let give_up = Instant::now() + FAREWELL_MAX;
+        while !self.mesh.as_mut().is_none_or(MeshEnd::flush) && Instant::now() < give_up {
+            thread::sleep(MESH_RETRY);
+        }
         self.ring.submit()
     }
 
     /// Ends every operation; their memory and descriptors are free then.
     fn end_operations(&mut self) -> io::Result<()> {
         self.stopping = true;
-        self.ring.cancel(OperationId::new(Origin::Cancel, 0), OperationId::new(Origin::Signal, 0));
+        for number in [OWN_EVENT, MESH_EVENT] {
+            self.ring.cancel(OperationId::new(Origin::Cancel, number), OperationId::new(Origin::Signal, number));
+        }
         self.listeners.close(&mut self.ring);
         self.sockets.abandon(&mut self.ring, self.clock.now);
         let mut ignored = Vec::new();
@@ -285,17 +379,17 @@ impl Port for GlommioPort {
     }
 
     fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, preparation: Preparation) {
-        self.helper.request(Request::Create { token, name: name.to_owned(), bytes, mode, preparation });
+        self.helper().request(Request::Create { token, name: name.to_owned(), bytes, mode, preparation });
     }
 
     fn unlink(&mut self, token: Token, file: FileId, name: &str) {
         let file = self.take_file(file);
-        self.helper.request(Request::Unlink { token, name: name.to_owned(), file });
+        self.helper().request(Request::Unlink { token, name: name.to_owned(), file });
     }
 
     fn populate(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
-        let mapping = self.file(file).mapping.as_ref().expect("only mapped files are populated");
-        self.helper.request(Request::Populate { token, mapping: Arc::clone(mapping), offset, len });
+        let mapping = Arc::clone(self.file(file).mapping.as_ref().expect("only mapped files are populated"));
+        self.helper().request(Request::Populate { token, mapping, offset, len });
     }
 
     fn discard(&mut self, token: Token, file: FileId, offset: u64, len: u64) {
@@ -307,7 +401,7 @@ impl Port for GlommioPort {
         let open = self.file(file);
         let mapping = Arc::clone(open.mapping.as_ref().expect("only mapped files are released"));
         let file = Arc::clone(&open.file);
-        self.helper.request(Request::Release { file, mapping, offset, len });
+        self.helper().request(Request::Release { file, mapping, offset, len });
     }
 
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
@@ -328,6 +422,15 @@ impl Port for GlommioPort {
 
     fn close_listeners(&mut self) {
         self.listeners.close(&mut self.ring);
+    }
+
+    fn post(&mut self, to: CoreId, parcel: Parcel) {
+        self.mesh().post(to, Freight::Parcel(parcel));
+    }
+
+    fn hand_over(&mut self, connection: ConnectionId, listener: ListenerId, to: CoreId) {
+        let stream = self.sockets.give_away(connection);
+        self.mesh().post(to, Freight::Connection { listener, stream });
     }
 
     fn set_deadline(&mut self, deadline: Option<u64>) {
@@ -387,7 +490,8 @@ impl BootFiles for GlommioPort {
     }
 }
 
-/// Runs one core on the calling thread until its loop stops; answers the number given to [`Turn::Stop`].
+/// Runs the only core of a process on the calling thread until its loop stops; answers the number given to
+/// [`Turn::Stop`].
 ///
 /// The listeners are bound first (a taken port ends the start before any file is touched); connections are accepted
 /// once `make` has returned.
@@ -398,15 +502,40 @@ pub fn run<L, E>(
 where
     L: CoreLoop<GlommioPort>,
 {
+    run_core(options, None, make)
+}
+
+/// Runs one core of several, as [`run`] does with the only one. The seat of core 0 is for the core that has the files.
+pub fn run_seat<L, E>(
+    options: &ReactorOptions,
+    seat: Seat,
+    make: impl FnOnce(&mut GlommioPort) -> Result<L, E>,
+) -> Result<i32, RunError<E>>
+where
+    L: CoreLoop<GlommioPort>,
+{
+    run_core(options, Some(seat), make)
+}
+
+fn run_core<L, E>(
+    options: &ReactorOptions,
+    seat: Option<Seat>,
+    make: impl FnOnce(&mut GlommioPort) -> Result<L, E>,
+) -> Result<i32, RunError<E>>
+where
+    L: CoreLoop<GlommioPort>,
+{
     start::check_limits().map_err(RunError::Environment)?;
-    let executor = make_executor().map_err(RunError::Environment)?;
+    let (mesh, cpu) = seat.map_or((None, None), |Seat { mesh, cpu }| (Some(mesh), cpu));
+    let executor = make_executor(cpu).map_err(RunError::Environment)?;
     executor.run(async {
         let listen = |listener| start::listen(listener, options.bind_retry_max);
         let listeners: Vec<_> =
             options.listeners.iter().map(listen).collect::<io::Result<_>>().map_err(RunError::Environment)?;
         let addresses = listeners.iter().map(local_address).collect::<io::Result<_>>();
-        let mut port =
-            addresses.and_then(|addresses| GlommioPort::new(options, addresses)).map_err(RunError::Environment)?;
+        let mut port = addresses
+            .and_then(|addresses| GlommioPort::new(options, addresses, mesh))
+            .map_err(RunError::Environment)?;
         let mut core = make(&mut port).map_err(RunError::Shell)?;
         for listener in listeners {
             port.listeners.add(&mut port.ring, listener);
@@ -417,14 +546,14 @@ where
     })
 }
 
-fn make_executor() -> io::Result<LocalExecutor> {
-    LocalExecutorBuilder::new(Placement::Unbound)
+fn make_executor(cpu: Option<usize>) -> io::Result<LocalExecutor> {
+    LocalExecutorBuilder::new(cpu.map_or(Placement::Unbound, Placement::Fixed))
         .name("trilith-core")
         .ring_depth(EXECUTOR_RING_DEPTH)
         // Our own ring does the I/O; glommio needs next to no registered memory.
         .io_memory(64 << 10)
         .make()
-        .map_err(|error| start::explain_ring_error(error.into()))
+        .map_err(|error| start::explain_executor_error(error.into(), cpu))
 }
 
 fn local_address(socket: &Socket) -> io::Result<Option<SocketAddr>> {

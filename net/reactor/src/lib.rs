@@ -5,7 +5,8 @@
 //!
 //! A shell implements [`CoreLoop`] over any `P: Port`. `run(options, make)` prepares one executor on the calling
 //! thread, binds the listeners, calls `make(&mut port)` (where [`BootFiles`] may be used: blocking calls), then turns
-//! the loop until it answers [`Turn::Stop`].
+//! the loop until it answers [`Turn::Stop`]. A process of several cores gives each thread a seat ([`seats`],
+//! [`run_seat`]); the first core has the files.
 //!
 //! Unsafe code lives in these files only, each block with its reason: `aligned.rs` (page-aligned memory), `mapping.rs`
 //! (read-only mappings), `sys.rs` (system calls without a safe face), `ring.rs` (the queues of io_uring), and, because
@@ -35,12 +36,14 @@ mod start;
 mod sys;
 
 pub use calendar::civil_date;
-pub use glommio_port::{GlommioPort, RunError, run};
+pub use glommio_port::{GlommioPort, RunError, Seat, run, run_seat, seats};
 pub use memory::memory_bytes;
+pub use mesh::CoreId;
 pub use notify::notify_service_manager;
 pub use options::{ListenAddress, ListenOptions, LogOutput, LogRotation, ReactorOptions};
 pub use port::{
-    BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
+    BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Parcel, Port, Preparation,
+    Token, Turn,
 };
 pub use process::ProcessStats;
 pub use sys::end_by_signal;

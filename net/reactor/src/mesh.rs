@@ -5,6 +5,7 @@
 //!
 //! A core collects what it has for each destination during a turn ([`MeshEnd::post`]) and hands it over at the end
 //! ([`MeshEnd::flush`]): one message per destination and turn, carrying a batch. Within a pair of cores order holds.
+//! Nobody waits for room: who finds a queue full goes on and tries again, so two full queues cannot block each other.
 //!
 //! Invariants
 //! - I1: a batch that finds its destination's queue full stays with the sender, in order; nothing is lost or doubled.
@@ -15,11 +16,12 @@
 use crate::sys::EventFd;
 use crossbeam::queue::ArrayQueue;
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// The number of a core in its mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CoreId(pub usize);
 
 /// What one core sent to another in one turn.
@@ -100,19 +102,32 @@ impl<M: Send> MeshEnd<M> {
         self.mailboxes[self.own.0].queue.pop()
     }
 
-    /// Sleeps until this core's queue has something; returns at once if it is not empty already.
-    pub fn sleep(&self) -> io::Result<()> {
+    /// How many batches this core's queue holds at most.
+    pub fn batches_max(&self) -> usize {
+        self.mailboxes[self.own.0].queue.capacity()
+    }
+
+    /// To be called before this core sleeps: from now on a push signals its event descriptor. `false`: something is in
+    /// the queue already, and it must not sleep.
+    pub fn begin_sleep(&self) -> bool {
         let mailbox = &self.mailboxes[self.own.0];
-        loop {
-            mailbox.sleeping.store(true, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            if !mailbox.queue.is_empty() {
-                mailbox.sleeping.store(false, Ordering::Relaxed);
-                return Ok(());
-            }
-            // A signal meant for an earlier sleep may end this one in vain; the loop looks again.
-            mailbox.event.wait()?;
+        mailbox.sleeping.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if mailbox.queue.is_empty() {
+            return true;
         }
+        mailbox.sleeping.store(false, Ordering::Relaxed);
+        false
+    }
+
+    /// To be called when this core is awake: pushes need not signal. A signal may still come in vain.
+    pub fn end_sleep(&self) {
+        self.mailboxes[self.own.0].sleeping.store(false, Ordering::Relaxed);
+    }
+
+    /// What a push to this core signals while it sleeps. It lives as long as any end of the mesh.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.mailboxes[self.own.0].event.as_raw_fd()
     }
 }
 
@@ -168,11 +183,18 @@ mod tests {
         ends[0].post(CoreId(0), 1);
     }
 
+    fn sleep<M: Send>(end: &MeshEnd<M>) {
+        // A signal meant for an earlier sleep may end this one in vain; the loop looks again.
+        while end.begin_sleep() {
+            end.mailboxes[end.own.0].event.wait().unwrap();
+        }
+    }
+
     /// One side of a ping-pong: answers every number with the next one until `last` went by.
     fn play(mut end: MeshEnd<u64>, other: CoreId, last: u64) -> u64 {
         let mut seen = 0;
         while seen + 1 < last {
-            end.sleep().unwrap();
+            sleep(&end);
             while let Some(batch) = end.receive() {
                 assert_eq!(batch.from, other);
                 for number in batch.messages {

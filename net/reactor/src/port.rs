@@ -12,12 +12,16 @@
 //! - I4: `now` is constant within a turn and never goes backwards.
 //! - I5: after `close(conn)` no event of that connection is delivered but `Closed`, exactly once, and a
 //!   [`ConnectionId`] is never reused within a process.
-//! - I6: within a turn, events are ordered: completions of files first, then sockets, then the timer.
+//! - I6: within a turn, events are ordered: completions of files first, then other cores, then sockets, then the timer.
+//! - I7: parcels from one core arrive in the order in which it posted them. They may wait for room at their
+//!   destination; none is lost while both cores turn.
 //!
 //! Boot is synchronous: a [`BootFiles`] gives plain blocking calls, used before the first turn only.
 
+use std::any::Any;
 use std::io;
 
+use crate::mesh::CoreId;
 use crate::process::ProcessStats;
 
 /// Identifies one submission; chosen by the shell, returned in the event.
@@ -35,6 +39,9 @@ pub struct ConnectionId(pub u64);
 /// A bound listening socket, numbered in the order in which they were bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId(pub u32);
+
+/// What one core's shell sends to another's: a whole turn's worth of messages. The shells agree on what is in it.
+pub type Parcel = Box<dyn Any + Send>;
 
 /// How a file's writes reach the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +93,8 @@ pub enum Event {
     Discarded { token: Token, result: io::Result<()> },
     /// A connection was accepted.
     Accepted { listener: ListenerId, connection: ConnectionId, peer: String },
+    /// Another core's parcel.
+    Parcel { from: CoreId, parcel: Parcel },
     /// Bytes arrived. Never empty.
     Received { connection: ConnectionId, bytes: Vec<u8> },
     /// The outstanding `send` is wholly in the kernel's hands; the buffer comes back, emptied, for reuse.
@@ -148,6 +157,16 @@ pub trait Port {
     fn close(&mut self, connection: ConnectionId);
     /// Stops accepting on every listener.
     fn close_listeners(&mut self);
+
+    /// Sends a parcel to another core; it leaves at the end of the turn. A backend of one core has nobody to send to.
+    fn post(&mut self, to: CoreId, parcel: Parcel) {
+        unreachable!("this backend has one core: {parcel:?} for {to:?}");
+    }
+    /// Gives a connection to another core, which gets an `Accepted` of its own with another id. Only in the turn of the
+    /// connection's `Accepted`, and before anything else was asked of it; no event of the old id follows.
+    fn hand_over(&mut self, connection: ConnectionId, listener: ListenerId, to: CoreId) {
+        unreachable!("this backend has one core: {connection:?} of {listener:?} for {to:?}");
+    }
 
     /// Asks for a `Timer` event at or after `deadline` (nanoseconds of `now`); replaces the earlier deadline.
     fn set_deadline(&mut self, deadline: Option<u64>);

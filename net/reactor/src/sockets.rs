@@ -8,7 +8,7 @@
 //! Does not know: what is said on them, or how they were accepted.
 //!
 //! Invariants
-//! - I1: a [`ConnectionId`] is a slot number and that slot's generation; it is never used twice.
+//! - I1: a [`ConnectionId`] is a generation, the number of the core and that of a slot; no core ever uses one twice.
 //! - I2: at most one send is outstanding per connection; `Sent` is pushed once all of it is in the kernel's hands.
 //! - I3: `Closed` is the last event of a connection and is pushed exactly once; nothing else follows a `close`.
 //! - I4: an idle connection holds no buffer.
@@ -16,7 +16,10 @@
 //!   carry slot and generation, so that a completion could never be taken for another connection's.
 //! - I6: what arrives while a connection is not received from is held, in order, and it is no more than what was in the
 //!   kernel's hands when receiving was cancelled.
+//! - I7: no operation is started on a connection in the turn that accepts it, unless the shell asks for one: until then
+//!   it may be given away whole.
 
+use crate::mesh::CoreId;
 use crate::port::{CloseReason, ConnectionId, Event, ListenerId};
 use crate::receive_buffers::{GROUP, ReceiveBuffers};
 use crate::ring::{Completion, OperationId, Origin, Ring, target};
@@ -34,8 +37,11 @@ const SEND_BYTES_MAX: usize = 1 << 30;
 /// After a close: how long the peer may take to read what was sent and to close its side.
 const LINGER_NANOSECONDS_MAX: u64 = 2_000_000_000;
 const LINGER_BYTES_MAX: usize = 1 << 20;
-/// Slot numbers leave room for the generation and the origin of an operation.
-const SLOTS_MAX: u32 = 1 << 28;
+/// An id's low half names core and slot; it leaves room for the origin of an operation beside the generation.
+const SLOT_BITS: u32 = 22;
+const SLOTS_MAX: u32 = 1 << SLOT_BITS;
+/// Cores of a process.
+pub(crate) const CORES_MAX: usize = 1 << (28 - SLOT_BITS);
 
 struct Outgoing {
     bytes: Vec<u8>,
@@ -120,6 +126,11 @@ impl Connection {
         }
     }
 
+    /// Whether an operation is under way.
+    fn operates(&self) -> bool {
+        self.armed || self.outgoing.is_some() || self.pauses > 0
+    }
+
     fn take_in(&mut self, id: ConnectionId, bytes: &[u8], events: &mut Vec<Event>) {
         match &mut self.stage {
             Stage::Open if self.close_requested => {}
@@ -171,10 +182,14 @@ pub(crate) struct Sockets {
     resumed: Vec<ConnectionId>,
     /// Ends of lingering, in the order of time.
     lingering: VecDeque<(u64, ConnectionId)>,
+    /// Accepted in this turn (I7).
+    fresh: Vec<ConnectionId>,
+    core: CoreId,
 }
 
 impl Sockets {
-    pub(crate) fn new(ring: &Ring) -> io::Result<Self> {
+    pub(crate) fn new(ring: &Ring, core: CoreId) -> io::Result<Self> {
+        assert!(core.0 < CORES_MAX, "the number of a core fits an id");
         Ok(Self {
             buffers: ReceiveBuffers::new(ring)?,
             slots: Vec::new(),
@@ -182,24 +197,42 @@ impl Sockets {
             events: Vec::new(),
             resumed: Vec::new(),
             lingering: VecDeque::new(),
+            fresh: Vec::new(),
+            core,
         })
     }
 
-    /// Takes a fresh connection in and starts to receive.
-    pub(crate) fn adopt(&mut self, ring: &mut Ring, listener: ListenerId, stream: Socket, now: u64) {
+    /// Takes a fresh connection in; [`Sockets::start_fresh`] lets it receive.
+    pub(crate) fn adopt(&mut self, listener: ListenerId, stream: Socket) {
         let address = stream.peer_addr().ok().and_then(|address| address.as_socket());
         let peer = address.map_or_else(String::new, |address| address.to_string());
         let number = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             u32::try_from(self.slots.len() - 1).expect("descriptors are far fewer than 2^32")
         });
-        assert!(number < SLOTS_MAX, "descriptors are far fewer than 2^28");
+        assert!(number < SLOTS_MAX, "descriptors are far fewer than 2^22");
         let slot = &mut self.slots[number as usize];
         assert!(slot.connection.is_none(), "I1: a free slot has no connection");
         slot.connection = Some(Connection::new(stream));
-        let connection = ConnectionId((u64::from(slot.generation) << 32) | u64::from(number));
+        let connection = connection_id(slot.generation, self.core, number as usize);
         self.events.push(Event::Accepted { listener, connection, peer });
-        self.advance(ring, connection, now);
+        self.fresh.push(connection);
+    }
+
+    /// To be called at the end of a turn: what it accepted and kept is received from.
+    pub(crate) fn start_fresh(&mut self, ring: &mut Ring, now: u64) {
+        while let Some(id) = self.fresh.pop() {
+            self.advance(ring, id, now);
+        }
+    }
+
+    /// Gives up a connection accepted in this turn (I7).
+    pub(crate) fn give_away(&mut self, id: ConnectionId) -> Socket {
+        let slot = &mut self.slots[slot_of(id)];
+        let connection = slot.connection.take().expect("it was accepted in this turn");
+        assert!(!connection.operates() && connection.stage == Stage::Open, "I7: nothing is under way on it");
+        self.release(id);
+        connection.stream
     }
 
     /// Starts to send; a connection that is gone (its `Closed` is on the way) drops the bytes.
@@ -307,7 +340,7 @@ impl Sockets {
             ring.cancel(user_data(Origin::Pause, id), user_data(Origin::Receive, id));
         }
         let stage = connection.stage;
-        let operates = connection.armed || connection.outgoing.is_some() || connection.pauses > 0;
+        let operates = connection.operates();
         if stage == Stage::Retired && connection.outgoing.is_some() {
             // Ends a send that waits for the peer. A socket that is gone already refuses.
             let _ = connection.stream.shutdown(Shutdown::Both);
@@ -375,7 +408,7 @@ impl Sockets {
     pub(crate) fn abandon(&mut self, ring: &mut Ring, now: u64) {
         for number in 0..self.slots.len() {
             let slot = &mut self.slots[number];
-            let id = ConnectionId((u64::from(slot.generation) << 32) | number as u64);
+            let id = connection_id(slot.generation, self.core, number);
             if let Some(connection) = &mut slot.connection {
                 connection.stage = Stage::Retired;
                 self.advance(ring, id, now);
@@ -398,8 +431,12 @@ fn connection_in(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Connection
     if generation == slot.generation { slot.connection.as_mut() } else { None }
 }
 
+fn connection_id(generation: u32, core: CoreId, slot: usize) -> ConnectionId {
+    ConnectionId((u64::from(generation) << 32) | ((core.0 as u64) << SLOT_BITS) | slot as u64)
+}
+
 fn slot_of(id: ConnectionId) -> usize {
-    (id.0 & u64::from(u32::MAX)) as usize
+    (id.0 & u64::from(SLOTS_MAX - 1)) as usize
 }
 
 /// The user data has the halves of the id the other way round: a slot number leaves room for the origin.
@@ -461,7 +498,8 @@ mod tests {
     fn connect(ring: &mut Ring, sockets: &mut Sockets) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        sockets.adopt(ring, ListenerId(0), listener.accept().unwrap().0.into(), 0);
+        sockets.adopt(ListenerId(0), listener.accept().unwrap().0.into());
+        sockets.start_fresh(ring, 0);
         peer
     }
 
@@ -494,7 +532,7 @@ mod tests {
     fn receiving_goes_on_after_no_buffer_was_left() {
         const TOTAL: usize = 24 << 20;
         let mut ring = Ring::new().unwrap();
-        let mut sockets = Sockets::new(&ring).unwrap();
+        let mut sockets = Sockets::new(&ring, CoreId(0)).unwrap();
         let mut peer = connect(&mut ring, &mut sockets);
         let writer = thread::spawn(move || peer.write_all(&vec![1; TOTAL]).map(|()| peer));
         let (mut events, mut exhausted, mut received) = (Vec::new(), 0, 0);
@@ -520,7 +558,7 @@ mod tests {
     #[test]
     fn a_send_that_the_peer_does_not_take_ends_with_its_connection() {
         let mut ring = Ring::new().unwrap();
-        let mut sockets = Sockets::new(&ring).unwrap();
+        let mut sockets = Sockets::new(&ring, CoreId(0)).unwrap();
         let _peers = [connect(&mut ring, &mut sockets), connect(&mut ring, &mut sockets)];
         sockets.send(&mut ring, ConnectionId(0), vec![1; 64 << 20]);
         sockets.send(&mut ring, ConnectionId(1), vec![1; 64 << 20]);
@@ -539,7 +577,7 @@ mod tests {
     #[test]
     fn what_the_kernel_had_taken_before_a_pause_comes_first_after_it() {
         let mut ring = Ring::new().unwrap();
-        let mut sockets = Sockets::new(&ring).unwrap();
+        let mut sockets = Sockets::new(&ring, CoreId(0)).unwrap();
         let mut peer = connect(&mut ring, &mut sockets);
         let id = ConnectionId(0);
         let mut events = Vec::new();
@@ -572,7 +610,7 @@ mod tests {
     #[test]
     fn the_end_of_a_stream_waits_for_what_is_held() {
         let mut ring = Ring::new().unwrap();
-        let mut sockets = Sockets::new(&ring).unwrap();
+        let mut sockets = Sockets::new(&ring, CoreId(0)).unwrap();
         let peer = connect(&mut ring, &mut sockets);
         let id = ConnectionId(0);
         sockets.set_receiving(&mut ring, id, false, 0);
@@ -600,7 +638,7 @@ mod tests {
     #[test]
     fn a_peer_lingers_for_two_seconds_or_a_mebibyte() {
         let mut ring = Ring::new().unwrap();
-        let mut sockets = Sockets::new(&ring).unwrap();
+        let mut sockets = Sockets::new(&ring, CoreId(0)).unwrap();
         let (_silent, mut talker) = (connect(&mut ring, &mut sockets), connect(&mut ring, &mut sockets));
         let (silent_id, talker_id) = (ConnectionId(0), ConnectionId(1));
         let mut events = Vec::new();
@@ -626,7 +664,7 @@ mod tests {
     #[test]
     fn a_completion_of_an_earlier_connection_is_nobodys() {
         let mut ring = Ring::new().unwrap();
-        let mut sockets = Sockets::new(&ring).unwrap();
+        let mut sockets = Sockets::new(&ring, CoreId(0)).unwrap();
         drop(connect(&mut ring, &mut sockets));
         while sockets.slots[0].generation == 0 {
             take_completions(&mut ring, &mut sockets);

@@ -52,6 +52,17 @@ pub(crate) fn explain_ring_error(error: io::Error) -> io::Error {
     }
 }
 
+/// Explains a failure to make an executor.
+pub(crate) fn explain_executor_error(error: io::Error, cpu: Option<usize>) -> io::Error {
+    match (error.raw_os_error(), cpu) {
+        (None, Some(cpu)) => in_context(
+            error,
+            &format!("cannot bind a thread to processor {cpu}: name processors that this process may use"),
+        ),
+        _ => explain_ring_error(error),
+    }
+}
+
 /// Binds and listens; while the address is in use, retries for `retry_max` (a killed process gives its port back some
 /// milliseconds after its end).
 pub(crate) fn listen(options: &ListenOptions, retry_max: Duration) -> io::Result<Socket> {

@@ -8,7 +8,7 @@
 //! as the process once it is installed (it is leaked on purpose).
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -33,8 +33,9 @@ impl EventFd {
     }
 
     /// Waits until the counter is not zero, and resets it.
+    #[cfg(test)]
     pub(crate) fn wait(&self) -> io::Result<()> {
-        (&self.0).read_exact(&mut [0; size_of::<u64>()])
+        io::Read::read_exact(&mut &self.0, &mut [0; size_of::<u64>()])
     }
 
     pub(crate) fn as_raw_fd(&self) -> RawFd {
