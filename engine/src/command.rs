@@ -338,13 +338,28 @@ pub fn begin_entry(payload: &mut Vec<u8>, member: u64, boot: u64, first_sequence
 
 /// Appends one command and counts it in the header. `payload` was begun by [`begin_entry`].
 pub fn append_command(payload: &mut Vec<u8>, command: &Command<'_>) {
+    count_one(payload);
+    encode_command(payload, command);
+}
+
+/// Appends a command that [`encode_command`] wrote elsewhere.
+pub fn append_encoded(payload: &mut Vec<u8>, encoded: &[u8]) {
+    count_one(payload);
+    payload.extend_from_slice(encoded);
+}
+
+fn count_one(payload: &mut [u8]) {
     let (count, _) = payload[COUNT_OFFSET..].split_first_chunk_mut::<4>().expect("a begun payload has a header");
     *count = (u32::from_le_bytes(*count) + 1).to_le_bytes();
-    let start = payload.len();
-    payload.extend_from_slice(&[0; 4]);
-    put_command(payload, command);
-    let len = length(payload.len() - start - 4);
-    payload[start..start + 4].copy_from_slice(&len.to_le_bytes());
+}
+
+/// Writes a command as an entry holds it, its length prefix included.
+pub fn encode_command(out: &mut Vec<u8>, command: &Command<'_>) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    put_command(out, command);
+    let len = length(out.len() - start - 4);
+    out[start..start + 4].copy_from_slice(&len.to_le_bytes());
 }
 
 /// The bytes a command adds to an entry, its length prefix included.

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 use trilith_raftlog::{BootNumber, MemberId};
 
-use crate::command::{Command, ENTRY_HEADER_BYTES, append_command, begin_entry, command_len};
+use crate::command::{Command, ENTRY_HEADER_BYTES, append_command, append_encoded, begin_entry, command_len};
 
 /// A command that no entry can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,24 @@ impl Batches {
     /// # Errors
     /// It exceeds what an entry may hold.
     pub(super) fn append(&mut self, command: &Command<'_>, sequence: u64) -> Result<(), TooLong> {
-        let len = command_len(command);
+        self.make_room(command_len(command), sequence)?;
+        append_command(&mut self.open, command);
+        assert!(self.open.len() <= self.entry_bytes_max, "I1: {} bytes in an entry", self.open.len());
+        Ok(())
+    }
+
+    /// Appends a command in its log form.
+    ///
+    /// # Errors
+    /// It exceeds what an entry may hold.
+    pub(super) fn append_encoded(&mut self, encoded: &[u8], sequence: u64) -> Result<(), TooLong> {
+        self.make_room(encoded.len(), sequence)?;
+        append_encoded(&mut self.open, encoded);
+        Ok(())
+    }
+
+    #[inline]
+    fn make_room(&mut self, len: usize, sequence: u64) -> Result<(), TooLong> {
         if ENTRY_HEADER_BYTES + len > self.entry_bytes_max {
             return Err(TooLong);
         }
@@ -52,8 +69,6 @@ impl Batches {
         if self.open.is_empty() {
             begin_entry(&mut self.open, self.member.0, self.boot.0, sequence);
         }
-        append_command(&mut self.open, command);
-        assert!(self.open.len() <= self.entry_bytes_max, "I1: {} bytes in an entry", self.open.len());
         Ok(())
     }
 
@@ -77,7 +92,7 @@ impl Batches {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Entry, Put};
+    use crate::command::{Entry, Put, encode_command};
 
     #[test]
     fn entries_stay_within_their_limit_and_in_order() {
@@ -85,7 +100,14 @@ mod tests {
         let value = [0_u8; 60];
         for sequence in 1..=10 {
             let put = Command::Put(Put { key: b"key", value: &value, ..Put::default() });
-            batches.append(&put, sequence).unwrap();
+            // Whoever encodes it, the entry is the same.
+            if sequence % 2 == 0 {
+                let mut encoded = Vec::new();
+                encode_command(&mut encoded, &put);
+                batches.append_encoded(&encoded, sequence).unwrap();
+            } else {
+                batches.append(&put, sequence).unwrap();
+            }
         }
         let mut expected = 1;
         while let Some(payload) = batches.take() {
@@ -93,6 +115,11 @@ mod tests {
             let header = Entry::decode(&payload).unwrap().header;
             assert_eq!((header.member, header.boot, header.first_sequence), (1, 2, expected));
             expected += u64::from(header.count);
+            let same = Command::Put(Put { key: b"key", value: &value, ..Put::default() });
+            let mut entry = Entry::decode(&payload).unwrap();
+            while let Some(command) = entry.next_command() {
+                assert_eq!(command.unwrap(), same);
+            }
         }
         assert_eq!((expected, batches.bytes()), (11, 0));
         let long = [0_u8; 200];

@@ -206,6 +206,27 @@ impl Replica {
     /// # Errors
     /// See [`SubmitError`]; nothing was taken.
     pub fn submit(&mut self, command: &Command<'_>) -> Result<u64, SubmitError> {
+        self.check_submission()?;
+        let sequence = self.next_sequence;
+        self.batches.append(command, sequence).map_err(|_| SubmitError::TooLarge)?;
+        self.next_sequence += 1;
+        Ok(sequence)
+    }
+
+    /// Takes a command in the form that [`crate::command::encode_command`] gave it: another core did that work.
+    ///
+    /// # Errors
+    /// See [`SubmitError`]; nothing was taken.
+    pub fn submit_encoded(&mut self, encoded: &[u8]) -> Result<u64, SubmitError> {
+        self.check_submission()?;
+        let sequence = self.next_sequence;
+        self.batches.append_encoded(encoded, sequence).map_err(|_| SubmitError::TooLarge)?;
+        self.next_sequence += 1;
+        Ok(sequence)
+    }
+
+    #[inline]
+    fn check_submission(&self) -> Result<(), SubmitError> {
         if self.stopping || self.raft.is_poisoned() {
             return Err(SubmitError::Stopped);
         }
@@ -215,10 +236,7 @@ impl Replica {
         if self.batches.bytes() > self.options.pending_bytes_max {
             return Err(SubmitError::Overloaded);
         }
-        let sequence = self.next_sequence;
-        self.batches.append(command, sequence).map_err(|_| SubmitError::TooLarge)?;
-        self.next_sequence += 1;
-        Ok(sequence)
+        Ok(())
     }
 
     /// Proposes what was gathered, as far as the log can take it without waiting. Once a turn, after the input.

@@ -17,7 +17,7 @@ use trilith_wire::connection::{
 };
 
 use crate::api;
-use crate::http::Tally;
+use crate::http::{Response, Tally};
 use crate::metrics::calls::{CallMetrics, EndedCall};
 
 /// Ended calls of a turn for which a connection keeps memory.
@@ -126,10 +126,12 @@ impl CountedConnection {
         self.account.end(stream, Code::Canceled as u32);
     }
 
-    /// A health probe was answered on this connection.
-    pub fn count_probe(&mut self, tally: &Tally) {
-        if *tally != Tally::Nothing {
-            self.account.probes.push(tally.clone());
+    /// Answers an HTTP request, and counts what the answer adds to the counters.
+    pub fn respond(&mut self, stream: StreamId, response: &Response) {
+        let headers: Vec<(&str, &str)> = response.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.inner.send_http(stream, response.status, &headers, &response.body);
+        if response.tally != Tally::Nothing {
+            self.account.probes.push(response.tally.clone());
         }
     }
 

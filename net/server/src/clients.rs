@@ -1,7 +1,8 @@
 //! The connections of a core: protocol state, what is owed to the kernel, who must be looked at this turn.
 //!
-//! Owns: one connection per accepted socket, the one-send-at-a-time rule and the list of touched connections. Does
-//! not know: methods, storage, what a request means.
+//! Owns: one connection per accepted socket, the one-send-at-a-time rule and the list of touched connections; on the
+//! sequencer also the other cores' connections ([`crate::remote`]), so that who answers need not ask where a connection
+//! is. Does not know: methods, storage, what a request means.
 //!
 //! Invariants
 //! - I1: at most one `send` is outstanding per connection (the port's I3).
@@ -10,12 +11,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use trilith_reactor::{ConnectionId, Port};
+use trilith_reactor::{ConnectionId, CoreId, Port};
 use trilith_wire::connection::{AssemblyBudget, ConnectionLimits, OutputBudget, StreamId};
 
+use crate::answering::Answering;
 use crate::calls::CountedConnection;
 use crate::http::Audience;
 use crate::metrics::calls::CallMetrics;
+use crate::remote::RemoteCore;
 
 /// Output buffers kept for reuse.
 const SPARE_BUFFERS_MAX: usize = 64;
@@ -25,8 +28,10 @@ const SPARE_BUFFER_BYTES_MAX: usize = 256 << 10;
 /// Who waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Caller {
-    /// The connection's place in the table.
-    slot: usize,
+    /// Whose connection it is; 0: this core's.
+    core: u32,
+    /// The connection's place in that core's table.
+    slot: u32,
     /// The connection.
     connection: ConnectionId,
     /// The stream on it.
@@ -64,6 +69,8 @@ pub struct Clients {
     starved_at: usize,
     deadlines: BTreeSet<(u64, usize)>,
     spare: Vec<Vec<u8>>,
+    /// The connection cores, in the order of their numbers from 1 on.
+    remotes: Vec<RemoteCore>,
     /// The core's account of partly received messages.
     pub budget: AssemblyBudget,
     /// And of what is unsent.
@@ -87,22 +94,40 @@ impl Clients {
             starved_at: 0,
             deadlines: BTreeSet::new(),
             spare: Vec::new(),
+            remotes: Vec::new(),
             budget: AssemblyBudget::new(assembly_bytes_max),
             output: OutputBudget::default(),
             wall_now: 0,
         }
     }
 
-    /// Open connections.
+    /// The same, on a sequencer with so many connection cores.
+    #[must_use]
+    pub fn with_cores(limits: ConnectionLimits, assembly_bytes_max: usize, cores: usize) -> Self {
+        let remotes = (1..=cores).map(|number| RemoteCore::new(CoreId(number))).collect();
+        Self { remotes, ..Self::new(limits, assembly_bytes_max) }
+    }
+
+    /// Open connections of this core.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Whether no connection is open.
+    /// Whether no connection is open, on any core.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
+        self.by_id.is_empty() && self.remotes.iter().all(|remote| remote.count() == 0)
+    }
+
+    /// The connection cores.
+    pub fn remotes(&mut self) -> &mut [RemoteCore] {
+        &mut self.remotes
+    }
+
+    /// A connection core.
+    pub fn remote(&mut self, core: CoreId) -> &mut RemoteCore {
+        &mut self.remotes[core.0 - 1]
     }
 
     /// Takes in an accepted connection.
@@ -148,9 +173,9 @@ impl Clients {
         }
     }
 
-    /// The socket is gone.
-    pub fn handle_closed(&mut self, id: ConnectionId, metrics: &mut CallMetrics, now: u64) {
-        let Some(slot) = self.by_id.remove(&id) else { return };
+    /// The socket is gone; the slot that its connection had.
+    pub fn handle_closed(&mut self, id: ConnectionId, metrics: &mut CallMetrics, now: u64) -> Option<usize> {
+        let slot = self.by_id.remove(&id)?;
         let mut client = self.slots[slot].take().expect("an indexed connection has its slot");
         client.connection.release(&mut self.budget);
         client.connection.release_output(&mut self.output);
@@ -159,6 +184,7 @@ impl Clients {
         }
         client.connection.settle_closed(metrics, now);
         self.vacant.push(slot);
+        Some(slot)
     }
 
     /// Lets every connection act whose deadline has passed.
@@ -196,6 +222,13 @@ impl Clients {
         self.all_next = true;
     }
 
+    /// Touches a slot's connection, whoever it is of by now.
+    pub fn touch_again(&mut self, slot: usize) {
+        if self.slots[slot].is_some() {
+            self.touch(slot);
+        }
+    }
+
     /// The slot touched as number `position` since the last [`Self::flush`], if there is one: an index, so that the
     /// list may grow on the way.
     #[must_use]
@@ -226,9 +259,7 @@ impl Clients {
         self.starved_at = 0;
         for slot in std::mem::take(&mut self.starved) {
             // It may be vacant by now, or another's.
-            if self.slots[slot].is_some() {
-                self.touch(slot);
-            }
+            self.touch_again(slot);
         }
     }
 
@@ -238,37 +269,58 @@ impl Clients {
     }
 
     /// The connection that waits for an answer, if it is still there; it is marked for output.
-    pub fn answer(&mut self, caller: Caller) -> Option<&mut CountedConnection> {
-        let present = self.slots.get(caller.slot)?.as_ref().is_some_and(|client| client.id == caller.connection);
+    #[inline]
+    pub fn answer(&mut self, caller: Caller) -> Option<Answering<'_>> {
+        if let Some(core) = caller.remote() {
+            return self.remotes[core].answer(caller).map(Answering::Remote);
+        }
+        self.answer_own(caller).map(Answering::Local)
+    }
+
+    /// The same, of a connection of this core.
+    #[inline]
+    pub fn answer_own(&mut self, caller: Caller) -> Option<&mut CountedConnection> {
+        let slot = caller.slot();
+        let present = self.slots.get(slot)?.as_ref().is_some_and(|client| client.id == caller.connection);
         if !present {
             return None;
         }
-        self.touch(caller.slot);
-        self.slots[caller.slot].as_mut().map(|client| &mut client.connection)
+        self.touch(slot);
+        self.slots[slot].as_mut().map(|client| &mut client.connection)
     }
 
     /// Whether somebody still waits for an answer.
     #[must_use]
     pub fn is_open(&self, caller: Caller) -> bool {
-        let client = self.slots.get(caller.slot).and_then(Option::as_ref);
+        if let Some(core) = caller.remote() {
+            return self.remotes[core].is_open(caller);
+        }
+        let client = self.slots.get(caller.slot()).and_then(Option::as_ref);
         client.is_some_and(|client| client.id == caller.connection && client.connection.is_open(caller.stream))
     }
 
     /// Bytes for a caller that wait for its windows or the kernel.
     #[must_use]
     pub fn backlog_bytes(&self, caller: Caller) -> usize {
+        if let Some(core) = caller.remote() {
+            return self.remotes[core].backlog_bytes(caller);
+        }
         let client =
-            self.slots.get(caller.slot).and_then(Option::as_ref).filter(|client| client.id == caller.connection);
+            self.slots.get(caller.slot()).and_then(Option::as_ref).filter(|client| client.id == caller.connection);
         client.map_or(0, |client| client.connection.backlog_bytes(caller.stream))
     }
 
-    /// Sends what the touched connections have ready, one write each, and closes those that are finished.
+    /// Sends what the touched connections have ready, one write each, and closes those that are finished; sends the
+    /// connection cores what the turn has for them.
     pub fn flush<P: Port>(&mut self, port: &mut P, metrics: &mut CallMetrics, now: u64) {
         let touched = std::mem::take(&mut self.touched);
         for &slot in &touched {
             if self.slots[slot].is_some() {
                 self.flush_one(slot, port, metrics, now);
             }
+        }
+        for remote in &mut self.remotes {
+            remote.flush(port);
         }
         // The list's allocation is reused; nothing was touched meanwhile.
         assert!(self.touched.is_empty(), "flushing touches no connection");
@@ -355,7 +407,31 @@ impl Caller {
     /// Names a stream of the connection in a slot.
     #[must_use]
     pub fn new(slot: usize, connection: ConnectionId, stream: StreamId) -> Self {
-        Self { slot, connection, stream }
+        Self { core: 0, slot: u32::try_from(slot).expect("connections are far fewer than 2^32"), connection, stream }
+    }
+
+    /// Names a stream of a connection of another core.
+    #[must_use]
+    pub fn on_core(core: CoreId, slot: u32, connection: ConnectionId, stream: StreamId) -> Self {
+        Self { core: u32::try_from(core.0).expect("cores are few"), slot, connection, stream }
+    }
+
+    /// The connection's place in the table of its core.
+    #[must_use]
+    pub fn slot(&self) -> usize {
+        self.slot as usize
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn connection(&self) -> ConnectionId {
+        self.connection
+    }
+
+    /// The position of its core among the connection cores; `None`: it is this core's.
+    #[inline]
+    fn remote(&self) -> Option<usize> {
+        (self.core as usize).checked_sub(1)
     }
 
     /// Its name among all callers, in the order of connections.

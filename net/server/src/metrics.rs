@@ -22,6 +22,7 @@ use std::collections::VecDeque;
 
 use trilith_raftlog::Lsn;
 
+use crate::front::FrontMetrics;
 use applied::AppliedMetrics;
 use calls::CallMetrics;
 use exposition::{Exposition, Kind, Unit};
@@ -156,12 +157,15 @@ impl Metrics {
         self.leader_changes += u64::from(is_leader);
     }
 
-    /// The text that a scraper gets.
+    /// The text that a scraper gets; `others` is what the other cores have counted.
     #[must_use]
-    pub fn render(&self, applied: &AppliedMetrics, moment: &Moment) -> String {
+    pub fn render(&self, others: &FrontMetrics, applied: &AppliedMetrics, moment: &Moment) -> String {
+        let (mut calls, mut turn) = (self.calls.clone(), self.turn.clone());
+        calls.merge(&others.calls);
+        turn.merge(&others.turn);
         let mut out = Exposition::with_capacity(TEXT_BYTES);
         moment.render(&mut out);
-        self.render_raft(&mut out);
+        self.render_raft(&mut out, &calls);
         self.render_disk(&mut out);
         applied.render(&mut out);
         let name = "etcd_server_range_duration_seconds";
@@ -170,15 +174,15 @@ impl Metrics {
             out.buckets(name, &format!("success=\"{success}\""), Unit::Seconds, histogram);
         }
         self.watch.render(&mut out);
-        self.calls.render(&mut out);
-        self.render_turns(&mut out);
+        calls.render(&mut out);
+        self.render_turns(&mut out, &turn);
         out.finish()
     }
 
-    fn render_raft(&self, out: &mut Exposition) {
+    fn render_raft(&self, out: &mut Exposition, calls: &CallMetrics) {
         out.counter("etcd_server_leader_changes_seen_total", "Changes of the leader.", self.leader_changes);
         let name = "etcd_server_proposals_failed_total";
-        out.counter(name, "Commands that were not committed in time.", self.calls.failed_commands());
+        out.counter(name, "Commands that were not committed in time.", calls.failed_commands());
         out.counter("etcd_server_slow_read_indexes_total", "Reads that waited too long for their round.", 0);
         out.counter("etcd_server_heartbeat_send_failures_total", "Heartbeats that could not be sent.", 0);
         out.counter("etcd_server_learner_promote_successes", "Learners that became voters.", 0);
@@ -193,16 +197,16 @@ impl Metrics {
         out.histogram(name, "Time of syncs of the store, by checkpoints.", Unit::Seconds, &self.commit);
     }
 
-    fn render_turns(&self, out: &mut Exposition) {
+    fn render_turns(&self, out: &mut Exposition, turn: &Histogram) {
         let name = "trilith_turn_cpu_seconds";
-        out.histogram(name, "CPU time of the turns of a core.", Unit::Seconds, &self.turn);
+        out.histogram(name, "CPU time of the turns of all cores.", Unit::Seconds, turn);
         let name = "trilith_step_cpu_seconds";
         out.family(name, Kind::Histogram, "CPU time of the steps of a turn that work in slices.");
         for (kind, label) in StepKind::ALL {
             out.buckets(name, &format!("kind=\"{label}\""), Unit::Seconds, &self.steps[kind as usize]);
         }
         let name = "trilith_turn_cpu_seconds_max";
-        out.gauge(name, "The longest turn since the start.", exposition::seconds(self.turn.max()));
+        out.gauge(name, "The longest turn since the start.", exposition::seconds(turn.max()));
     }
 }
 

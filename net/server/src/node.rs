@@ -1,4 +1,4 @@
-//! One member: the turn of its core.
+//! One member: the turn of its core, or of the sequencer among its cores.
 //!
 //! Owns: the phases of a life (starting, serving, draining, stopped), the order inside a turn, the coupling of replica,
 //! disk and clients. Does not know: which port it runs on; what a request means ([`crate::service`]).
@@ -24,7 +24,7 @@ use trilith_engine::store::row_log::RowLogOptions;
 use trilith_engine::store::{CheckpointStep, ReclaimStep, StoreEffect, StoreOptions};
 use trilith_engine::watch::{WatchLimits, WatchStep};
 use trilith_raftlog::{Identity, Role};
-use trilith_reactor::{BootFiles, CoreLoop, Event, Port, Turn};
+use trilith_reactor::{BootFiles, ConnectionId, CoreId, CoreLoop, Event, Port, Turn};
 use trilith_wire::api::status::unknown_method;
 use trilith_wire::connection::{ConnectionEvent, ConnectionLimits};
 
@@ -33,14 +33,22 @@ use crate::auto_compaction::AutoCompaction;
 use crate::boot::{self, BootError};
 use crate::clients::{Caller, Clients};
 use crate::disk::{Completion, Disk, Pages, store_file_name};
-use crate::http::{self, Answer};
+use crate::front::message::{Order, Request, Requests, Said, take};
+use crate::front::{FrontMetrics, FrontOptions};
+use crate::http::{self, Answer, Audience};
 use crate::journal::{Field, Journal, Level};
+use crate::layout::Layout;
+use crate::metrics::calls::SlowCall;
 use crate::metrics::moment::Moment;
 use crate::metrics::{Metrics, StepKind};
 use crate::options::Options;
 use crate::scrub::{Loss, Rot, Scrubber};
-use crate::service::{Admission, Progress, Service, Verdict, request_timeout, send_http};
+use crate::service::{Admission, CallFacts, Progress, Service, Verdict, request_timeout};
 use crate::surface::{self, Surface};
+
+mod cores;
+
+use cores::{Busy, Scrapes};
 
 /// Work units of one step: 500 us.
 const STEP_UNITS: u32 = 5_000;
@@ -126,6 +134,10 @@ pub struct NodeOptions {
     pub watch_block_bytes_max: usize,
     /// Time of one scrub of everything stored, nanoseconds; 0 is never.
     pub scrub_interval: u64,
+    /// Cores that serve connections beside this one.
+    pub connection_cores: usize,
+    /// Whether this core serves connections, too, when there are others for that.
+    pub sequencer_serves: bool,
 }
 
 impl NodeOptions {
@@ -187,6 +199,29 @@ impl NodeOptions {
             watch_progress_interval: options.watch_progress_notify_interval,
             watch_block_bytes_max: WATCH_BLOCK_BYTES_MAX,
             scrub_interval: options.scrub_interval,
+            connection_cores: options.cores.as_ref().map_or(0, Layout::connection_cores),
+            sequencer_serves: options.cores.as_ref().is_none_or(|layout| layout.sequencer_serves),
+        }
+    }
+
+    /// What a connection core of this member is started with.
+    #[must_use]
+    pub fn front(&self) -> FrontOptions {
+        FrontOptions {
+            limits: self.connection_limits(),
+            assembly_bytes_max: ASSEMBLY_BYTES_MAX,
+            surface: self.surface.clone(),
+            admission: self.admission(crate::identity::member_id(&self.peer_urls, &self.token).0),
+        }
+    }
+
+    fn admission(&self, member_id: u64) -> Admission {
+        Admission {
+            request_bytes_max: self.request_bytes_max,
+            txn_ops_max: self.txn_ops_max,
+            quota_bytes: self.quota_bytes,
+            member_id,
+            rows_held_max: crate::service::rows_held_max(self.cache_bytes),
         }
     }
 
@@ -247,6 +282,10 @@ pub struct Node {
     failed: bool,
     /// More work is ready than the turn's budget allowed.
     more: bool,
+    /// What connection cores have sent.
+    parcels: Vec<(CoreId, Box<Requests>)>,
+    scrapes: Scrapes,
+    busy: Busy,
 }
 
 impl Node {
@@ -256,13 +295,7 @@ impl Node {
     /// See [`BootError`].
     pub fn boot<P: Port + BootFiles>(options: NodeOptions, port: &mut P) -> Result<Self, BootError> {
         let booted = boot::boot(&options, port)?;
-        let admission = Admission {
-            request_bytes_max: options.request_bytes_max,
-            txn_ops_max: options.txn_ops_max,
-            quota_bytes: options.quota_bytes,
-            member_id: booted.identity.member_id.0,
-            rows_held_max: crate::service::rows_held_max(options.cache_bytes),
-        };
+        let admission = options.admission(booted.identity.member_id.0);
         let watch_limits = WatchLimits {
             response_bytes_max: options.request_bytes_max + GRPC_OVERHEAD_BYTES,
             block_bytes_max: options.watch_block_bytes_max,
@@ -278,7 +311,7 @@ impl Node {
         };
         let lessor = Lessor::new(lessor, port.now());
         let service = Service::new(booted.replica, admission, watch_limits, ids, timeout, lessor);
-        let clients = Clients::new(options.connection_limits(), ASSEMBLY_BYTES_MAX);
+        let clients = Clients::with_cores(options.connection_limits(), ASSEMBLY_BYTES_MAX, options.connection_cores);
         Ok(Self {
             identity: booted.identity,
             phase: Phase::Starting(None),
@@ -294,6 +327,9 @@ impl Node {
             reclaim_at: 0,
             failed: false,
             more: false,
+            parcels: Vec::new(),
+            scrapes: Scrapes::default(),
+            busy: Busy::default(),
             options,
         })
     }
@@ -328,13 +364,15 @@ impl Node {
             Err(event) => event,
         };
         match event {
-            Event::Accepted { listener, connection, .. } => {
-                self.clients.handle_accepted(connection, self.options.surface.audience(listener), now);
+            Event::Accepted { listener, connection, .. } => self.handle_accepted(port, listener, connection, now),
+            Event::Parcel { from, parcel } => {
+                let requests = parcel.downcast::<Requests>().expect("connection cores send requests");
+                self.parcels.push((from, requests));
             }
             Event::Received { connection, bytes } => self.clients.handle_received(connection, bytes, now),
             Event::Sent { connection, buffer } => self.clients.handle_sent(connection, buffer, now),
             Event::Closed { connection, .. } => {
-                self.clients.handle_closed(connection, &mut self.metrics.calls, now);
+                let _ = self.clients.handle_closed(connection, &mut self.metrics.calls, now);
                 self.service.handle_connection_closed(connection);
             }
             Event::Timer => {}
@@ -406,6 +444,7 @@ impl Node {
         self.options.log(port, Level::Info, "received signal; shutting down", &[("signal", Field::Text(name))]);
         port.close_listeners();
         self.clients.start_drain(now);
+        self.order(Order::Drain);
         match self.phase {
             // I1: what was asked before service began is not served for a farewell.
             Phase::Starting(_) => self.begin_closing(signal, now),
@@ -432,23 +471,27 @@ impl Node {
         matches!(self.phase, Phase::Serving | Phase::Draining { .. })
     }
 
-    /// Looks at every touched connection for requests.
-    fn poll_clients<P: Port>(&mut self, port: &P, now: u64) {
+    /// Looks at every touched connection for requests, and at what other cores' connections have asked for.
+    fn poll_clients<P: Port>(&mut self, port: &mut P, now: u64) {
+        self.clients.wall_now = port.wall_now();
+        if !self.parcels.is_empty() {
+            self.handle_parcels(port, now);
+        }
         if !self.is_listening() {
             return;
         }
-        self.clients.wall_now = port.wall_now();
         self.clients.revive();
         let mut position = 0;
         while let Some(slot) = self.clients.touched(position) {
-            self.poll_client(port, slot, now);
+            self.poll_client(slot, now);
             self.clients.handle_polled(slot);
             position += 1;
         }
+        self.serve_scrapers(port);
     }
 
-    fn poll_client<P: Port>(&mut self, port: &P, slot: usize, now: u64) {
-        let Self { clients, service, identity, metrics, options, .. } = self;
+    fn poll_client(&mut self, slot: usize, now: u64) {
+        let Self { clients, service, identity, scrapes, .. } = self;
         let wall_now = clients.wall_now;
         let Some((client, budget)) = clients.connection(slot) else { return };
         let (id, audience) = (client.id(), client.audience);
@@ -457,7 +500,9 @@ impl Node {
                 ConnectionEvent::GrpcRequest { stream, route, head, message } => {
                     let caller = Caller::new(slot, id, stream);
                     let verdict = match route.filter(|_| audience.has_grpc()) {
-                        Some(route) => service.handle_call(caller, api::method(route), head, message, now),
+                        Some(route) => {
+                            service.handle_call(caller, api::method(route), CallFacts::of(head), message, now)
+                        }
                         None => Verdict::Refused(unknown_method(head.path())),
                     };
                     match verdict {
@@ -478,17 +523,10 @@ impl Node {
                     let caller = Caller::new(slot, id, stream);
                     let answer = http::respond(audience, &request, &http_status(service, identity, wall_now));
                     match answer {
-                        Answer::Now(response) => send_http(&mut client.connection, caller, &response),
+                        Answer::Now(response) => client.connection.respond(stream, &response),
                         Answer::AfterRead(probe) => service.handle_probe(caller, probe, now),
                         Answer::Reset => client.connection.reset(stream),
-                        Answer::Metrics => {
-                            let (process, gates) = (port.process_stats(), options.surface.gates);
-                            let moment = Moment { process, gates, ..service.moment() };
-                            metrics.watch = service.watch_metrics();
-                            let text = metrics.render(&service.applied, &moment);
-                            let response = http::metrics_response(audience, text, wall_now);
-                            send_http(&mut client.connection, caller, &response);
-                        }
+                        Answer::Metrics => scrapes.want(caller, audience),
                     }
                 }
                 ConnectionEvent::GrpcMessage { stream, message } => {
@@ -725,9 +763,14 @@ impl Node {
     }
 
     fn log_slow_calls<P: Port>(&mut self, port: &mut P) {
+        let slow = self.metrics.calls.take_slow();
+        self.log_slow(port, &slow);
+    }
+
+    fn log_slow<P: Port>(&self, port: &mut P, calls: &[SlowCall]) {
         let wall_now = port.wall_now();
-        for slow in self.metrics.calls.take_slow() {
-            surface::describe_slow_call(&slow, wall_now, |fields| {
+        for slow in calls {
+            surface::describe_slow_call(slow, wall_now, |fields| {
                 self.options.log(port, Level::Warn, "request stats", fields);
             });
         }
@@ -904,6 +947,7 @@ impl Node {
         );
         self.options.log(port, Level::Info, "ready to serve client requests", &[]);
         self.clients.touch_all_next();
+        self.order(Order::Serve);
         self.more = true;
     }
 
@@ -928,6 +972,9 @@ impl Node {
 impl<P: Port> CoreLoop<P> for Node {
     fn handle_turn(&mut self, port: &mut P, events: &mut Vec<Event>) -> Turn {
         let started = port.cpu_now();
+        if self.options.connection_cores > 0 {
+            self.busy.observe(started, port.now());
+        }
         let turn = self.turn(port, events);
         self.metrics.turn.observe(port.cpu_now().saturating_sub(started));
         turn
@@ -968,6 +1015,8 @@ impl Node {
             && self.is_closed()
         {
             self.options.log(port, Level::Info, "closed trilith server", &[]);
+            self.order(Order::Stop);
+            self.clients.flush(port, &mut self.metrics.calls, now);
             return Turn::Stop(128 + signal);
         }
         self.set_deadline(port, now);

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use trilith_engine::budget::{Budget, Pause};
-use trilith_engine::command::{Alarm, Command, Op, SortOrder, SortTarget, Txn};
+use trilith_engine::command::{Alarm, Command, Op, SortOrder, SortTarget, Txn, encode_command};
 use trilith_engine::lease::lessor::Lessor;
 use trilith_engine::mvcc::{HashCursor, MvccError, RangeCursor, RowView, TxnCursor, check};
 use trilith_engine::page_source::{Block, PageSource, Unavailable};
@@ -26,11 +26,11 @@ use trilith_wire::connection::{Known, RequestHead};
 use trilith_wire::proto::etcdserverpb as pb;
 use trilith_wire::proto::{Message, health};
 
+use crate::answering::Answering as Connection;
 use crate::api::parts::Answer;
 use crate::api::{self, request, response};
-use crate::calls::CountedConnection as Connection;
 use crate::clients::{Caller, Clients};
-use crate::http::{CLUSTER_VERSION, Probe, SERVER_VERSION};
+use crate::http::{CLUSTER_VERSION, Probe, Response, SERVER_VERSION};
 use crate::metrics::applied::AppliedMetrics;
 use crate::metrics::moment::Moment;
 
@@ -79,6 +79,52 @@ pub enum Verdict {
     Begun(Vec<u8>),
     /// It is refused now.
     Refused(Status),
+}
+
+/// What the head of a call says that matters beside its method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallFacts {
+    /// How long the client waits, in nanoseconds.
+    pub timeout: Option<u64>,
+    /// The API version that the client states can be taken, or it states none.
+    pub has_valid_version: bool,
+    /// The call is for a member that knows a leader.
+    pub needs_leader: bool,
+}
+
+impl CallFacts {
+    /// Reads them from a head.
+    #[inline]
+    #[must_use]
+    pub fn of(head: &RequestHead) -> Self {
+        let version = head.known(Known::ClientApiVersion);
+        Self {
+            timeout: head.timeout(),
+            has_valid_version: version.is_none_or(|version| std::str::from_utf8(version).is_ok()),
+            needs_leader: head.known(Known::HasLeader) == Some(b"true"),
+        }
+    }
+}
+
+/// A put in its log form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncodedPut {
+    /// What it costs of the quota.
+    pub cost: u64,
+    /// The length of the form.
+    pub len: usize,
+}
+
+/// Checks the arguments of a put and writes its log form behind `out`. `None`: the service has to look at the message,
+/// and to say what is wrong with it in etcd's order.
+pub fn encode_put(admission: &Admission, message: &[u8], out: &mut Vec<u8>) -> Option<EncodedPut> {
+    let request = decode::<pb::PutRequest<'_>>(message).ok()?;
+    let put = request::put(&request);
+    check::check_put(&put).ok()?;
+    admission.check_size(message.len()).ok()?;
+    let start = out.len();
+    encode_command(out, &Command::Put(put));
+    Some(EncodedPut { cost: admission::put_cost(&put), len: out.len() - start })
 }
 
 /// The service side of a member.
@@ -197,11 +243,11 @@ impl Service {
         &mut self,
         caller: Caller,
         method: Method,
-        head: &RequestHead,
+        facts: CallFacts,
         message: &[u8],
         now: u64,
     ) -> Verdict {
-        let result = self.check_metadata(head).and_then(|()| match method {
+        let result = self.check_metadata(facts).and_then(|()| match method {
             Method::Put => self.handle_put(caller, message, now),
             Method::Range => self.handle_range(caller, message, now),
             Method::RangeStream => self.handle_range_stream(caller, message, now),
@@ -226,8 +272,31 @@ impl Service {
             Method::Authenticate => authenticate(message),
             other => Err(api::not_implemented(other)),
         });
+        self.conclude(caller, facts, result, now)
+    }
+
+    /// Handles a put whose arguments were checked where its connection is, in its log form; `cost` is what it costs of
+    /// the quota.
+    pub fn handle_encoded_put(
+        &mut self,
+        caller: Caller,
+        facts: CallFacts,
+        cost: u64,
+        encoded: &[u8],
+        now: u64,
+    ) -> Verdict {
+        let result = self.check_metadata(facts).and_then(|()| {
+            self.admit_growth(cost, now)?;
+            let sequence = self.replica.submit_encoded(encoded).map_err(submit_status)?;
+            self.waiters.push(sequence, Some(caller), now);
+            Ok(Verdict::Pending)
+        });
+        self.conclude(caller, facts, result, now)
+    }
+
+    fn conclude(&mut self, caller: Caller, facts: CallFacts, result: Result<Verdict, Status>, now: u64) -> Verdict {
         let verdict = result.unwrap_or_else(Verdict::Refused);
-        if let (Verdict::Pending | Verdict::Begun(_), Some(timeout)) = (&verdict, head.timeout()) {
+        if let (Verdict::Pending | Verdict::Begun(_), Some(timeout)) = (&verdict, facts.timeout) {
             self.deadlines.insert(now.saturating_add(timeout), caller);
         }
         verdict
@@ -250,11 +319,11 @@ impl Service {
     }
 
     /// etcd's interceptor: API version, then leadership.
-    fn check_metadata(&self, head: &RequestHead) -> Result<(), Status> {
-        if head.known(Known::ClientApiVersion).is_some_and(|version| std::str::from_utf8(version).is_err()) {
+    fn check_metadata(&self, facts: CallFacts) -> Result<(), Status> {
+        if !facts.has_valid_version {
             return Err(status::INVALID_CLIENT_API_VERSION);
         }
-        if head.known(Known::HasLeader) == Some(b"true") && self.replica.leader().is_none() {
+        if facts.needs_leader && self.replica.leader().is_none() {
             return Err(status::NO_LEADER);
         }
         Ok(())
@@ -679,7 +748,7 @@ impl Service {
         pages: &dyn PageSource,
         now: u64,
     ) -> Result<usize, Pause> {
-        let caller = read.caller;
+        let (caller, wall_now) = (read.caller, clients.wall_now);
         let Some(connection) = clients.answer(caller) else { return Ok(0) };
         let header = self.current_header();
         Ok(match &read.kind {
@@ -731,8 +800,8 @@ impl Service {
                 send(connection, caller, &pb::AlarmResponse { header: Some(header), alarms: Vec::new() })
             }
             ReadKind::Probe(probe) => {
-                let response = probe.as_ref().clone().finish(None, clients.wall_now);
-                send_http(clients.answer(caller).expect("present above"), caller, &response);
+                let response = probe.as_ref().clone().finish(None, wall_now);
+                respond(connection, caller, &response);
                 response.body.len()
             }
         })
@@ -789,7 +858,7 @@ impl Service {
         let wall_now = clients.wall_now;
         let Some(connection) = clients.answer(caller) else { return };
         match read.kind {
-            ReadKind::Probe(probe) => send_http(connection, caller, &probe.finish(Some(&status.message), wall_now)),
+            ReadKind::Probe(probe) => respond(connection, caller, &probe.finish(Some(&status.message), wall_now)),
             _ => refuse(connection, caller, status),
         }
     }
@@ -924,14 +993,14 @@ fn decode_streamed<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
 }
 
 /// Sends a unary answer; returns its length.
-fn send<'a>(connection: &mut Connection, caller: Caller, message: &impl Message<'a>) -> usize {
+fn send<'a>(mut connection: Connection<'_>, caller: Caller, message: &impl Message<'a>) -> usize {
     let len = message.encoded_len();
     connection.send_unary(caller.stream, len, |out| message.encode_into(out));
     len
 }
 
 /// Sends a unary answer unless it is too long for one step.
-fn send_whole<'a>(connection: &mut Connection, caller: Caller, message: &impl Message<'a>) -> Result<usize, Pause> {
+fn send_whole<'a>(mut connection: Connection<'_>, caller: Caller, message: &impl Message<'a>) -> Result<usize, Pause> {
     let len = message.encoded_len();
     if len > WHOLE_BYTES_MAX {
         return Err(Pause::Budget);
@@ -942,7 +1011,7 @@ fn send_whole<'a>(connection: &mut Connection, caller: Caller, message: &impl Me
 
 /// Sends a unary answer, if it is short and shows at most `rows_max` rows; returns its length.
 fn try_whole(
-    connection: &mut Connection,
+    mut connection: Connection<'_>,
     caller: Caller,
     answer: &mut Answer,
     rows_max: usize,
@@ -956,13 +1025,10 @@ fn try_whole(
     Ok(Some(len))
 }
 
-fn refuse(connection: &mut Connection, caller: Caller, status: &Status) {
+fn refuse(mut connection: Connection<'_>, caller: Caller, status: &Status) {
     connection.finish(caller.stream, u32::from(status.code.number()), &status.message);
 }
 
-/// Sends a plain HTTP response.
-pub fn send_http(connection: &mut Connection, caller: Caller, response: &crate::http::Response) {
-    let headers: Vec<(&str, &str)> = response.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    connection.send_http(caller.stream, response.status, &headers, &response.body);
-    connection.count_probe(&response.tally);
+fn respond(mut connection: Connection<'_>, caller: Caller, response: &Response) {
+    connection.respond(caller.stream, response);
 }

@@ -306,3 +306,37 @@ fn other_clusters_data_and_data_in_use_are_refused() {
     assert_eq!(foreign.0, Some(1));
     assert!(foreign.1.contains("check --name, --initial-advertise-peer-urls"), "{}", foreign.1);
 }
+
+#[test]
+fn several_cores_serve_together_and_stop_together() {
+    let folder = Folder::new("cores");
+    let [client, peer] = free_ports();
+    let words = arguments(&folder.0.join("data"), client, peer);
+    let server = Server::start(program().args(&words).arg("--cores=3"), folder.0.join("log"));
+    // They stay open together, so that every core has some.
+    let mut streams: Vec<TcpStream> =
+        (0..9).map(|_| TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, client))).unwrap()).collect();
+    let mut ask = |path: &str, body: &str| {
+        for stream in &mut streams {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        }
+        for stream in &mut streams {
+            let mut answer = Vec::new();
+            let is_whole = |answer: &[u8]| {
+                let text = String::from_utf8_lossy(answer);
+                text.split_once("\r\n\r\n").is_some_and(|(_, found)| found.contains(body))
+            };
+            while !is_whole(&answer) {
+                let mut part = [0; 4096];
+                let len = stream.read(&mut part).unwrap();
+                assert!(len > 0, "{path}: {}", String::from_utf8_lossy(&answer));
+                answer.extend_from_slice(&part[..len]);
+            }
+        }
+    };
+    ask("/health", "{\"health\":\"true\",\"reason\":\"\"}");
+    ask("/metrics", "\netcd_server_health_success 9\n");
+    let log = server.stop();
+    assert!(log.contains("\"cores\":3") && log.contains("closed trilith server"), "{log}");
+}

@@ -70,6 +70,8 @@ fn options(limits: &Limits) -> NodeOptions {
         watch_progress_interval: limits.watch_progress_interval,
         watch_block_bytes_max: limits.watch_block_bytes_max,
         scrub_interval: limits.scrub_interval,
+        connection_cores: 0,
+        sequencer_serves: true,
     }
 }
 

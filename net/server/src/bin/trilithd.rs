@@ -1,29 +1,34 @@
 //! trilithd: one member of a Trilith cluster.
 //!
-//! Owns: the process: arguments, exit codes, the reactor, the word to the service manager. Does not know: anything that
-//! happens in a turn.
+//! Owns: the process: arguments, exit codes, the threads of its cores, the reactor, the word to the service manager.
+//! Does not know: anything that happens in a turn.
 //!
 //! Exit codes as etcd's: 2 for a malformed command line, 1 for options that contradict each other, a failed start or a
 //! failed disk; ended by its signal after a graceful stop.
 
 #![forbid(unsafe_code)]
 
+use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::exit;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use trilith_reactor::{
-    CoreLoop, Event, GlommioPort, ListenAddress, ListenOptions, LogOutput, ReactorOptions, RunError, Turn,
-    end_by_signal, memory_bytes, notify_service_manager, run,
+    CoreLoop, Event, GlommioPort, ListenAddress, ListenOptions, LogOutput, ReactorOptions, RunError, Seat, Turn,
+    end_by_signal, memory_bytes, notify_service_manager, run, run_seat, seats,
 };
 use trilith_server::http::SERVER_VERSION;
 use trilith_server::journal::{Field, Format, Journal, Level};
+use trilith_server::layout::Layout;
 use trilith_server::node::BIND_RETRY_MAX;
 use trilith_server::options::value::Url;
 use trilith_server::options::{self, Invocation, Note, Options, OptionsError};
-use trilith_server::{BootError, Node, NodeOptions};
+use trilith_server::{BootError, Front, Node, NodeOptions};
 
 /// Status with which the loop reports a graceful stop by a signal.
 const SIGNAL_STATUS: i32 = 128;
@@ -45,6 +50,7 @@ fn main() {
             if options.cache_bytes == 0 {
                 options.cache_bytes = memory_bytes() / 4;
             }
+            options.cores.get_or_insert_with(|| Layout::for_processors(processors()));
             serve(&options);
         }
         Err(OptionsError::Usage(text)) => {
@@ -77,12 +83,24 @@ fn serve(options: &Options) {
         signals: true,
         spin_before_sleep: Duration::ZERO,
     };
-    let result = run(&reactor, |port: &mut GlommioPort| -> Result<Daemon, BootError> {
+    let make = |port: &mut GlommioPort| -> Result<Daemon, BootError> {
         let log = NodeOptions::new(options);
         log_start(options, &log, port);
         let node = Node::boot(NodeOptions::new(options), port)?;
         Ok(Daemon { node, said: Said::Nothing, log, traffic: traffic(options) })
-    });
+    };
+    let cpus = options.cores.as_ref().map_or(&[None][..], |layout| &layout.cpus);
+    let (result, others) = match cpus {
+        [None] => (run(&reactor, make), Vec::new()),
+        _ => {
+            let (seat, others) = start_connection_cores(options, cpus, &reactor);
+            (run_seat(&reactor, seat, make), others)
+        }
+    };
+    // After a graceful stop they were told to end; otherwise they end with the process.
+    if result.as_ref().is_ok_and(|status| *status > SIGNAL_STATUS) {
+        others.into_iter().for_each(|core| drop(core.join()));
+    }
     match result {
         Ok(status) if status > SIGNAL_STATUS => {
             end_by_signal(status - SIGNAL_STATUS);
@@ -92,6 +110,47 @@ fn serve(options: &Options) {
         Err(RunError::Environment(error)) => fail("cannot start", &error),
         Err(RunError::Shell(error)) => fail("cannot start", &error),
     }
+}
+
+/// Starts a thread for every core but the first; the first one's seat. A core that cannot start ends the process before
+/// any file is touched.
+fn start_connection_cores(
+    options: &Options,
+    cpus: &[Option<usize>],
+    reactor: &ReactorOptions,
+) -> (Seat, Vec<JoinHandle<()>>) {
+    let seats = seats(cpus).unwrap_or_else(|error| fail("cannot start", &error));
+    let reactor = ReactorOptions { listeners: Vec::new(), log_outputs: Vec::new(), signals: false, ..reactor.clone() };
+    let front = NodeOptions::new(options).front();
+    let (tell, told) = mpsc::channel();
+    let mut seats = seats.into_iter();
+    let first = seats.next().expect("there is a first core");
+    let start = |(number, seat): (usize, Seat)| {
+        let (reactor, front, tell) = (reactor.clone(), front.clone(), tell.clone());
+        let core = move || {
+            let result = run_seat(&reactor, seat, |_| {
+                let _ = tell.send(());
+                Ok::<_, Infallible>(Front::new(front))
+            });
+            // Its connections would hang for ever.
+            if let Err(RunError::Environment(error)) = result {
+                fail("a connection core cannot start or go on", &error);
+            }
+        };
+        let name = format!("trilith-core-{}", number + 1);
+        thread::Builder::new().name(name).spawn(core).unwrap_or_else(|error| fail("cannot start a thread", &error))
+    };
+    let threads: Vec<_> = seats.enumerate().map(start).collect();
+    drop(tell);
+    for _ in &threads {
+        told.recv().expect("a core that does not start ends the process");
+    }
+    (first, threads)
+}
+
+/// Processors that this process may use, with respect to its control group's quota.
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// What the service manager was told.
@@ -207,6 +266,10 @@ fn log_start(options: &Options, log: &NodeOptions, port: &mut GlommioPort) {
         ("listen-metrics-urls", Field::List(&metrics)),
         ("quota-backend-bytes", Field::Number(options.quota_backend_bytes)),
         ("cache-bytes", Field::Number(i64::try_from(options.cache_bytes).unwrap_or(i64::MAX))),
+        (
+            "cores",
+            Field::Number(i64::try_from(options.cores.as_ref().map_or(1, |it| it.cpus.len())).unwrap_or(i64::MAX)),
+        ),
     ];
     log.log(port, Level::Info, "starting an etcd server", &fields);
 }

@@ -151,6 +151,10 @@ impl CallMetrics {
         let is_stream = method.kind() != MethodKind::Unary;
         let is_sane = (1..=32).contains(&version.len()) && version.iter().all(u8::is_ascii_graphic);
         let version = std::str::from_utf8(version).ok().filter(|_| is_sane).unwrap_or(UNKNOWN);
+        self.observe_version(is_stream, version, times);
+    }
+
+    fn observe_version(&mut self, is_stream: bool, version: &str, times: u64) {
         let place = |versions: &[(bool, String, u64)], version: &str| {
             versions.iter().position(|(stream, known, _)| *stream == is_stream && known == version)
         };
@@ -214,6 +218,36 @@ impl CallMetrics {
                     counts[usize::from(*ok)] += 1;
                 }
             }
+        }
+    }
+
+    /// Adds the calls of another core, but for those to be logged.
+    pub fn merge(&mut self, other: &Self) {
+        for (own, more) in self.methods.iter_mut().zip(&other.methods) {
+            own.started += more.started;
+            own.received += more.received;
+            own.sent += more.sent;
+            own.handled.iter_mut().zip(&more.handled).for_each(|(count, more)| *count += more);
+        }
+        self.received_bytes += other.received_bytes;
+        self.sent_bytes += other.sent_bytes;
+        for (is_stream, version, count) in &other.versions {
+            self.observe_version(*is_stream, version, *count);
+        }
+        let pairs = self.requests.iter_mut().zip(&other.requests);
+        let requests = pairs.flat_map(|(own, more)| own.iter_mut().zip(more));
+        for (own, more) in self.handling.iter_mut().zip(&other.handling).chain(requests) {
+            own.merge(more);
+        }
+        self.hash.merge(&other.hash);
+        self.hash_kv.merge(&other.hash_kv);
+        self.defragment.merge(&other.defragment);
+        self.health.iter_mut().zip(other.health).for_each(|(count, more)| *count += more);
+        for (&check, (passed, counts)) in &other.checks {
+            // Which core's was the last is not known: a failure is shown rather than a success.
+            let (last, own) = self.checks.entry(check).or_insert((true, [0; 2]));
+            *last &= passed;
+            own.iter_mut().zip(counts).for_each(|(count, more)| *count += more);
         }
     }
 
@@ -397,6 +431,28 @@ mod tests {
         assert!(metrics.versions.len() <= VERSIONS_MAX + 2);
         let unknown = metrics.versions.iter().find(|(_, version, _)| version == UNKNOWN);
         assert_eq!(unknown.map(|(_, _, count)| *count), Some(1_002 - VERSIONS_MAX as u64));
+    }
+
+    #[test]
+    fn the_calls_of_two_cores_are_added() {
+        let (mut one, mut other) = (CallMetrics::new(true, u64::MAX), CallMetrics::new(true, u64::MAX));
+        let mut both = one.clone();
+        for (metrics, method) in [(&mut one, Method::Put), (&mut other, Method::HashKv), (&mut both, Method::Put)] {
+            metrics.observe_start(method, b"3.7", 2);
+            metrics.observe_received(method, 2, 20);
+            metrics.observe_sent(method, 3, 30);
+            metrics.observe_end(&ended(method, Code::Ok), 3_000_010);
+            metrics.observe_probe(&Tally::Health { ok: method == Method::Put });
+            metrics.observe_probe(&Tally::Checks { kind: "livez", results: vec![("a", method == Method::Put)] });
+        }
+        both.observe_start(Method::HashKv, b"3.7", 2);
+        both.observe_received(Method::HashKv, 2, 20);
+        both.observe_sent(Method::HashKv, 3, 30);
+        both.observe_end(&ended(Method::HashKv, Code::Ok), 3_000_010);
+        both.observe_probe(&Tally::Health { ok: false });
+        both.observe_probe(&Tally::Checks { kind: "livez", results: vec![("a", false)] });
+        one.merge(&other);
+        assert_eq!(one, both);
     }
 
     #[test]

@@ -93,6 +93,17 @@ impl Histogram {
         self.max = self.max.max(value);
     }
 
+    /// Adds the values of another one, of the same bounds.
+    pub fn merge(&mut self, other: &Self) {
+        assert_eq!(self.bounds, other.bounds, "only what is counted alike is added");
+        for (bucket, count) in self.buckets.iter_mut().zip(&other.buckets) {
+            *bucket += count;
+        }
+        self.count += other.count;
+        self.sum = self.sum.wrapping_add(other.sum);
+        self.max = self.max.max(other.max);
+    }
+
     /// Values so far.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -138,6 +149,20 @@ mod tests {
         assert_eq!(at.last(), Some(&(100_000_000, 7)), "one is beyond every bound");
         assert_eq!((histogram.count(), histogram.max()), (8, 2_000_000_000));
         assert_eq!(histogram.sum(), 2_000_000_000 + 700_000 + 20_001 + 75_000);
+    }
+
+    #[test]
+    fn two_are_added() {
+        let (mut both, mut one, mut other) =
+            (Histogram::new(CPU_BOUNDS), Histogram::new(CPU_BOUNDS), Histogram::new(CPU_BOUNDS));
+        for value in [3, 20_000, u64::from(u32::MAX)] {
+            one.observe(value);
+            other.observe_many(2 * value, 2);
+            both.observe(value);
+            both.observe_many(2 * value, 2);
+        }
+        one.merge(&other);
+        assert_eq!(one, both);
     }
 
     #[test]

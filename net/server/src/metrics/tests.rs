@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::surface::Surface;
 
 /// Families of etcd 3.7.3 with one member, as its `/metrics` has them, that this server has too.
 const PRESENT: &[(&str, &str)] = &[
@@ -172,7 +173,7 @@ fn text() -> String {
     metrics.turn.observe(700_000);
     metrics.observe_step(StepKind::Reclaim, 400_000);
     let moment = Moment { member_id: 0xab, alarms: vec![(0xab, "NOSPACE")], quota_bytes: -1, ..Moment::default() };
-    metrics.render(&AppliedMetrics::default(), &moment)
+    metrics.render(&FrontMetrics::new(&Surface::default()), &AppliedMetrics::default(), &moment)
 }
 
 #[test]
@@ -220,7 +221,7 @@ fn durable_writes_are_timed_from_submission_to_completion() {
     metrics.observe_sync(5, 0);
     metrics.observe_stored(4, 1);
     metrics.observe_stored(5, 1_000_001);
-    let text = metrics.render(&AppliedMetrics::default(), &Moment::default());
+    let text = metrics.render(&FrontMetrics::new(&Surface::default()), &AppliedMetrics::default(), &Moment::default());
     for line in [
         "etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.001\"} 1\n",
         "etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.008\"} 2\n",

@@ -251,6 +251,13 @@ pub const FLAGS: &[Flag] = &[
     absent("force-new-cluster", Kind::Bool, "false", CLUSTER),
     absent("unsafe-no-fsync", Kind::Bool, "false", "running without durability"),
     used("config-file", Kind::Text, "", "YAML or JSON file with the options; flags and variables are ignored then."),
+    used(
+        "cores",
+        Kind::Text,
+        "0",
+        "Threads that serve: a number, or processors to bind one each to (0,2,3); 0: by the processors at hand.",
+    ),
+    absent("shards", Kind::Integer { min: 1, max: 64 }, "1", "several shards"),
     used("cache-bytes", COUNT, "0", "Memory for pages and rows in bytes; 0 means a quarter of the memory available."),
     used("scrub-interval", Kind::Duration, "24h", "Time of one background pass over everything stored; 0 is off."),
     used(

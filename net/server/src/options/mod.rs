@@ -22,6 +22,7 @@ use trilith_reactor::LogRotation;
 
 use crate::auto_compaction::Retention;
 use crate::journal::{Format, Level};
+use crate::layout::Layout;
 use flags::{FLAGS, Kind, LEGACY_IGNORED, OLD_NAMES, Successor, Support};
 use gates::{GateSupport, Gates};
 use value::Url;
@@ -105,6 +106,8 @@ pub struct Options {
     pub scrub_interval: u64,
     /// Discard WAL records from this LSN on; `None` refuses a damaged log.
     pub wal_discard_from_lsn: Option<u64>,
+    /// The cores of the process; `None`: as the processors at hand suggest.
+    pub cores: Option<Layout>,
     /// Things to log once the journal exists.
     pub notes: Vec<Note>,
 }
@@ -485,6 +488,7 @@ fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Resu
         cache_bytes: unsigned_of(values, "cache-bytes"),
         scrub_interval: duration_of(values, "scrub-interval"),
         wal_discard_from_lsn: (discard > 0).then_some(discard),
+        cores: Layout::parse(text_of(values, "cores"))?,
         name,
         notes,
     })

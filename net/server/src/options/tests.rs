@@ -274,6 +274,22 @@ fn a_configuration_file_stands_alone() {
     assert!(matches!(error, OptionsError::Invalid(text) if text.contains("no support for TLS")));
 }
 
+#[test]
+fn cores_and_shards() {
+    let cores = |text| serve(&[&format!("--cores={text}")]).map(|options| options.cores.map(|layout| layout.cpus));
+    assert_eq!(cores("0").expect("legal"), None);
+    assert_eq!(cores("4").expect("legal"), Some(vec![None; 4]));
+    assert_eq!(cores("1,0").expect("legal"), Some(vec![Some(1), Some(0)]));
+    let twice = OptionsError::Invalid("--cores=1,1 names processor 1 twice".to_owned());
+    assert_eq!(cores("1,1").expect_err("illegal"), twice);
+    assert!(serve(&["--shards=1"]).is_ok());
+    let refused = serve(&["--shards=2"]).expect_err("there is one");
+    assert!(
+        matches!(&refused, OptionsError::Invalid(text) if text.contains("no support for several shards")),
+        "{refused:?}"
+    );
+}
+
 /// The lists of docs/compat.md, from the tables. Where the page differs, the failure prints what belongs there.
 #[test]
 fn the_compatibility_page_has_the_tables() {

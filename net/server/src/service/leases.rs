@@ -268,7 +268,7 @@ impl Service {
         call.confirmed.pop_front();
         call.unanswered -= 1;
         let ends = call.half_closed && call.unanswered == 0;
-        let Some(connection) = clients.answer(caller) else { return };
+        let Some(mut connection) = clients.answer(caller) else { return };
         connection.send_message(caller.stream, answer.encoded_len(), |out| answer.encode_into(out));
         if ends {
             connection.finish(caller.stream, 0, "");

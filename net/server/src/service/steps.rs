@@ -195,7 +195,7 @@ impl Service {
         job: &mut Job,
     ) -> Result<Next, Pause> {
         let Work::Send(parts) = &mut job.work else { unreachable!("the caller looked") };
-        let (connection, stream) = (clients.answer(job.caller).expect("the caller looked"), job.caller.stream);
+        let (mut connection, stream) = (clients.answer(job.caller).expect("the caller looked"), job.caller.stream);
         if connection.backlog_bytes(stream) > STREAM_BACKLOG_LOW_BYTES {
             return Ok(Next::Goes(Wait::Client));
         }
@@ -215,7 +215,7 @@ impl Service {
     /// Sends the next part of a message that is made; one that is short, at once.
     fn send_bytes(&self, clients: &mut Clients, budget: &mut Budget, job: &mut Job) -> Next {
         let Work::SendBytes { parts: [head, list], sent } = &mut job.work else { unreachable!("the caller looked") };
-        let (connection, stream) = (clients.answer(job.caller).expect("the caller looked"), job.caller.stream);
+        let (mut connection, stream) = (clients.answer(job.caller).expect("the caller looked"), job.caller.stream);
         let len = head.len() + list.len();
         let Some(sent) = sent else {
             if len > MESSAGE_BYTES_MAX {
@@ -248,7 +248,7 @@ impl Service {
         job: &mut Job,
     ) -> Result<Next, Pause> {
         let Work::Stream(chunks) = &mut job.work else { unreachable!("the caller looked") };
-        let (connection, stream) = (clients.answer(job.caller).expect("the caller looked"), job.caller.stream);
+        let (mut connection, stream) = (clients.answer(job.caller).expect("the caller looked"), job.caller.stream);
         if connection.backlog_bytes(stream) > STREAM_BACKLOG_LOW_BYTES {
             return Ok(Next::Goes(Wait::Client));
         }

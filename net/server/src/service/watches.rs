@@ -196,7 +196,7 @@ impl Outlet for Calls<'_> {
 
     fn send(&mut self, stream: StreamKey, head: &ResponseHead, events: &[&[u8]]) {
         let (caller, head) = (self.caller(stream), self.head(head));
-        let Some(connection) = self.clients.answer(caller) else { return };
+        let Some(mut connection) = self.clients.answer(caller) else { return };
         let events_bytes: usize = events.iter().map(|slice| slice.len()).sum();
         connection.send_message(caller.stream, head.encoded_len() + events_bytes, |out| {
             head.encode_into(out);
@@ -206,7 +206,7 @@ impl Outlet for Calls<'_> {
 
     fn begin(&mut self, stream: StreamKey, head: &ResponseHead, events_bytes: usize) {
         let (caller, head) = (self.caller(stream), self.head(head));
-        let Some(connection) = self.clients.answer(caller) else { return };
+        let Some(mut connection) = self.clients.answer(caller) else { return };
         let bytes = head.encode_to_vec();
         connection.begin_message(caller.stream, bytes.len() + events_bytes);
         connection.send_part(caller.stream, &bytes);
@@ -215,7 +215,7 @@ impl Outlet for Calls<'_> {
 
     fn part(&mut self, stream: StreamKey, events: &[u8]) {
         let caller = self.caller(stream);
-        if let Some(connection) = self.clients.answer(caller) {
+        if let Some(mut connection) = self.clients.answer(caller) {
             connection.send_part(caller.stream, events);
         }
         let Some(long) = self.long.get_mut(&stream) else { return };

@@ -1,10 +1,11 @@
 //! Answers that do not fit one step: one revision, in parts, with everything else going on.
 
 use trilith_reactor::{CloseReason, ConnectionId, Event};
-use trilith_server::{Node, NodeOptions};
+use trilith_server::NodeOptions;
 use trilith_wire::proto::Message;
 use trilith_wire::proto::etcdserverpb as pb;
 
+use crate::cores::Cores;
 use crate::port::MemoryPort;
 use crate::{PUT_PATH, SECOND, WINDOW_UPDATE, answer, call, frame, frames, greeting, has, options, serving};
 
@@ -22,7 +23,7 @@ fn all() -> pb::RangeRequest<'static> {
 /// A node with a writer's connection, and what is asked on it.
 struct Bench {
     port: MemoryPort,
-    node: Node,
+    node: Cores,
     writer: ConnectionId,
     next_stream: u32,
 }

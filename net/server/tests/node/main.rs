@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod cores;
 mod disk;
 mod hostile;
 mod leases;
@@ -11,6 +12,7 @@ mod open;
 mod port;
 mod surface;
 
+use cores::Cores;
 use port::MemoryPort;
 use trilith_engine::replica::ReplicaOptions;
 use trilith_engine::store::StoreOptions;
@@ -18,7 +20,7 @@ use trilith_engine::store::row_log::RowLogOptions;
 use trilith_reactor::{CloseReason, ConnectionId, Event};
 use trilith_server::journal::{Format, Journal, Level};
 use trilith_server::surface::Surface;
-use trilith_server::{BootError, Node, NodeOptions};
+use trilith_server::{BootError, NodeOptions};
 use trilith_wire::hpack::{Decoder, FieldSink, Mark};
 
 const SECOND: u64 = 1_000_000_000;
@@ -71,11 +73,13 @@ fn options() -> NodeOptions {
         watch_progress_interval: 600 * SECOND,
         watch_block_bytes_max: 1 << 20,
         scrub_interval: 0,
+        connection_cores: 0,
+        sequencer_serves: true,
     }
 }
 
-fn serving(port: &mut MemoryPort, options: NodeOptions) -> Node {
-    let mut node = Node::boot(options, port).unwrap();
+fn serving(port: &mut MemoryPort, options: NodeOptions) -> Cores {
+    let mut node = Cores::boot(options, port).unwrap();
     let until = port.now + 3 * SECOND;
     assert_eq!(port.run(&mut node, until), None);
     assert!(node.is_serving());
@@ -176,7 +180,7 @@ fn a_start_that_dies_between_any_two_steps_is_followed_by_one_that_serves() {
     for steps in 0.. {
         let mut port = MemoryPort::default();
         port.changes_left = Some(steps);
-        if let Ok(mut node) = Node::boot(options(), &mut port) {
+        if let Ok(mut node) = Cores::boot(options(), &mut port) {
             port.run(&mut node, 3 * SECOND);
             if !port.is_dead() {
                 assert!(node.is_serving() && steps > 10, "{steps} steps");
@@ -216,7 +220,7 @@ fn limits_that_the_files_cannot_hold_are_refused() {
     for (request_bytes_max, fits) in [((256 << 10) / 8 - 4096, true), ((256 << 10) / 8 - 4095, false)] {
         let mut options = NodeOptions { request_bytes_max, ..options() };
         options.replica.log.entry_bytes_max = 48 << 10;
-        match Node::boot(options, &mut MemoryPort::default()) {
+        match Cores::boot(options, &mut MemoryPort::default()) {
             Ok(_) => assert!(fits),
             Err(error @ BootError::Options(_)) => {
                 assert!(!fits && error.to_string().contains("--max-request-bytes=28673 exceeds 28672"), "{error}");
@@ -226,7 +230,7 @@ fn limits_that_the_files_cannot_hold_are_refused() {
     }
     let mut options = options();
     options.replica.log.appends_in_flight_max = 0;
-    assert!(matches!(Node::boot(options, &mut MemoryPort::default()), Err(BootError::Options(_))));
+    assert!(matches!(Cores::boot(options, &mut MemoryPort::default()), Err(BootError::Options(_))));
 }
 
 #[test]
@@ -243,7 +247,7 @@ fn files_that_a_crashed_checkpoint_left_over_are_removed() {
 #[test]
 fn a_stop_before_service_began_serves_nobody() {
     let mut port = MemoryPort::default();
-    let mut node = Node::boot(options(), &mut port).unwrap();
+    let mut node = Cores::boot(options(), &mut port).unwrap();
     let connection = port.accept(1);
     port.push(Event::Received { connection, bytes: [greeting(), call(1, PUT_PATH, PUT, 0)].concat() });
     port.push(Event::StopRequested { signal: 15 });
@@ -257,7 +261,7 @@ fn a_stop_before_service_began_serves_nobody() {
 #[test]
 fn a_call_that_came_before_service_began_is_answered_when_it_begins() {
     let mut port = MemoryPort::default();
-    let mut node = Node::boot(options(), &mut port).unwrap();
+    let mut node = Cores::boot(options(), &mut port).unwrap();
     let connection = port.accept(1);
     port.push(Event::Received { connection, bytes: [greeting(), call(1, PUT_PATH, PUT, 0)].concat() });
     assert_eq!(port.run(&mut node, 3 * SECOND), None);
@@ -268,8 +272,9 @@ fn a_call_that_came_before_service_began_is_answered_when_it_begins() {
 fn a_message_that_waited_for_memory_goes_on_when_others_are_gone() {
     let mut port = MemoryPort::default();
     let mut node = serving(&mut port, options());
-    // Each declares half a megabyte; the core holds 64 MiB.
-    let connections: Vec<_> = (1..=150).map(|number| port.accept(number)).collect();
+    // Each declares half a megabyte; a core holds 64 MiB.
+    let cores = node.fronts.len().max(1);
+    let connections: Vec<_> = (1..=150 * cores as u64).map(|number| port.accept(number)).collect();
     for &connection in &connections {
         let bytes = [greeting(), call(1, PUT_PATH, &[], 500 << 10)].concat();
         port.push(Event::Received { connection, bytes });
@@ -280,7 +285,7 @@ fn a_message_that_waited_for_memory_goes_on_when_others_are_gone() {
     let until = port.now + SECOND;
     port.run(&mut node, until);
     let starved: Vec<_> = connections.iter().copied().filter(|&connection| !granted(&port, connection)).collect();
-    assert!((10..100).contains(&starved.len()), "{} of 150 wait", starved.len());
+    assert!((10 * cores..100 * cores).contains(&starved.len()), "{} of {} wait", starved.len(), connections.len());
     for &connection in connections.iter().filter(|connection| !starved.contains(connection)) {
         port.push(Event::Closed { connection, reason: CloseReason::Failed });
     }
@@ -316,7 +321,7 @@ fn a_full_store_takes_deletes_until_its_alarm_is_cleared() {
     let connection = port.accept(1);
     port.push(Event::Received { connection, bytes: greeting() });
     let mut stream = 1;
-    let mut ask = |node: &mut Node, port: &mut MemoryPort, path: &str, message: &[u8]| {
+    let mut ask = |node: &mut Cores, port: &mut MemoryPort, path: &str, message: &[u8]| {
         port.push(Event::Received { connection, bytes: call(stream, path, message, 0) });
         let until = port.now + SECOND;
         port.run(node, until);
@@ -356,7 +361,7 @@ fn a_full_disk_refuses_puts_and_takes_deletes_until_there_is_room() {
     port.push(Event::Received { connection, bytes: greeting() });
     port.capacity = Some(port.used_bytes());
     let mut stream = 1;
-    let mut ask = |node: &mut Node, port: &mut MemoryPort, path: &str, message: &[u8]| {
+    let mut ask = |node: &mut Cores, port: &mut MemoryPort, path: &str, message: &[u8]| {
         port.push(Event::Received { connection, bytes: call(stream, path, message, 0) });
         let until = port.now + SECOND;
         assert_eq!(port.run(node, until), None);
@@ -424,7 +429,7 @@ fn a_stop_on_a_full_disk_ends_and_loses_nothing_that_was_acknowledged() {
         port.push(Event::Received { connection, bytes: greeting() });
         port.capacity = Some(port.used_bytes());
         let mut stream = 1;
-        let mut ask = |node: &mut Node, port: &mut MemoryPort, path: &str, message: &[u8]| {
+        let mut ask = |node: &mut Cores, port: &mut MemoryPort, path: &str, message: &[u8]| {
             port.push(Event::Received { connection, bytes: call(stream, path, message, 0) });
             let until = port.now + SECOND;
             assert_eq!(port.run(node, until), None);
@@ -433,7 +438,7 @@ fn a_stop_on_a_full_disk_ends_and_loses_nothing_that_was_acknowledged() {
         };
         assert!(ask(&mut node, &mut port, PUT_PATH, PUT));
         // DeleteRangeRequest { key } of no key: a full disk takes them, as long as the log does.
-        let mut delete = |node: &mut Node, port: &mut MemoryPort, blocks: usize| {
+        let mut delete = |node: &mut Cores, port: &mut MemoryPort, blocks: usize| {
             let len = 3500 + 4096 * blocks;
             let message = [&[0x0a, len as u8 | 0x80, (len >> 7) as u8][..], &vec![b'x'; len]].concat();
             ask(node, port, "/etcdserverpb.KV/DeleteRange", &message)
@@ -462,7 +467,7 @@ fn what_rots_on_the_disk_is_found_while_nobody_reads_it() {
     let connection = port.accept(1);
     port.push(Event::Received { connection, bytes: greeting() });
     let mut stream = 1;
-    let mut put = |node: &mut Node, port: &mut MemoryPort| {
+    let mut put = |node: &mut Cores, port: &mut MemoryPort| {
         port.push(Event::Received { connection, bytes: call(stream, PUT_PATH, PUT, 0) });
         let until = port.now + SECOND;
         assert_eq!(port.run(node, until), None);

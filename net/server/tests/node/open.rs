@@ -1,9 +1,10 @@
 //! Calls that stay open, and calls with a deadline of their own.
 
 use trilith_reactor::{ConnectionId, Event};
-use trilith_server::Node;
+use trilith_server::NodeOptions;
 use trilith_wire::proto::{Message, etcdserverpb as pb, health};
 
+use crate::cores::Cores;
 use crate::port::MemoryPort;
 use crate::{
     PUT, PUT_PATH, SECOND, WINDOW_UPDATE, answer, body, call, frame, frames, greeting, has, head, options, prefixed,
@@ -16,18 +17,22 @@ const RST_STREAM: u8 = 3;
 /// A node and one connection to it.
 pub(crate) struct World {
     pub(crate) port: MemoryPort,
-    pub(crate) node: Node,
-    connection: ConnectionId,
+    pub(crate) node: Cores,
+    pub(crate) connection: ConnectionId,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with(options())
+    }
+
+    pub(crate) fn with(options: NodeOptions) -> Self {
         let mut port = MemoryPort::default();
-        let node = serving(&mut port, options());
+        let node = serving(&mut port, options);
         Self::over(port, node)
     }
 
-    fn over(mut port: MemoryPort, node: Node) -> Self {
+    fn over(mut port: MemoryPort, node: Cores) -> Self {
         let connection = port.accept(1);
         let mut world = Self { port, node, connection };
         world.say(greeting());
@@ -158,7 +163,7 @@ const DELETE_PATH: &str = "/etcdserverpb.KV/DeleteRange";
 
 impl World {
     /// A call with one message, on a connection of its own.
-    fn ask(&mut self, number: u64, path: &str, message: &[u8]) {
+    pub(crate) fn ask(&mut self, number: u64, path: &str, message: &[u8]) {
         let connection = self.port.accept(number);
         let bytes = [greeting(), call(1, path, message, 0)].concat();
         self.port.push(Event::Received { connection, bytes });
@@ -185,25 +190,25 @@ impl World {
     }
 
     /// The client takes whatever comes, on the connection and on stream 1.
-    fn open_windows(&mut self) {
+    pub(crate) fn open_windows(&mut self) {
         let open = (1_u32 << 28).to_be_bytes();
         self.say([frame(WINDOW_UPDATE, 0, 0, &open), frame(WINDOW_UPDATE, 0, 1, &open)].concat());
     }
 
-    fn watch(&mut self, stream: u32, request: pb::WatchRequestRequestUnion<'_>) {
+    pub(crate) fn watch(&mut self, stream: u32, request: pb::WatchRequestRequestUnion<'_>) {
         let request = pb::WatchRequest { request_union: Some(request) };
         self.message(stream, &encoded(&request));
     }
 }
 
 /// Watches all keys from `start_revision` on.
-fn all_from(start_revision: i64) -> pb::WatchRequestRequestUnion<'static> {
+pub(crate) fn all_from(start_revision: i64) -> pb::WatchRequestRequestUnion<'static> {
     let create = pb::WatchCreateRequest { key: b"\0", range_end: b"\0", start_revision, ..Default::default() };
     pb::WatchRequestRequestUnion::Create(create)
 }
 
 /// The revisions of a response's events, in their order.
-fn revisions(response: &pb::WatchResponse<'_>) -> Vec<i64> {
+pub(crate) fn revisions(response: &pb::WatchResponse<'_>) -> Vec<i64> {
     response.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision).collect()
 }
 

@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use trilith_reactor::{
-    BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Port, Preparation, Token, Turn,
+    BootFiles, CloseReason, ConnectionId, CoreId, CoreLoop, Event, FileId, FileMode, ListenerId, Parcel, Port,
+    Preparation, Token, Turn,
 };
+use trilith_server::front::message::Answers;
 
 #[derive(Debug, Default)]
 pub(crate) struct MemoryPort {
@@ -34,6 +36,14 @@ pub(crate) struct MemoryPort {
     pub(crate) memory: BTreeMap<String, Vec<u8>>,
     /// Pages in memory.
     pub(crate) resident: BTreeSet<(String, u64)>,
+    /// The core whose turn it is.
+    pub(crate) turning: CoreId,
+    /// Cores that connections were given to.
+    pub(crate) owners: BTreeMap<ConnectionId, CoreId>,
+    /// What waits for a core.
+    freight: BTreeMap<CoreId, Vec<Event>>,
+    /// Bytes of messages that went to connection cores.
+    pub(crate) freight_bytes: usize,
 }
 
 impl MemoryPort {
@@ -128,6 +138,21 @@ impl MemoryPort {
                 self.resident.remove(&(name.clone(), page));
             }
         }
+    }
+
+    /// Takes what other cores have sent to this one.
+    pub(crate) fn take_freight(&mut self, core: CoreId) -> Vec<Event> {
+        self.freight.remove(&core).unwrap_or_default()
+    }
+
+    /// Whether there is any.
+    pub(crate) fn has_freight(&self, core: CoreId) -> bool {
+        self.freight.contains_key(&core)
+    }
+
+    /// Takes the deadline that was set last.
+    pub(crate) fn take_deadline(&mut self) -> Option<u64> {
+        self.deadline.take()
     }
 
     /// Takes the events that are due.
@@ -228,6 +253,16 @@ impl Port for MemoryPort {
         self.events.push(Event::Closed { connection, reason: CloseReason::Requested });
     }
     fn close_listeners(&mut self) {}
+    fn post(&mut self, to: CoreId, parcel: Parcel) {
+        assert_ne!(to, self.turning, "a core does not write to itself");
+        self.freight_bytes += parcel.downcast_ref::<Answers>().map_or(0, Answers::message_bytes);
+        self.freight.entry(to).or_default().push(Event::Parcel { from: self.turning, parcel });
+    }
+    fn hand_over(&mut self, connection: ConnectionId, listener: ListenerId, to: CoreId) {
+        assert!(self.owners.insert(connection, to).is_none(), "{connection:?} is given away once");
+        let accepted = Event::Accepted { listener, connection, peer: "test".to_owned() };
+        self.freight.entry(to).or_default().push(accepted);
+    }
     fn set_deadline(&mut self, deadline: Option<u64>) {
         self.deadline = deadline;
     }

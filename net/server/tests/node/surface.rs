@@ -1,11 +1,12 @@
 //! What an operator sees: counters after work, words about slow work, automatic compaction.
 
 use trilith_reactor::Event;
+use trilith_server::NodeOptions;
 use trilith_server::auto_compaction::Retention;
 use trilith_server::journal::{Format, Journal, Level};
 use trilith_server::surface::Surface;
-use trilith_server::{Node, NodeOptions};
 
+use crate::cores::Cores;
 use crate::port::MemoryPort;
 use crate::{PUT, PUT_PATH, SECOND, answer, call, greeting, has, options, serving};
 
@@ -14,7 +15,7 @@ fn talkative(surface: Surface) -> NodeOptions {
 }
 
 /// Puts so many times, one after the other.
-fn put(node: &mut Node, port: &mut MemoryPort, times: u32) {
+fn put(node: &mut Cores, port: &mut MemoryPort, times: u32) {
     let connection = port.accept(1);
     port.push(Event::Received { connection, bytes: greeting() });
     for number in 0..times {
@@ -32,7 +33,7 @@ fn history_beyond_the_retention_is_compacted() {
     let surface = Surface { auto_compaction: Retention::Revisions(3), ..Surface::default() };
     let mut node = serving(&mut port, talkative(surface));
     put(&mut node, &mut port, 10);
-    let state = |node: &Node| node.replica().keyspace().state();
+    let state = |node: &Cores| node.replica().keyspace().state();
     assert_eq!((state(&node).revision, state(&node).compacted), (11, -1));
     let until = port.now + 300 * SECOND;
     port.run(&mut node, until);
