@@ -1,9 +1,9 @@
 //! `e2e`: runs the end-to-end scenarios one after the other and sums them up in the last line.
 //!
 //! Flags: `--trilithd FILE --peers FOLDER --go-client FILE --python FILE --python-client FILE --subject trilithd|etcd
-//! --only NAME[,NAME..] --exactly NAME --scratch FOLDER --cycles N --cuts N --events N --seed N --require-all --list`.
-//! A name selects every scenario that contains it, unless it is given exactly; the list says what each asks of the
-//! machine.
+//! --only NAME[,NAME..] --exactly NAME --scratch FOLDER --cycles N --cuts N --events N --cores N --seed N --require-all
+//! --list`. A name selects every scenario that contains it, unless it is given exactly; the list says what each asks of
+//! the machine.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -47,6 +47,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Request> {
         cycles: 5,
         cuts: 10,
         events: 20_000,
+        cores: None,
         seed: 1,
         scratch,
     };
@@ -78,6 +79,7 @@ fn apply(request: &mut Request, flag: &str, value: String) -> Result<()> {
         "--cycles" => setup.cycles = value.parse().context("--cycles needs a number")?,
         "--cuts" => setup.cuts = value.parse().context("--cuts needs a number")?,
         "--events" => setup.events = value.parse().context("--events needs a number")?,
+        "--cores" => setup.cores = Some(value.parse().context("--cores needs a number")?),
         "--seed" => setup.seed = value.parse().context("--seed needs a number")?,
         "--only" => request.only = value.split(',').map(str::to_owned).collect(),
         "--scratch" => setup.scratch = value.into(),

@@ -38,6 +38,8 @@ pub struct Setup {
     pub cuts: u64,
     /// Watch events of the watch campaign.
     pub events: u64,
+    /// Cores of trilithd, if not as many as it takes by itself.
+    pub cores: Option<u64>,
     /// Seed of every random choice.
     pub seed: u64,
     /// A folder of this run for data directories.
@@ -69,7 +71,9 @@ impl Setup {
         let program = self.program(subject).context("the server program is missing")?;
         let data = self.fresh_folder("data")?;
         std::fs::remove_dir(&data)?;
-        Ok(Launch { subject, program, data, ports, flags: Vec::new() })
+        let cores = self.cores.filter(|_| subject == Subject::Trilithd);
+        let flags = cores.map(|cores| format!("--cores={cores}")).into_iter().collect();
+        Ok(Launch { subject, program, data, ports, flags })
     }
 
     /// The subject, started on a fresh data directory.

@@ -30,6 +30,10 @@ const MUTANTS: usize = 2;
 /// Cycles of kill -9 that every run tries.
 const KILL_CYCLES: &str = "50";
 
+/// Scenarios that every run tries on several cores, too, and on how many: the sequencer serves no client then.
+const ON_CORES: &str = "etcdctl_current_keys,etcdctl_leases,go_clientv3,http_,malformed_calls,graceful_stop";
+const CORES: &str = "9";
+
 /// How often the processes of a stage are ended whose time is up, for it may start others.
 const END_EVERY: Duration = Duration::from_secs(1);
 
@@ -235,7 +239,10 @@ fn end_to_end(context: &Context) -> Result<Tally> {
         println!("{line}");
     }
     let flags = ["--cycles", KILL_CYCLES].map(str::to_owned);
-    e2e::test(&context.workspace, &clients, &flags, e2e::GATE_SECONDS_MAX)
+    let mut tally = e2e::test(&context.workspace, &clients, &flags, e2e::GATE_SECONDS_MAX)?;
+    let flags = ["--cores", CORES, "--only", ON_CORES].map(str::to_owned);
+    tally.add(e2e::test(&context.workspace, &clients, &flags, e2e::GATE_SECONDS_MAX)?);
+    Ok(tally)
 }
 
 fn conformance(context: &Context) -> Result<Tally> {

@@ -27,9 +27,9 @@ pub(crate) const GATE_SECONDS_MAX: u64 = 300;
 /// Longest time of one scenario that may be a campaign of many cycles.
 pub(crate) const CAMPAIGN_SECONDS_MAX: u64 = 24 * 3600;
 
-/// `e2e [--only NAME] [--cycles N] [--cuts N] [--seed N] [--require-all] [--list]`.
+/// `e2e [--only NAME] [--cycles N] [--cuts N] [--cores N] [--seed N] [--require-all] [--list]`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    Options::parse(args, &["require-all", "list"], &["only", "cycles", "cuts", "seed"])?.no_arguments()?;
+    Options::parse(args, &["require-all", "list"], &["only", "cycles", "cuts", "cores", "seed"])?.no_arguments()?;
     let workspace = Workspace::find()?;
     let tally = test(&workspace, &clients::prepare(&workspace)?, args, CAMPAIGN_SECONDS_MAX)?;
     if tally.failed > 0 {

@@ -102,6 +102,10 @@ impl Site {
         } else {
             etcd_like(&mut command, self.client, self.peer, &data);
         }
+        // Whatever is run on it can be run on a server of several cores.
+        if let (System::Trilith, Some(cores)) = (self.system, std::env::var_os("TRILITH_TEST_CORES")) {
+            command.env("ETCD_CORES", cores);
+        }
         let child = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = child.with_context(|| format!("cannot start {}", self.system.name()))?;
         let pipe = child.stderr.take().expect("standard error is piped above");
