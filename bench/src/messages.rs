@@ -2,12 +2,12 @@
 //! with the server's codec.
 
 /// A value of a protobuf field.
-enum Value<'a> {
+pub(crate) enum Value<'a> {
     Number(u64),
     Bytes(&'a [u8]),
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value > 0x7f {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -15,7 +15,7 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn put_bytes(out: &mut Vec<u8>, field: u8, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, field: u8, bytes: &[u8]) {
     out.push(field << 3 | 2);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
@@ -69,7 +69,7 @@ fn take_varint(input: &mut &[u8]) -> Option<u64> {
 }
 
 /// The next (field number, value).
-fn take_field<'a>(input: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
+pub(crate) fn take_field<'a>(input: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
     let tag = take_varint(input)?;
     let value = match tag & 7 {
         0 => Value::Number(take_varint(input)?),
@@ -96,6 +96,14 @@ fn header_revision(mut header: &[u8]) -> Option<u64> {
         }
     }
     if cluster == 0 || member == 0 { None } else { revision.filter(|&number| number > 0 && number <= i64::MAX as u64) }
+}
+
+/// The revision in the header of any response; `None` if there is none.
+pub fn header_revision_of(mut response: &[u8]) -> Option<u64> {
+    match take_field(&mut response)? {
+        (1, Value::Bytes(header)) => header_revision(header),
+        _ => None,
+    }
 }
 
 /// The revision of a `PutResponse` without a previous pair.

@@ -23,6 +23,7 @@ mod footprint;
 mod fuzz;
 mod generate;
 mod lanes;
+mod leases;
 mod media;
 mod memory;
 mod mutants;
@@ -34,6 +35,8 @@ mod process;
 mod servers;
 mod sim;
 mod tidy;
+mod watch_campaign;
+mod watchers;
 mod workspace;
 
 use std::process::ExitCode;
@@ -111,6 +114,21 @@ const COMMANDS: &[Command] = &[
         name: "powercut",
         synopsis: "[--cycles N] [--seed N]  campaign of power cuts on a fault disk",
         run: powercut::run,
+    },
+    Command {
+        name: "watchers",
+        synopsis: "[--only memory|stall] [--rounds N]  memory of many watchers, a reader that stops, Trilith / etcd",
+        run: watchers::run,
+    },
+    Command {
+        name: "leases",
+        synopsis: "[--leases N] [--rounds N]  leases that run out together beside puts, Trilith / etcd",
+        run: leases::run,
+    },
+    Command {
+        name: "watch-campaign",
+        synopsis: "[--events N] [--seed N]  watchers under kill -9 and compactions, every event judged",
+        run: watch_campaign::run,
     },
     Command { name: "mutants", synopsis: "[NAME..]                each seeded bug must be caught", run: mutants::run },
 ];
