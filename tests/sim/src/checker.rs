@@ -185,6 +185,11 @@ impl Checker {
         self.leases.set_time(now, lost);
     }
 
+    /// The server did not run for so long from this time on.
+    pub fn note_pause(&mut self, began: u64, length: u64) {
+        self.leases.note_pause(began, length);
+    }
+
     /// The lease that ends next, as far as is known, or is about to.
     #[must_use]
     pub fn lease_next_to_end(&self) -> Option<i64> {

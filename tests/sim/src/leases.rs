@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! - I1: a lease never ends by itself before the time it was granted or renewed for is over, counted from when that was
-//!   asked for; after a start it has its whole time again, and an election timeout.
+//!   asked for and without pauses of the process; after a start it has its whole time again, and an election timeout.
 //! - I2: it ends within [`LATE_MAX`] after that time has passed since somebody was told, or since a start was audited,
 //!   as far as the process could run.
 //! - I3: an id that the server chose is never given out again.
@@ -62,6 +62,8 @@ pub(crate) struct Leases {
     alive: BTreeSet<i64>,
     /// Beginning and end of each life since the one of the last settlement.
     spans: Vec<(u64, u64)>,
+    /// Pauses that the process notices: when each began and how long it was.
+    pauses: Vec<(u64, u64)>,
     /// While the store is audited: the leases that there are, with their granted times to live.
     audited: Option<BTreeMap<i64, i64>>,
     now: u64,
@@ -99,6 +101,13 @@ impl Leases {
     /// It is `now`, and all in all the process could not run for so long.
     pub(crate) fn set_time(&mut self, now: u64, lost: u64) {
         (self.now, self.lost) = (now, lost);
+    }
+
+    /// The process did not run for so long from this time on.
+    pub(crate) fn note_pause(&mut self, began: u64, length: u64) {
+        if length > self.election_timeout {
+            self.pauses.push((began, length));
+        }
     }
 
     /// The lease that ends next, as far as is known, or is about to.
@@ -379,8 +388,12 @@ impl Leases {
         Ok(())
     }
 
+    fn lives(&self) -> Lives<'_> {
+        Lives { spans: &self.spans, pauses: &self.pauses, election_timeout: self.election_timeout }
+    }
+
     fn judge(&mut self, id: i64, history: &History) -> Result<(), String> {
-        let lives = Lives { spans: &self.spans, election_timeout: self.election_timeout };
+        let lives = self.lives();
         let found = search(history.begin, &history.calls, lives);
         let why = match found {
             Found::Order { ends } => {
@@ -400,14 +413,15 @@ impl Leases {
     fn begin_anew(&mut self, now: u64) {
         let current = self.spans.pop().unwrap_or((now, u64::MAX));
         let earlier = std::mem::replace(&mut self.spans, vec![current]);
-        let lives = Lives { spans: &self.spans, election_timeout: self.election_timeout };
+        self.pauses.clear();
         let audited = self.audited.take().unwrap_or_default();
+        let lives = Lives { spans: &[], pauses: &[], election_timeout: self.election_timeout };
         self.alive = audited.keys().copied().collect();
         let due = |ttl| now.saturating_sub(self.lost).saturating_add(nanoseconds(ttl) + self.election_timeout);
         self.histories = audited
             .into_iter()
             .map(|(id, ttl)| {
-                let begin = Some(Held { ttl, not_before: lives.not_before(current.0, ttl) });
+                let begin = Some(Held { ttl, not_before: lives.not_before(current.0, ttl), since: now });
                 (id, History { begin, due_by: Some(due(ttl)), ..History::default() })
             })
             .collect();

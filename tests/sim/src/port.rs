@@ -191,6 +191,7 @@ pub struct SimPort {
     late: u64,
     /// For so long the process could not run, or not when it wanted.
     lost: u64,
+    pauses: Vec<(u64, u64)>,
     fate: Fate,
     life_began: u64,
     submissions: u64,
@@ -234,6 +235,7 @@ impl SimPort {
             deadline: None,
             late: 0,
             lost: 0,
+            pauses: Vec::new(),
             fate: Fate::Survive,
             life_began: now,
             submissions: 0,
@@ -310,6 +312,11 @@ impl SimPort {
     #[must_use]
     pub fn lost_time(&self) -> u64 {
         self.lost
+    }
+
+    /// Pauses since the last call: when each began and how long it was.
+    pub fn take_pauses(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.pauses)
     }
 
     /// Counts a fault that the server feels.
@@ -512,6 +519,7 @@ impl SimPort {
         match trouble {
             Trouble::Pause(length) => {
                 self.lost += 2 * length;
+                self.pauses.push((self.now, length));
                 self.now += length;
                 self.disk.advance(self.now);
                 self.count_fault("(pause)");

@@ -418,6 +418,9 @@ impl Simulation {
     fn step<S: Subject>(&mut self, node: &mut S) -> Result<Option<Ending>, Failure> {
         let mut deliveries = std::mem::take(&mut self.deliveries);
         let progress = self.port.advance(&mut self.events, &mut deliveries);
+        for (began, length) in self.port.take_pauses() {
+            self.checker.note_pause(began, length);
+        }
         self.checker.set_time(self.now(), self.port.lost_time());
         for delivery in deliveries.drain(..) {
             self.deliver(delivery)?;

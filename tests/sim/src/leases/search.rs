@@ -21,6 +21,8 @@ pub(super) struct Held {
     pub(super) ttl: i64,
     /// It does not end by itself before this time, as long as the process lives.
     pub(super) not_before: u64,
+    /// Pauses of the process from here on do not count.
+    pub(super) since: u64,
 }
 
 type State = Option<Held>;
@@ -56,6 +58,8 @@ pub(super) struct Call {
 pub(super) struct Lives<'a> {
     /// Beginning and end of each.
     pub(super) spans: &'a [(u64, u64)],
+    /// Pauses beyond an election timeout: when each began and how long it was, in order.
+    pub(super) pauses: &'a [(u64, u64)],
     /// What every lease gets after a start beside its whole time.
     pub(super) election_timeout: u64,
 }
@@ -66,10 +70,17 @@ impl Lives<'_> {
         began.saturating_add(nanoseconds(ttl)).saturating_add(self.election_timeout)
     }
 
+    /// When a lease ends at the earliest, as far as pauses until `limit` tell: time in which nobody could be heard.
+    fn earliest(&self, held: Held, limit: u64) -> u64 {
+        let Held { not_before, since, .. } = held;
+        let pauses = self.pauses.iter().filter(|(began, _)| (since..limit).contains(began));
+        pauses.fold(not_before, |at, (began, length)| if *began < at { at.saturating_add(*length) } else { at })
+    }
+
     /// Whether a lease may have ended by itself until `limit`.
     fn may_end(&self, held: Held, limit: u64) -> bool {
         self.spans.iter().enumerate().any(|(position, &(began, ended))| {
-            let from = if position == 0 { held.not_before } else { self.not_before(began, held.ttl) };
+            let from = if position == 0 { self.earliest(held, limit) } else { self.not_before(began, held.ttl) };
             from <= limit.min(ended)
         })
     }
@@ -80,20 +91,22 @@ pub(super) fn nanoseconds(seconds: i64) -> u64 {
 }
 
 /// The state after a call, if it can have gone so.
-fn after(call: &Call, state: State) -> Option<State> {
+fn after(call: &Call, state: State, lives: Lives<'_>) -> Option<State> {
+    let since = call.completed.unwrap_or(u64::MAX);
     match (call.step, state) {
         (Step::SeeNone, None) => Some(None),
         (Step::See, Some(held)) => Some(Some(held)),
         (Step::SeeRest { ttl, left_max }, Some(held)) => {
-            let latest = call.completed.unwrap_or(u64::MAX).saturating_add(left_max);
-            (held.ttl == ttl && held.not_before <= latest).then_some(Some(held))
+            let latest = since.saturating_add(left_max);
+            (held.ttl == ttl && lives.earliest(held, since) <= latest).then_some(Some(held))
         }
         (Step::Grant { ttl }, None) => {
-            Some(Some(Held { ttl, not_before: call.invoked.saturating_add(nanoseconds(ttl)) }))
+            Some(Some(Held { ttl, not_before: call.invoked.saturating_add(nanoseconds(ttl)), since }))
         }
         (Step::Renew { ttl }, Some(held)) if held.ttl == ttl => {
-            let not_before = held.not_before.max(call.invoked.saturating_add(nanoseconds(ttl)));
-            Some(Some(Held { ttl, not_before }))
+            let not_before = call.invoked.saturating_add(nanoseconds(ttl));
+            let is_later = not_before > lives.earliest(held, since);
+            Some(Some(if is_later { Held { ttl, not_before, since } } else { held }))
         }
         (Step::End, Some(_)) => Some(None),
         _ => None,
@@ -131,7 +144,7 @@ pub(super) fn search(begin: State, calls: &[Call], lives: Lives<'_>) -> Found {
         let next = || open().take_while(|(_, call)| call.invoked <= limit);
         // A call that only looks and sees what is there is best ended at once: waiting gains nothing.
         let is_look = |call: &Call| matches!(call.step, Step::SeeNone | Step::See | Step::SeeRest { .. });
-        if let Some((at, _)) = next().find(|(_, call)| is_look(call) && after(call, state) == Some(state)) {
+        if let Some((at, _)) = next().find(|(_, call)| is_look(call) && after(call, state, lives) == Some(state)) {
             visit(Some(at), state, ends);
             continue;
         }
@@ -139,7 +152,7 @@ pub(super) fn search(begin: State, calls: &[Call], lives: Lives<'_>) -> Found {
             visit(None, None, ends + 1);
         }
         for (at, call) in next() {
-            if let Some(state) = after(call, state) {
+            if let Some(state) = after(call, state, lives) {
                 visit(Some(at), state, ends);
             }
         }
@@ -155,7 +168,7 @@ mod tests {
     use super::*;
 
     const LIVES: Lives<'static> =
-        Lives { spans: &[(0, 20 * SECOND), (30 * SECOND, u64::MAX)], election_timeout: SECOND };
+        Lives { spans: &[(0, 20 * SECOND), (30 * SECOND, u64::MAX)], pauses: &[], election_timeout: SECOND };
 
     fn call(invoked: u64, step: Step) -> Call {
         Call { invoked: invoked * SECOND, completed: Some((invoked + 1) * SECOND - 1), step }
@@ -195,6 +208,17 @@ mod tests {
         assert!(!explains(&[grant, call(33, Step::SeeNone)]), "neither before the crash nor so soon after");
         assert!(explains(&[grant, call(34, Step::SeeNone)]));
         assert!(explains(&[call(16, Step::Grant { ttl: 3 }), call(32, Step::SeeNone)]), "before the crash");
+    }
+
+    #[test]
+    fn a_pause_counts_for_nobody() {
+        let lives = Lives { pauses: &[(3 * SECOND, 5 * SECOND)], ..LIVES };
+        let explains = |calls: &[Call]| matches!(search(None, calls, lives), Found::Order { .. });
+        let grant = call(1, Step::Grant { ttl: 3 });
+        assert!(!explains(&[grant, call(7, Step::SeeNone)]) && explains(&[grant, call(9, Step::SeeNone)]));
+        // Who is answered behind a pause may have been granted behind it.
+        let grant = Call { completed: Some(8 * SECOND), ..grant };
+        assert!(explains(&[grant, call(7, Step::SeeNone)]));
     }
 
     #[test]
