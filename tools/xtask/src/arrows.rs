@@ -42,7 +42,7 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("criterion", &["trilith-bench"]),
     ("crossbeam", &["trilith-reactor"]),
     ("fuser", &["trilith-e2e"]),
-    ("flate2", &["trilith-reactor"]),
+    ("flate2", &["trilith-reactor", "trilith-wire"]),
     ("glommio", &["trilith-reactor"]),
     ("h2", &["trilith-e2e"]),
     ("hdrhistogram", &["trilith-bench"]),

@@ -29,7 +29,7 @@ pub fn check(kind: Kind, text: &str) -> Result<(), String> {
             if words.contains(&text) {
                 return Ok(());
             }
-            Err(format!("expected one of {}", words.join(", ")))
+            Err(format!("invalid value {text:?}, expected one of {}", words.join(", ")))
         }
     }
 }
@@ -69,7 +69,8 @@ pub fn duration(text: &str) -> Option<u64> {
 fn unit_nanos(unit: &str) -> Option<u64> {
     Some(match unit {
         "ns" => 1,
-        "us" => 1_000,
+        // As Go prints it: with the micro sign; the Greek letter looks the same.
+        "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
         "ms" => 1_000_000,
         "s" => 1_000_000_000,
         "m" => 60_000_000_000,
@@ -178,6 +179,9 @@ mod tests {
     fn durations_as_go_reads_them() {
         assert_eq!(duration("1h15m30.5s"), Some(4_530_500_000_000));
         assert_eq!(duration("300ms"), Some(300_000_000));
+        for microsecond in ["1us", "1\u{b5}s", "1\u{3bc}s"] {
+            assert_eq!(duration(microsecond), Some(1_000));
+        }
         assert_eq!(duration("0"), Some(0));
         for bad in ["", "5", "5x", "-1s", ".s", "1.2.3s", "99999999999h"] {
             assert_eq!(duration(bad), None, "{bad}");

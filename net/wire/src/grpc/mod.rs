@@ -6,6 +6,8 @@
 //! Invariants
 //! - I1: everything sent in `grpc-message` is printable ASCII.
 
+pub(crate) mod gzip;
+
 use std::fmt::Write as _;
 
 /// Compressed flag (1 byte) and message length (4 bytes, big endian).
@@ -58,8 +60,8 @@ impl Refusal {
     }
 }
 
-/// Reads a message prefix: the length of the message that follows, or why the call is refused.
-/// `encoding` is the call's `grpc-encoding`.
+/// Reads a message prefix: the length of the message that follows, compressed if its first byte is not zero, or why the
+/// call is refused. `encoding` is the call's `grpc-encoding`.
 pub fn check_prefix(
     prefix: [u8; PREFIX_BYTES],
     message_bytes_max: usize,
@@ -72,7 +74,7 @@ pub fn check_prefix(
         return Err(Refusal::new(RESOURCE_EXHAUSTED, text));
     }
     match (format, encoding.unwrap_or_default()) {
-        (0, _) => Ok(length),
+        (0, _) | (1, b"gzip") => Ok(length),
         (1, b"" | b"identity") => {
             Err(Refusal::new(INTERNAL, "grpc: compressed flag set with identity or empty encoding"))
         }
@@ -214,8 +216,9 @@ mod tests {
         assert_eq!(refused([0, 0, 0x20, 0, 0], None), Ok(2_097_152));
         let larger = "grpc: received message larger than max (2097153 vs. 2097152)";
         assert_eq!(refused([0, 0, 0x20, 0, 1], None), Err(larger.into()));
-        let gzip = "grpc: Decompressor is not installed for grpc-encoding \"gzip\"";
-        assert_eq!(refused([1, 0, 0, 0, 0], Some("gzip")), Err(gzip.into()));
+        assert_eq!(refused([1, 0, 0, 0, 9], Some("gzip")), Ok(9));
+        let snappy = "grpc: Decompressor is not installed for grpc-encoding \"snappy\"";
+        assert_eq!(refused([1, 0, 0, 0, 0], Some("snappy")), Err(snappy.into()));
         let identity = "grpc: compressed flag set with identity or empty encoding";
         assert_eq!(refused([1, 0, 0, 0, 0], None), Err(identity.into()));
         assert_eq!(refused([7, 0, 0, 0, 0], None), Err("grpc: received unexpected payload format 7".into()));

@@ -23,6 +23,9 @@ use crate::h2::heads::{self, HeadKind, HeadRef};
 use crate::h2::server::{Event, Fatal, OpenBlock, OpenPayload, Place, Server, fatal};
 use crate::h2::streams::{Closed, Intake, Stream};
 
+/// The `grpc-encoding` whose messages are understood.
+const GZIP: &[u8] = b"gzip";
+
 /// What looking for a message in new bytes found.
 enum Found {
     /// A message in the input, prefix excluded, from start to end.
@@ -169,8 +172,10 @@ impl Server {
         let (kind, content_length) = (decoded.kind, decoded.content_length);
         let head_bytes = decoded.head.size_bytes();
         let is_head_request = decoded.head.known(Known::Method) == Some(b"HEAD");
+        let is_gzip = decoded.head.known(Known::GrpcEncoding) == Some(GZIP);
         let stream = self.streams.get(id).expect("just opened");
         stream.head = Some(head);
+        stream.is_gzip = is_gzip;
         stream.request_ended = false;
         stream.is_head_request = is_head_request;
         stream.receive_window = STREAM_WINDOW_BYTES;
@@ -241,6 +246,34 @@ impl Server {
         stream.arriving_since = None;
         self.delivered.clear();
         std::mem::swap(&mut self.delivered, &mut stream.assembly);
+    }
+
+    /// Where a whole message lies once it is expanded, if it came compressed. `None`: its call is refused.
+    #[inline]
+    fn expand(&mut self, id: StreamId, place: Place, input: &[u8]) -> Option<Place> {
+        let format = match place {
+            Place::Input(start, _) => input[start - PREFIX_BYTES],
+            Place::Delivered(start) => self.delivered[start - PREFIX_BYTES],
+            Place::Empty => 0,
+        };
+        if format == 0 { Some(place) } else { self.expand_gzip(id, place, input) }
+    }
+
+    #[cold]
+    fn expand_gzip(&mut self, id: StreamId, place: Place, input: &[u8]) -> Option<Place> {
+        let gathered = std::mem::take(&mut self.delivered);
+        let packed = match place {
+            Place::Input(start, end) => &input[start..end],
+            Place::Delivered(start) => &gathered[start..],
+            Place::Empty => &[],
+        };
+        match grpc::gzip::expand(packed, self.limits.message_bytes_max, &mut self.delivered) {
+            Ok(()) => Some(Place::Delivered(0)),
+            Err(refusal) => {
+                self.refuse(id, &refusal);
+                None
+            }
+        }
     }
 
     /// Checks a DATA frame and accounts for it; `continue_data` then reads it.
@@ -367,10 +400,12 @@ impl Server {
             let single = self.streams.get(id)?.intake == Intake::SingleMessage;
             match found {
                 Found::InInput(start, end) if !single => {
-                    return Some(Event::GrpcMessage { stream: id, message: Place::Input(start, end) });
+                    let message = self.expand(id, Place::Input(start, end), input)?;
+                    return Some(Event::GrpcMessage { stream: id, message });
                 }
                 Found::InInput(start, end) if rest.is_empty() && data.end_stream => {
-                    return self.deliver_call(id, Place::Input(start, end));
+                    let message = self.expand(id, Place::Input(start, end), input)?;
+                    return self.deliver_call(id, message);
                 }
                 Found::InInput(start, end) => {
                     // Complete, but the end of the request is still to come.
@@ -380,7 +415,8 @@ impl Server {
                 Found::Assembled if !single => {
                     // It is delivered at once: nothing more is held.
                     self.deliver_assembly(id);
-                    return Some(Event::GrpcMessage { stream: id, message: Place::Delivered(PREFIX_BYTES) });
+                    let message = self.expand(id, Place::Delivered(PREFIX_BYTES), input)?;
+                    return Some(Event::GrpcMessage { stream: id, message });
                 }
                 Found::Assembled => {
                     self.settle_gathered(id, budget);
@@ -522,7 +558,8 @@ impl Server {
             Intake::Messages if stream.assembly.is_empty() => Some(Event::GrpcHalfClose { stream: id }),
             Intake::SingleMessage if stream.message_complete => {
                 self.deliver_assembly(id);
-                self.deliver_call(id, Place::Delivered(PREFIX_BYTES))
+                let message = self.expand(id, Place::Delivered(PREFIX_BYTES), &[])?;
+                self.deliver_call(id, message)
             }
             Intake::SingleMessage if stream.assembly.is_empty() => {
                 self.refuse(id, &Refusal::no_message());
@@ -592,8 +629,10 @@ fn find_message(
     heads: &heads::HeadStore,
     limits: &crate::connection::ConnectionLimits,
 ) -> Result<Found, Refusal> {
+    let is_gzip = stream.is_gzip;
     let check = |prefix: [u8; PREFIX_BYTES], head: Option<HeadRef>| {
-        let encoding = head.and_then(|head| heads.get(head).head.known(Known::GrpcEncoding));
+        let named = head.and_then(|head| heads.get(head).head.known(Known::GrpcEncoding));
+        let encoding = if is_gzip { Some(GZIP) } else { named };
         grpc::check_prefix(prefix, limits.message_bytes_max, encoding)
     };
     if stream.assembly.is_empty() {

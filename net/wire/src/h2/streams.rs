@@ -57,6 +57,8 @@ pub(super) enum End {
 pub(super) struct Stream {
     pub(super) number: u32,
     pub(super) intake: Intake,
+    /// Messages may come compressed.
+    pub(super) is_gzip: bool,
     pub(super) response: Response,
     pub(super) head: Option<HeadRef>,
     /// The request event has been delivered.
