@@ -16,7 +16,8 @@
 //!   ended or another term begins.
 //! - I2: a timer that was not handed out stands in the queue exactly once, at the latest one [`TICK`] after its
 //!   deadline.
-//! - I3: at most [`PROPOSED_MAX`] leases are handed out and have not ended: puts need not wait behind many thousand.
+//! - I3: at most [`PROPOSED_MIN`] leases are handed out and have not ended, so that puts wait behind few of them; more,
+//!   up to [`PROPOSED_MAX`], the later the first of those is that wait for their end.
 //! - I4: every call does work for a bounded number of leases.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,8 +29,13 @@ use crate::mvcc::key_tree::KeyTree;
 const SECOND: u64 = 1_000_000_000;
 /// Deadlines are looked at in steps of so much, in nanoseconds: thousands of renewals need few wake-ups.
 pub const TICK: u64 = SECOND / 16;
-/// Leases whose end is on its way through the log at one time.
+/// Leases whose end is on its way through the log at one time, while none is late: they are applied in well under a
+/// millisecond, and a put waits for no more of them than for the sync of the log.
+pub const PROPOSED_MIN: usize = 128;
+/// The same when the first of them should have ended most of a second ago: slow disks take long over every entry.
 pub const PROPOSED_MAX: usize = 2048;
+/// With every such time that the first is late, twice as many are on their way, in nanoseconds.
+const LATE: u64 = SECOND / 5;
 /// Leases that get their timers in one step after an election.
 const LOADED_PER_STEP: usize = 4096;
 
@@ -267,7 +273,7 @@ impl Lessor {
         if let Some(id) = self.poll_again(clock) {
             return Some(id);
         }
-        while self.proposed_count < PROPOSED_MAX && !budget.is_used_up() {
+        while self.proposed_count < self.proposed_max(clock) && !budget.is_used_up() {
             let &(at, id) = self.queue.first().filter(|(at, _)| *at <= clock)?;
             budget.spend(price::SEEK);
             self.queue.remove(&(at, id));
@@ -283,6 +289,13 @@ impl Lessor {
             return Some(id);
         }
         None
+    }
+
+    /// How many may be on their way (I3).
+    fn proposed_max(&self, clock: u64) -> usize {
+        let late = self.queue.first().map_or(0, |&(at, _)| clock.saturating_sub(at));
+        let doublings = u32::try_from(late / LATE).unwrap_or(u32::MAX).min(PROPOSED_MAX.ilog2());
+        (PROPOSED_MIN << doublings).min(PROPOSED_MAX)
     }
 
     /// One that was handed out and has not ended for too long.
@@ -341,7 +354,8 @@ impl Lessor {
             return None;
         }
         let first = |queue: &BTreeSet<(u64, i64)>| queue.first().map(|&(at, _)| at);
-        let waiting = first(&self.queue).filter(|_| self.proposed_count < PROPOSED_MAX);
+        let has_room = self.proposed_count < self.proposed_max(self.clock(self.seen));
+        let waiting = first(&self.queue).filter(|_| has_room);
         let again = self.proposed.front().map(|&(at, _)| at);
         let due = [waiting, again, first(&self.notes)].into_iter().flatten().min();
         let look = self.seen.saturating_add(self.options.election_timeout / 2);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::budget::Budget;
-use crate::lease::lessor::{Lessor, LessorOptions, PROPOSED_MAX, Renewal, TICK};
+use crate::lease::lessor::{Lessor, LessorOptions, PROPOSED_MAX, PROPOSED_MIN, Renewal, TICK};
 use crate::lease::{Lease, Leases};
 use crate::mvcc::map_tree::{MapTree, Random};
 
@@ -154,25 +154,42 @@ fn a_crowd_is_handed_out_in_parts_and_each_call_does_little() {
         let mut budget = Budget::new(1000);
         while let Some(id) = lessor.poll_expired(now, &mut budget) {
             found.push(id);
+            lessor.handle_ended(id);
         }
         calls += 1;
     }
     assert_eq!(found, crowd().step_by(10).collect::<Vec<_>>());
     assert!(calls >= 20_000 * 20 / 1000, "{calls} calls for a queue of 20,000");
-    found.into_iter().for_each(|id| lessor.handle_ended(id));
     now = watched(&mut lessor, now, 9 * SECOND);
     let mut ended = 0;
     loop {
         let part = expired(&mut lessor, now);
-        assert!(part.len() <= PROPOSED_MAX);
+        assert!(part.len() <= PROPOSED_MIN);
         if part.is_empty() {
             break;
         }
-        assert!(lessor.deadline().unwrap() > now || part.len() < PROPOSED_MAX, "what is on its way comes first");
+        assert!(lessor.deadline().unwrap() > now || part.len() < PROPOSED_MIN, "what is on its way comes first");
         ended += part.len();
         part.into_iter().for_each(|id| lessor.handle_ended(id));
     }
     assert_eq!(ended, 18_000);
+}
+
+#[test]
+fn the_later_the_first_the_more_are_on_their_way() {
+    for (late, wanted) in [(0, 128), (199, 128), (200, 256), (400, 512), (600, 1024), (800, 2048), (60_000, 2048)] {
+        let mut lessor = leading();
+        (0..5000).for_each(|id| lessor.handle_granted(id, 5, 0));
+        let end = 5 * SECOND + late * SECOND / 1000;
+        let mut now = watched(&mut lessor, 0, 5 * SECOND);
+        while now < end {
+            now = end.min(now + SECOND / 2);
+            lessor.handle_time(now);
+        }
+        assert_eq!(expired(&mut lessor, now).len(), wanted, "{late} ms late");
+        assert!(lessor.deadline().unwrap() > now, "what is on its way comes first");
+    }
+    assert_eq!((PROPOSED_MIN, PROPOSED_MAX), (128, 2048));
 }
 
 #[test]

@@ -203,7 +203,8 @@ fn follow_key<T: KeyTree>(hub: &mut Hub, watcher: u32, ground: &mut Ground<'_, T
     }
 }
 
-/// The rows of a key from revision `from` to `to`, newest first. `None`: there are many.
+/// The rows of a key from revision `from` to `to`, newest first. `None`: there are many. Of the compacted revision the
+/// last one alone: what a transaction did before that to the same key is compacted, whether the rows are gone or not.
 fn versions<T: KeyTree>(
     keyspace: &Keyspace<T>,
     key: &[u8],
@@ -221,6 +222,9 @@ fn versions<T: KeyTree>(
         }
         if at.main <= to {
             versions.push(at);
+        }
+        if at.main <= keyspace.state().compacted {
+            return Ok(Some(versions));
         }
         budget.spend(price::ROW);
         at = keyspace.rows().row(at, pages)?.ok_or(MISSING_ROW)?.prev;

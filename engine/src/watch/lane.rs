@@ -22,7 +22,7 @@ use crate::watch::block::{Block, Hit, Selection};
 use crate::watch::event::encoded_len;
 use crate::watch::hub::{ACTIVE, FRAGMENT, Hub, LIVE, PREV_KV, State, VARIANT};
 use crate::watch::index::{List, Node};
-use crate::watch::long::{Long, LongRevision};
+use crate::watch::long::LongRevision;
 use crate::watch::slab::NIL;
 use crate::watch::{Outlet, ResponseHead, StreamKey, WatchLimits};
 
@@ -70,6 +70,8 @@ pub(super) struct Lane {
     block: Block,
     /// Rows read since the block before.
     rows: u32,
+    /// The revision whose rows are being read is the compacted one: of each key its last row counts.
+    last_rows_only: bool,
     long: Option<LongRevision>,
     pin: Option<Pin>,
     /// For reuse.
@@ -88,6 +90,7 @@ impl Lane {
             stage: Stage::Build,
             block: Block::default(),
             rows: 0,
+            last_rows_only: false,
             long: None,
             pin: None,
             nodes: Vec::new(),
@@ -192,6 +195,8 @@ impl Lane {
                     return Ok(());
                 }
                 self.at = row.at.main;
+                // Settled once for a revision. Who is synced wants what happened, and its rows are held.
+                self.last_rows_only = self.walk != LIVE && self.at == keyspace.state().compacted;
                 if self.walk == LIVE {
                     hub.claimed = hub.claimed.max(self.at);
                 }
@@ -230,7 +235,7 @@ impl Lane {
     /// The revision at hand is too long for a block: what the block holds of it is counted instead.
     fn go_long(&mut self, budget: &mut Budget) {
         budget.spend(self.block.hits.len() as u32 / 2);
-        let mut long = LongRevision::new(self.at);
+        let mut long = LongRevision::new(self.at, self.last_rows_only);
         for &hit in &self.block.hits {
             let event = self.block.event(hit);
             let lens = [self.block.bytes(hit, false).len(), self.block.bytes(hit, true).len()];
@@ -257,7 +262,7 @@ impl Lane {
         index.stab(row.key, &mut self.nodes);
         budget.spend(self.nodes.len() as u32);
         self.nodes.retain(|&node| !list(node).is_empty());
-        if self.nodes.is_empty() {
+        if self.nodes.is_empty() || (self.last_rows_only && is_undone(keyspace, row, pages)?) {
             return Ok(());
         }
         let wants_prev = self.nodes.iter().any(|&node| index.get(node).is_some_and(Node::wants_prev));
@@ -314,7 +319,7 @@ impl Lane {
                 let held = &hub.watchers[watcher];
                 if held.next <= long.revision && totals.bytes(held.flags, true) > 0 {
                     hub.change(watcher, long.revision, State::Long);
-                    hub.longs.insert(watcher, Long { revision: long.revision, totals: *totals });
+                    hub.longs.insert(watcher, long.of(totals));
                 }
                 if !budget.spend(SEND) {
                     (self.stage, self.long) = (Stage::Assign { begun }, Some(long));
@@ -382,6 +387,16 @@ pub(super) fn row_seen_before<'k>(
         (version, prev) = (before.version, before.prev);
     }
     Ok(None)
+}
+
+/// Whether the transaction that wrote a row of the compacted revision changed its key once more: then the row is
+/// compacted, too, whether it is gone or not.
+pub(super) fn is_undone<T: KeyTree>(
+    keyspace: &Keyspace<T>,
+    row: &Row<'_>,
+    pages: &dyn PageSource,
+) -> Result<bool, Unavailable> {
+    Ok(keyspace.newest_row_at(row.key, row.at.main, pages)? != Some(row.at))
 }
 
 /// A node's part of a block. What it looks like is worked out once for all watchers that want the same of it.

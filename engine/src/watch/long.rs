@@ -19,7 +19,7 @@ use crate::store::key_entry::Revision;
 use crate::store::row_log::Row;
 use crate::watch::event::{encode_event, encoded_len};
 use crate::watch::hub::{ACTIVE, FRAGMENT, Hub, NO_DELETE, NO_PUT, PREV_KV, State};
-use crate::watch::lane::{Ground, HEAD_BYTES, row_seen_before};
+use crate::watch::lane::{Ground, HEAD_BYTES, is_undone, row_seen_before};
 use crate::watch::{ResponseHead, StreamKey};
 
 /// A part of a response goes when it is at least so long.
@@ -47,13 +47,20 @@ impl Totals {
 #[derive(Debug)]
 pub(super) struct LongRevision {
     pub(super) revision: i64,
+    /// Of each key its last row counts.
+    last_rows_only: bool,
     /// By node.
     pub(super) totals: BTreeMap<u32, Totals>,
 }
 
 impl LongRevision {
-    pub(super) fn new(revision: i64) -> Self {
-        Self { revision, totals: BTreeMap::new() }
+    pub(super) fn new(revision: i64, last_rows_only: bool) -> Self {
+        Self { revision, last_rows_only, totals: BTreeMap::new() }
+    }
+
+    /// What a watcher waits for, to whom so much of it belongs.
+    pub(super) fn of(&self, totals: &Totals) -> Long {
+        Long { revision: self.revision, last_rows_only: self.last_rows_only, totals: *totals }
     }
 
     /// Counts an event of these lengths for a node.
@@ -70,6 +77,7 @@ impl LongRevision {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Long {
     pub(super) revision: i64,
+    last_rows_only: bool,
     pub(super) totals: Totals,
 }
 
@@ -83,6 +91,7 @@ pub(super) struct Sending {
     start: Vec<u8>,
     range_end: Vec<u8>,
     prev_is_shown: bool,
+    last_rows_only: bool,
     pin: Pin,
     /// The next row and the last one.
     next: Revision,
@@ -100,7 +109,7 @@ impl Hub {
     /// Begins the response to the next watcher of a stream that waits for one. False: there is none.
     pub(super) fn begin_long<T: KeyTree>(&mut self, stream: u32, ground: &mut Ground<'_, T>) -> bool {
         let Some(&watcher) = self.streams[stream].longs.first() else { return false };
-        let Long { revision, totals } = self.longs[&watcher];
+        let Long { revision, last_rows_only, totals } = self.longs[&watcher];
         let compacted = ground.keyspace.state().compacted;
         if revision < compacted {
             self.cancel_compacted(watcher, compacted);
@@ -121,6 +130,7 @@ impl Hub {
             start: start.to_vec(),
             range_end: range_end.to_vec(),
             prev_is_shown,
+            last_rows_only,
             // Pairs that were replaced are seen at the revision before.
             pin: ground.keyspace.pin_at(if prev_is_shown { revision - 1 } else { revision }),
             next,
@@ -242,11 +252,13 @@ impl Sending {
         use_row: &mut dyn FnMut(&Row<'_>, Option<&Row<'_>>) -> R,
     ) -> Result<Option<(Revision, R)>, Pause> {
         let range = KeyRange::new(&self.start, &self.range_end);
-        let rows = ground.keyspace.rows();
+        let keyspace = &*ground.keyspace;
+        let rows = keyspace.rows();
         let mut next = next;
         while let Some(row) = rows.row_from(next, ground.pages)?.filter(|row| row.at <= self.last) {
             let filter = if row.is_tombstone() { NO_DELETE } else { NO_PUT };
-            if self.flags & filter == 0 && range.contains(row.key) {
+            let is_wanted = self.flags & filter == 0 && range.contains(row.key);
+            if is_wanted && !(self.last_rows_only && is_undone(keyspace, &row, ground.pages)?) {
                 let shows_prev = self.prev_is_shown && self.flags & PREV_KV != 0;
                 let prev = if shows_prev { row_seen_before(rows, &row, ground.pages)? } else { None };
                 return Ok(Some((row.at, use_row(&row, prev.as_ref()))));

@@ -366,6 +366,30 @@ fn what_one_transaction_did_to_a_key_is_never_split() {
     world.check_complete();
 }
 
+/// A compaction keeps, of what one transaction did to a key at the compacted revision, the last step. Who starts there
+/// is shown that alone, by the key's versions and by a scan, before the rows are gone and after.
+#[test]
+fn of_the_compacted_revision_each_key_has_its_last_step() {
+    for is_reclaimed in [false, true] {
+        for create in [KEY, ALL, CreateWatch { prev_kv: true, ..ALL }] {
+            let mut world = World::new();
+            world.put(b"k", b"v");
+            world.change_in_turn(b"k", &[Some(b"w"), None]);
+            world.change_in_turn(b"k", &[Some(b"w"), None]);
+            world.compact(3);
+            if is_reclaimed {
+                world.reclaim();
+            }
+            let stream = world.open(ROOM);
+            world.create(stream, &CreateWatch { start_revision: 3, ..create });
+            let messages = sent(&mut world, stream);
+            let deletes: Vec<_> = messages.iter().flat_map(|message| &message.events).map(|it| it.delete).collect();
+            assert_eq!(events(&messages), [3, 4, 4].map(|revision| (revision, "k".to_owned())), "{create:?}");
+            assert_eq!(deletes, [true, false, true]);
+        }
+    }
+}
+
 /// A page that is missing in the middle of a revision leaves that revision for later, whole: here the first event needs
 /// no pair before it, and to know that the second has none an old page is read.
 #[test]
