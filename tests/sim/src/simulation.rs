@@ -270,6 +270,10 @@ impl Simulation {
     fn rest(&mut self, ending: Ending) {
         let longest = if self.rng.chance(100) { 3 * SECOND } else { 100 * MILLISECOND };
         self.port.sleep(self.rng.log_between(MICROSECOND, longest));
+        if self.swarm.workload.leases_max > 0 && self.rng.chance(60) {
+            // Long enough for leases to be due when a process runs again.
+            self.port.sleep(self.rng.between(SECOND, 5 * SECOND));
+        }
         if ending != Ending::Crash(CrashKind::PowerLoss) && self.rng.chance(300) {
             self.port.lose_power();
         }
