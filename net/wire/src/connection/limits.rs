@@ -68,6 +68,12 @@ pub const CONTROL_FRAMES_PER_SECOND: u64 = 1_000;
 pub const RESETS_BURST_MAX: u64 = 10_000;
 /// Resets a second that the burst allowance regains (10,000 a minute).
 pub const RESETS_PER_SECOND: u64 = 166;
+/// Times its own length that a compressed message may have for nothing: text comes to ten or twenty times.
+pub const EXPANSION_FREE: usize = 16;
+/// KiB beyond that in a burst. Over it: the call is refused.
+pub const EXPANSION_KIB_BURST_MAX: u64 = 8 << 10;
+/// KiB a second that the burst allowance regains.
+pub const EXPANSION_KIB_PER_SECOND: u64 = 64 << 10;
 /// Buffers up to this capacity stay with their connection or stream for the next message; larger ones are freed.
 pub const BUFFER_KEPT_BYTES_MAX: usize = 4 << 10;
 /// How many recently closed streams of each kind are remembered to tell late frames from violations.

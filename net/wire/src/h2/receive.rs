@@ -13,8 +13,8 @@
 //! - I3: a stream is in `waiting` exactly while `waits_for_budget` is set.
 
 use crate::connection::limits::{
-    CONTINUATION_FRAMES_MAX, GATHERING_BYTES_PER_SECOND, GATHERING_PATIENCE, GRANT_PATIENCE, HEADER_BLOCK_LISTS_MAX,
-    HELD_BYTES_FREE, SECOND, STREAM_WINDOW_BYTES,
+    CONTINUATION_FRAMES_MAX, EXPANSION_FREE, GATHERING_BYTES_PER_SECOND, GATHERING_PATIENCE, GRANT_PATIENCE,
+    HEADER_BLOCK_LISTS_MAX, HELD_BYTES_FREE, SECOND, STREAM_WINDOW_BYTES,
 };
 use crate::connection::{AssemblyBudget, Known, RequestShape, StreamId};
 use crate::grpc::{self, PREFIX_BYTES, Refusal};
@@ -268,12 +268,17 @@ impl Server {
             Place::Empty => &[],
         };
         match grpc::gzip::expand(packed, self.limits.message_bytes_max, &mut self.delivered) {
-            Ok(()) => Some(Place::Delivered(0)),
-            Err(refusal) => {
-                self.refuse(id, &refusal);
-                None
+            Ok(()) => {
+                let surplus = self.delivered.len().saturating_sub(EXPANSION_FREE * packed.len());
+                if self.expansions.spend_many((surplus >> 10) as u64, self.polled_at) {
+                    return Some(Place::Delivered(0));
+                }
+                let text = "grpc: received too many messages that are much longer after decompression";
+                self.refuse(id, &Refusal::new(grpc::RESOURCE_EXHAUSTED, text));
             }
+            Err(refusal) => self.refuse(id, &refusal),
         }
+        None
     }
 
     /// Checks a DATA frame and accounts for it; `continue_data` then reads it.

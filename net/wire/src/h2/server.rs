@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 
 use crate::connection::limits::{
     BUFFER_KEPT_BYTES_MAX, CONNECTION_CREDIT_BYTES, CONNECTION_WINDOW_BYTES, CONTROL_FRAMES_BURST_MAX,
-    CONTROL_FRAMES_PER_SECOND, FRAME_BYTES_MAX, HEADER_TABLE_BYTES_MAX, OUTPUT_BACKLOG_BYTES_MAX, RESETS_BURST_MAX,
-    RESETS_PER_SECOND, RESPONSE_BACKLOG_BYTES_MAX,
+    CONTROL_FRAMES_PER_SECOND, EXPANSION_KIB_BURST_MAX, EXPANSION_KIB_PER_SECOND, FRAME_BYTES_MAX,
+    HEADER_TABLE_BYTES_MAX, OUTPUT_BACKLOG_BYTES_MAX, RESETS_BURST_MAX, RESETS_PER_SECOND, RESPONSE_BACKLOG_BYTES_MAX,
 };
 use crate::connection::{AssemblyBudget, ConnectionLimits, OutputBudget, Route, StreamId};
 use crate::h2::frame::{self, ErrorCode, FrameHeader, HEADER_BYTES, flag, kind, setting};
@@ -130,6 +130,8 @@ pub(crate) struct Server {
     pub(super) gathering_due: bool,
 
     pub(super) control: Meter,
+    /// KiB that messages were longer than what was sent.
+    pub(super) expansions: Meter,
     pub(super) resets: Meter,
     pub(super) pings: PingPolicy,
     pub(super) timers: Timers,
@@ -178,6 +180,7 @@ impl Server {
             gathering_due: false,
             control: Meter::new(CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_SECOND, now),
             resets: Meter::new(RESETS_BURST_MAX, RESETS_PER_SECOND, now),
+            expansions: Meter::new(EXPANSION_KIB_BURST_MAX, EXPANSION_KIB_PER_SECOND, now),
             pings: PingPolicy::new(limits.ping_interval_min),
             timers: Timers::new(&limits, accepted_at, now),
             limits,

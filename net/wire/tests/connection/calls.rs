@@ -142,6 +142,30 @@ fn compressed_messages_are_expanded_wherever_they_lie() {
 }
 
 #[test]
+fn few_bytes_buy_little_expanding() {
+    let (mut owner, mut client) = start();
+    owner.answers = false;
+    let zeros = packed(&vec![0; 2 << 20]);
+    let call = |stream, body: &[u8]| {
+        let mut fields = call_fields("/test/Unary");
+        fields.push(("grpc-encoding", "gzip"));
+        [headers(stream, 0, &fields), frame(DATA, END_STREAM, stream, body)].concat()
+    };
+    for stream in [1, 3, 5, 7] {
+        client.read(&owner.turn(&call(stream, &zeros)));
+    }
+    assert_eq!(owner.log.len(), 4);
+    client.read(&owner.turn(&call(9, &zeros)));
+    let text = "grpc: received too many messages that are much longer after decompression";
+    assert_eq!((client.response(9).status(), owner.log.len()), (("8", text), 4));
+    client.read(&owner.turn(&call(11, &packed(b"little"))));
+    assert_eq!(owner.log.len(), 5, "others are taken");
+    owner.now += 1_000_000_000;
+    client.read(&owner.turn(&call(13, &zeros)));
+    assert_eq!(owner.log.len(), 6, "it comes back with time");
+}
+
+#[test]
 fn an_owner_that_finishes_early_hears_no_more() {
     let (mut owner, mut client) = start();
     owner.answers = false;
