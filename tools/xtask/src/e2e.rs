@@ -23,7 +23,7 @@ use crate::workspace::Workspace;
 /// Scenarios at once: they wait for disks, timers and each other's answers more than they compute.
 const LANES: usize = 3;
 /// Longest time of one scenario in the gate.
-pub(crate) const GATE_SECONDS_MAX: u64 = 300;
+pub(crate) const GATE_SECONDS_MAX: u64 = 480;
 /// Longest time of one scenario that may be a campaign of many cycles.
 pub(crate) const CAMPAIGN_SECONDS_MAX: u64 = 24 * 3600;
 
