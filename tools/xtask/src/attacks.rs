@@ -64,7 +64,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let mut reports = Vec::new();
     for attack in &attacks {
         let report = trial.run(attack)?;
-        eprintln!("{report}");
+        eprintln!("{}: {}, failures: {}", attack["name"], report["outcome"]["verdict"], report["failures"]);
         reports.push(report);
     }
     let file = options

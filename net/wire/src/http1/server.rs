@@ -205,7 +205,7 @@ impl Server {
         if line.content_length > self.limits.http_body_bytes_max as u64 {
             return self.refuse(RequestError { status: 413, text: "" });
         }
-        if has_body && budget.is_exhausted() {
+        if budget.is_pressed() && line.content_length > HELD_BYTES_FREE as u64 {
             return self.refuse(RequestError { status: 503, text: "" });
         }
         if has_body && line.expects_continue {

@@ -200,6 +200,18 @@ fn bodies_over_http1_give_way_while_memory_is_short() {
         let output = owner.turn(&[&request[..], &vec![b'x'; share]].concat());
         (owner, String::from_utf8(output).unwrap())
     };
+    let (mut hostile, _) = begin(BUDGET_BYTES / 2);
+    for (length, status) in [(HELD_BYTES_FREE, "200"), (HELD_BYTES_FREE + 1, "503")] {
+        let mut other = Owner::new(&ConnectionLimits::new(route));
+        lend(&mut hostile, &mut other);
+        let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+        let mut output = other.turn(head.as_bytes());
+        if status == "200" {
+            output = vec![b'x'; length].chunks(1_000).flat_map(|piece| other.turn(piece)).collect();
+        }
+        assert!(output.starts_with(format!("HTTP/1.1 {status} ").as_bytes()), "{length}");
+        lend(&mut hostile, &mut other);
+    }
     let (owner, output) = begin(BUDGET_BYTES + 1);
     assert!(output.starts_with("HTTP/1.1 503 ") && owner.connection.is_finished());
     assert!(owner.budget.used_bytes() <= BUDGET_BYTES);
