@@ -117,6 +117,7 @@ pub(super) const PROGRAMS: &[Program] = &[
             "answers",
             "health",
             "passwords",
+            "gzip",
         ],
         local: &["notify"],
         slow: &[],

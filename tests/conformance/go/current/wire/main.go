@@ -34,6 +34,7 @@ var parts = map[string]func(*session){
 	"answers":   (*session).answers,
 	"health":    (*session).health,
 	"passwords": (*session).passwords,
+	"gzip":      (*session).compressed,
 	"auth":      (*session).auth,
 	"snapshot":  (*session).snapshot,
 	"changes":   (*session).changes,
