@@ -2,7 +2,7 @@
 //!
 //! Owns: connections, which of them are not read for a while, puts under way. Does not know: what watchers wait for.
 //!
-//! I1  A connection that is not read keeps at most one buffer here; everything else stays with the kernel and the server.
+//! I1  A connection that is not read keeps at most one buffer here; the rest stays with the kernel and the server.
 
 use crate::client::{Client, Outcome};
 use crate::feeds::Feeds;

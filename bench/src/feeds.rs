@@ -1,7 +1,7 @@
 //! One HTTP/2 connection of calls that stay open: messages in both directions, on many streams.
 //!
-//! Owns: streams, flow control both ways, gRPC framing. Sans-IO: bytes in, bytes out. Does not know: sockets, time, what
-//! a message says. Header blocks are not looked into: a call that answers is taken for accepted, and its end for an
+//! Owns: streams, flow control both ways, gRPC framing. Sans-IO: bytes in, bytes out. Does not know: sockets, time,
+//! what a message says. Header blocks are not looked into: a call that answers is taken for accepted, and its end for an
 //! error of the server.
 //!
 //! Invariants

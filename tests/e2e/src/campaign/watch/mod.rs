@@ -1,8 +1,8 @@
 //! Watchers of every shape on a server that is killed again and again, and the proof that none of them was told
 //! anything but what happened, all of it, in order.
 //!
-//! A campaign is a row of lives. In each, [`writers`] change keys, let leases end and compact, and [`watchers`] come and
-//! go on many streams, some of them from life to life. The server is killed in the middle of it, or after everybody was
+//! A campaign is a row of lives. In each, [`writers`] change keys, let leases end and compact, and [`watchers`] come
+//! and go on many streams, some of them from life to life. The server is killed in the middle of it, or after everybody was
 //! handed everything. When the next life begins, what was acknowledged, what was in doubt and what a reference watcher
 //! saw are settled in the [`ledger`] and become the [`model`]; ranges at several revisions must show the same; then
 //! [`judge`] compares every word said on every stream with the model.
@@ -115,8 +115,8 @@ impl Campaign {
         Ok(self.report())
     }
 
-    /// Starts the server for the next life. In every other one requests are small, and so are the fragments of responses;
-    /// in the rest a transaction is larger than what is handed over at once.
+    /// Starts the server for the next life. In every other one requests are small, and so are the fragments of
+    /// responses; in the rest a transaction is larger than what is handed over at once.
     fn start(&mut self) -> Result<Server> {
         self.long_step_bytes = if self.kills.is_multiple_of(2) { 70_000 } else { 18_000 };
         let mut launch = self.launch.clone();

@@ -3,7 +3,7 @@
 //! Owns: what they ask for and what they take for an answer. Does not know: watchers.
 //!
 //! I1  What a request changes is in the ledger before it is sent, and its answer before the next request.
-//! I2  Each writer has keys and leases of its own, so it knows exactly what its next request changes, and in what order.
+//! I2  Each writer has keys and leases of its own, so it knows what its next request changes, and in what order.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
