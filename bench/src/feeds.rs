@@ -1,8 +1,8 @@
 //! One HTTP/2 connection of calls that stay open: messages in both directions, on many streams.
 //!
 //! Owns: streams, flow control both ways, gRPC framing. Sans-IO: bytes in, bytes out. Does not know: sockets, time,
-//! what a message says. Header blocks are not looked into: a call that answers is taken for accepted, and its end for an
-//! error of the server.
+//! what a message says. Header blocks are not looked into: a call that answers is taken for accepted, and its end for
+//! an error of the server.
 //!
 //! Invariants
 //! - I1: DATA is sent only within the connection's and the stream's windows and the peer's frame size, in order.

@@ -164,7 +164,7 @@ impl Server {
 
     /// Waits until a new etcd has decided its versions, which it does while it serves already: it refuses calls before,
     /// and shows other versions.
-    fn wait_versions(&mut self) -> Result<()> {
+    fn wait_versions(&self) -> Result<()> {
         let limit = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
         match self.log.wait_for("updated storage version", limit) {
             Waited::Seen => Ok(()),
