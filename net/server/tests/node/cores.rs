@@ -158,6 +158,7 @@ fn calls_on_a_connection_core_are_answered_there() {
 #[test]
 fn connections_go_where_there_are_fewest() {
     let mut world = World::with(NodeOptions { connection_cores: 2, ..options() });
+    assert!(world.port.owners.is_empty(), "a lone one stays where it pays no hop");
     for number in 2..=9 {
         world.port.accept(number);
     }
