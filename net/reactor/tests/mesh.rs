@@ -20,6 +20,17 @@ use trilith_reactor::{CoreId, Event, GlommioPort, ListenerId, Port, Seat, Turn, 
 /// Longer than anything here takes; a client that waits in vain fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Ends the process if its thread panics: the other core would wait for ever.
+struct EndsAll;
+
+impl Drop for EndsAll {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 /// Runs `first` on core 0 and `second` on core 1, `client` beside them; each core ends when its loop stops.
 fn two_cores<H, C>(
     first: impl FnMut(&mut GlommioPort, Option<Event>) -> Turn,
@@ -31,6 +42,7 @@ fn two_cores<H, C>(
 {
     let mut seats = seats(&[None, None]).unwrap();
     let run_second = |seat: Seat| {
+        let _ends_all = EndsAll;
         let scratch = Scratch::new();
         run_seat(&options(&scratch.0), seat, |_| each(second())).unwrap()
     };
@@ -38,7 +50,10 @@ fn two_cores<H, C>(
     let other = thread::spawn(move || run_second(seat));
     let scratch = Scratch::new();
     let (tell, told) = mpsc::channel();
-    let client = thread::spawn(move || client(told.recv().unwrap()));
+    let client = thread::spawn(move || {
+        let _ends_all = EndsAll;
+        client(told.recv().unwrap());
+    });
     let make = |port: &mut GlommioPort| {
         tell.send(port.listener_address(ListenerId(0)).unwrap()).unwrap();
         each(first)
