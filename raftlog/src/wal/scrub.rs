@@ -2,9 +2,9 @@
 //!
 //! Owns: what is read next, and the verdict on what was read. Does not know: files, the pace, what is done about rot.
 //!
-//! Only bytes behind which the log already stands as durable are looked at; nobody writes them again while their segment
-//! lives. A segment that was recycled meanwhile is left. Behind a record that does not hold, the rest of its segment is
-//! not looked at in this pass: where the next record begins is unknown.
+//! Only bytes behind which the log already stands as durable are looked at; nobody writes them again while their
+//! segment lives. A segment that was recycled meanwhile is left. Behind a record that does not hold, the rest of its
+//! segment is not looked at in this pass: where the next record begins is unknown.
 //!
 //! Invariants
 //! - I1: rot is reported after a second read alone, as memory or the way to it may have been wrong the first time.
@@ -121,7 +121,10 @@ fn walk(sequence: SegmentSequence, offset: u64, bytes: &[u8]) -> (u64, Stop) {
 
 /// The length of a segment's header, if both copies hold.
 fn header_bytes(sequence: SegmentSequence, block: &[u8]) -> Result<usize, Stop> {
-    let holds = |sector: &[u8]| matches!(SegmentHeader::decode(sector), SegmentSector::Valid(header) if header.sequence == sequence);
+    let holds = |sector: &[u8]| match SegmentHeader::decode(sector) {
+        SegmentSector::Valid(header) => header.sequence == sequence,
+        _ => false,
+    };
     (holds(&block[..SECTOR]) && holds(&block[BLOCK - SECTOR..BLOCK])).then_some(BLOCK).ok_or(Stop::Rot)
 }
 
