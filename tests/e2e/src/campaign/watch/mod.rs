@@ -5,7 +5,7 @@
 //! and go on many streams, some of them from life to life. The server is killed in the middle of it, or after
 //! everybody was handed everything. When the next life begins, what was acknowledged, what was in doubt and what a
 //! reference watcher saw are settled in the [`ledger`] and become the [`model`]; ranges at several revisions must show
-//! the same; then [`judge`] compares every word said on every stream with the model.
+//! the same; then [`judge()`] compares every word said on every stream with the model.
 //!
 //! I1  Events count when they were judged.
 //! I2  Nothing is judged before the server has been started again and shown what it kept.
