@@ -2,7 +2,7 @@
 //!
 //! Owns: everything that happened to each lease since the last settlement, the ids that were ever given out, and the
 //! bounds of patience with a lease that does not end. Does not know: keys and revisions, beyond the revisions at which
-//! leases ended; how an order is found ([`search`]).
+//! leases ended; how an order is found ([`mod@search`]).
 //!
 //! Invariants
 //! - I1: a lease never ends by itself before the time it was granted or renewed for is over, counted from when that was
