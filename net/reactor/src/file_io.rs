@@ -290,3 +290,31 @@ fn whole(result: i32, len: usize, short: io::ErrorKind) -> io::Result<()> {
         Err(_) => Err(io::Error::from_raw_os_error(-result)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn syncs_handed_over(io: &FileIo) -> usize {
+        io.operations.iter().flatten().filter(|operation| matches!(operation, Operation::Sync { .. })).count()
+    }
+
+    #[test]
+    fn a_sync_is_handed_over_after_the_last_write_before_it() {
+        // Nothing is submitted, so the kernel sees neither descriptor nor memory.
+        let (mut ring, mut io, mut events) = (Ring::new().unwrap(), FileIo::new(), Vec::new());
+        let (file, descriptor) = (FileId(1), -1);
+        for number in 0..3 {
+            io.write(&mut ring, Token(number), (file, descriptor, false), number * 4096, &[0; 4096]);
+            if number == 1 {
+                io.sync(&mut ring, Token(100), file, descriptor);
+            }
+        }
+        let written = |slot| Completion { user_data: user_data(slot), result: 4096, buffer: None, more: false };
+        assert_eq!(syncs_handed_over(&io), 0);
+        io.complete(&mut ring, &written(1), &mut events);
+        assert_eq!(syncs_handed_over(&io), 0, "a write before it is under way");
+        io.complete(&mut ring, &written(0), &mut events);
+        assert_eq!(syncs_handed_over(&io), 1, "the third write came after it");
+    }
+}
