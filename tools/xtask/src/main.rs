@@ -64,7 +64,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "compare",
-        synopsis: "[--quick] [--rounds N] [--seconds N] [--only CASE,..] [--json FILE]  Trilith / etcd / floor",
+        synopsis: "[--quick] [--rounds N] [--seconds N] [--only CASE,..] [--paced] [--json FILE]  speed",
         run: compare::run,
     },
     Command {

@@ -8,7 +8,7 @@
 use anyhow::Result;
 
 use super::{Case, Drive, Operation, Plan, drive, facts, fill, measure_one, number, table};
-use crate::servers::{Site, System};
+use crate::servers::{Server, Site, System};
 
 /// Of etcd's highest speed.
 const SHARE: f64 = 0.8;
@@ -42,26 +42,35 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<()> {
 /// What etcd does of a case at most, a second.
 fn top_speed(plan: &Plan<'_>, case: &'static Case) -> Result<f64> {
     let speeds = (0..plan.rounds).map(|_| {
-        let site = Site::new(plan.workspace, System::Etcd, None)?;
-        let server = site.start(&[])?;
-        if case.operation == Operation::Range {
-            fill(plan, &server, case)?;
-        }
-        Ok(measure_one(plan, &server, case, System::Etcd)?.operations_per_second)
+        on_fresh_server(plan, case, System::Etcd, |server| {
+            Ok(measure_one(plan, server, case, System::Etcd)?.operations_per_second)
+        })
     });
     Ok(table::median(speeds.collect::<Result<_>>()?).unwrap_or_default())
 }
 
-/// One run at a pace: its percentiles.
-fn paced_run(plan: &Plan<'_>, case: &'static Case, system: System, pace: f64) -> Result<[f64; 3]> {
+/// Measures on a server of its own, which holds every key if the case reads them.
+fn on_fresh_server<T>(
+    plan: &Plan<'_>,
+    case: &'static Case,
+    system: System,
+    measure: impl FnOnce(&Server) -> Result<T>,
+) -> Result<T> {
     let site = Site::new(plan.workspace, system, None)?;
     let server = site.start(&[])?;
     if case.operation == Operation::Range {
         fill(plan, &server, case)?;
     }
-    let drive_for = |seconds| drive(plan, &server, &Drive { seconds, rate: Some(pace), ..Drive::of(case) });
-    drive_for(plan.warmup_seconds)?;
-    let result = drive_for(plan.seconds)?;
+    measure(&server)
+}
+
+/// One run at a pace: its percentiles.
+fn paced_run(plan: &Plan<'_>, case: &'static Case, system: System, pace: f64) -> Result<[f64; 3]> {
+    let result = on_fresh_server(plan, case, system, |server| {
+        let drive_for = |seconds| drive(plan, server, &Drive { seconds, rate: Some(pace), ..Drive::of(case) });
+        drive_for(plan.warmup_seconds)?;
+        drive_for(plan.seconds)
+    })?;
     let mut percentiles = [0.0; 3];
     for (value, name) in percentiles.iter_mut().zip(PERCENTILES) {
         *value = number(&result["latency_us"][name], name)?;
