@@ -8,6 +8,7 @@
 //! - I2: `health` in the body is a string, not a boolean: probes of many platforms compare text.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use trilith_engine::tables::Tables;
 
@@ -79,8 +80,8 @@ pub struct Response {
     pub status: u16,
     /// Header names (lower case) and values.
     pub headers: Vec<(&'static str, String)>,
-    /// Body.
-    pub body: Vec<u8>,
+    /// Body; shared where many are told the same.
+    pub body: Arc<[u8]>,
     /// What it adds to the counters.
     pub tally: Tally,
 }
@@ -158,9 +159,9 @@ pub fn respond(audience: Audience, request: &Request<'_>, status: &Status<'_>) -
 
 /// The answer to `/metrics`.
 #[must_use]
-pub fn metrics_response(audience: Audience, text: String, wall_now: u64) -> Response {
+pub fn metrics_response(audience: Audience, text: &Arc<[u8]>, wall_now: u64) -> Response {
     let headers = vec![("content-type", "text/plain; version=0.0.4; charset=utf-8; escaping=underscores".to_owned())];
-    let mut response = Response { status: 200, headers, body: text.into_bytes(), tally: Tally::Nothing };
+    let mut response = Response { status: 200, headers, body: Arc::clone(text), tally: Tally::Nothing };
     finish_headers(&mut response, audience, wall_now);
     response
 }
@@ -204,7 +205,7 @@ fn peer_answer(request: &Request<'_>, status: &Status<'_>) -> Response {
                 ("content-type", "application/json".to_owned()),
                 ("x-etcd-cluster-id", format!("{:x}", status.cluster_id)),
             ],
-            body: members_json(status.tables).into_bytes(),
+            body: members_json(status.tables).into_bytes().into(),
             tally: Tally::Nothing,
         }),
         _ => plain(404, "404 page not found\n"),
@@ -249,7 +250,7 @@ fn version() -> Response {
          \"storage\":\"{CLUSTER_VERSION}\"}}"
     );
     let headers = vec![("content-type", "application/json".to_owned())];
-    Response { status: 200, headers, body: body.into_bytes(), tally: Tally::Nothing }
+    Response { status: 200, headers, body: body.into_bytes().into(), tally: Tally::Nothing }
 }
 
 fn get_only(request: &Request<'_>, answer: impl FnOnce() -> Response) -> Response {
@@ -274,7 +275,7 @@ fn plain(status: u16, text: &str) -> Response {
             ("content-type", "text/plain; charset=utf-8".to_owned()),
             ("x-content-type-options", "nosniff".to_owned()),
         ],
-        body: text.as_bytes().to_vec(),
+        body: text.as_bytes().into(),
         tally: Tally::Nothing,
     }
 }
@@ -304,7 +305,7 @@ fn healthy() -> Response {
     Response {
         status: 200,
         headers: vec![("content-type", "text/plain; charset=utf-8".to_owned())],
-        body: b"{\"health\":\"true\",\"reason\":\"\"}".to_vec(),
+        body: b"{\"health\":\"true\",\"reason\":\"\"}".as_slice().into(),
         tally: Tally::Health { ok: true },
     }
 }
@@ -464,7 +465,7 @@ mod tests {
         );
         let response =
             now(respond(Audience::Clients, &get("/health", "serializable=true"), &status(&Tables::default())));
-        assert_eq!((response.status, response.body.as_slice()), (200, &b"{\"health\":\"true\",\"reason\":\"\"}"[..]));
+        assert_eq!((response.status, &response.body[..]), (200, &b"{\"health\":\"true\",\"reason\":\"\"}"[..]));
     }
 
     #[test]
@@ -473,7 +474,7 @@ mod tests {
         let status = Status { no_space: true, ..status(&tables) };
         let response = now(respond(Audience::Clients, &get("/health", ""), &status));
         assert_eq!(response.status, 503);
-        assert_eq!(response.body, b"{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n");
+        assert_eq!(&response.body[..], b"{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n");
         let excluded = respond(Audience::Clients, &get("/health", "exclude=NOSPACE"), &status);
         assert_eq!(excluded, Answer::AfterRead(Probe { audience: Audience::Clients, question: Question::Health }));
     }
@@ -493,7 +494,7 @@ mod tests {
         let failed = Probe { audience: Audience::Clients, question }.finish(Some("no"), 0);
         let tally = Tally::Checks { kind: "readyz", results: vec![("linearizable_read", false)] };
         assert_eq!(failed.tally, tally);
-        assert_eq!((failed.status, failed.body.as_slice()), (503, &b"[-]linearizable_read failed: no\n"[..]));
+        assert_eq!((failed.status, &failed.body[..]), (503, &b"[-]linearizable_read failed: no\n"[..]));
     }
 
     #[test]

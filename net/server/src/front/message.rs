@@ -15,6 +15,8 @@
 //! - I2: what only ends or frees something (a closed connection, bytes taken) needs no credit: there is never more of
 //!   it than of what it ends. An order needs none, and answers are always taken.
 
+use std::collections::BTreeMap;
+
 use trilith_reactor::ConnectionId;
 use trilith_wire::api::methods::Method;
 use trilith_wire::connection::StreamId;
@@ -180,10 +182,14 @@ impl Answers {
         self.items.is_empty() && self.orders.is_empty() && self.credit == Credit::default()
     }
 
-    /// Bytes of messages in it, for inspection.
+    /// Bytes of messages in it, for inspection; bodies that answers share count once.
     #[must_use]
     pub fn message_bytes(&self) -> usize {
-        self.bytes.len()
+        let bodies = self.items.iter().filter_map(|answer| match &answer.what {
+            Told::Http(response) => Some((response.body.as_ptr(), response.body.len())),
+            _ => None,
+        });
+        self.bytes.len() + BTreeMap::from_iter(bodies).values().sum::<usize>()
     }
 
     /// What it takes of memory, roughly; not nothing.

@@ -11,7 +11,8 @@
 //! - I1: requests of a connection reach the sequencer in their order, and answers the connection in theirs.
 //! - I2: without credit no connection is polled: what a client sends then waits in its connection, which stops being
 //!   read when that is much. Answers are taken all the same, so credit always comes back.
-//! - I3: the sequencer hears of bytes that left a stream's queue whenever it may think the stream full and it is not.
+//! - I3: connections take credit in turns, each a [`TURN_MAX`]: one that asks without end does not keep the others out.
+//! - I4: the sequencer hears of bytes that left a stream's queue whenever it may think the stream full and it is not.
 
 pub mod message;
 
@@ -29,11 +30,13 @@ use crate::metrics::calls::CallMetrics;
 use crate::metrics::histogram::{CPU_BOUNDS, Histogram};
 use crate::service::{Admission, CallFacts, encode_put};
 use crate::surface::Surface;
-use message::{Answer, Answers, Credit, Order, Request, Requests, Said, Told, take};
+use message::{Answer, Answers, Credit, Order, REQUEST_BYTES_MAX, REQUESTS_MAX, Request, Requests, Said, Told, take};
 
 /// The sequencer's number.
 pub const SEQUENCER: CoreId = CoreId(0);
 
+/// What one connection may ask for before the others of its core have their turn.
+const TURN_MAX: Credit = Credit { requests: REQUESTS_MAX / 64, bytes: REQUEST_BYTES_MAX / 64 };
 /// What gRPC puts before a message.
 const PREFIX_BYTES: usize = 5;
 
@@ -78,8 +81,9 @@ pub struct Front {
     outgoing: Requests,
     /// Sent, or about to be, and not given back.
     used: Credit,
-    /// Slots that were not polled to the end for want of credit.
+    /// Slots to be polled, to the end or as far as the credit reaches, and from which on.
     waiting: BTreeSet<usize>,
+    next_slot: usize,
     /// Bytes sent on streams of answers, by what the sequencer thinks is still there.
     unreported: BTreeMap<Caller, usize>,
     /// Streams of which something may have to be reported.
@@ -105,6 +109,7 @@ impl Front {
             outgoing: Requests::default(),
             used: Credit::default(),
             waiting: BTreeSet::new(),
+            next_slot: 0,
             unreported: BTreeMap::new(),
             moved: Vec::new(),
             is_serving: false,
@@ -165,11 +170,6 @@ impl Front {
             self.handle_answer(answer, &mut bytes);
         }
         self.used.give_back(answers.credit);
-        if answers.credit != Credit::default() {
-            for slot in std::mem::take(&mut self.waiting) {
-                self.clients.touch_again(slot);
-            }
-        }
         for order in &answers.orders {
             match *order {
                 Order::Serve => {
@@ -228,27 +228,39 @@ impl Front {
         self.outgoing.items.push(request(caller, what));
     }
 
-    /// Looks at every touched connection for requests, as far as the credit reaches.
+    /// Looks at every touched connection for requests, as far as the credit reaches; in turns (I3).
     fn poll_clients(&mut self, now: u64) {
         if !self.is_serving {
             return;
         }
         self.clients.revive();
-        let mut position = 0;
-        while let Some(slot) = self.clients.touched(position) {
+        let touched = (0..).map_while(|position| self.clients.touched(position));
+        self.waiting.extend(touched);
+        // I2
+        while self.used.has_room()
+            && let Some(slot) = self.take_waiting()
+        {
+            self.clients.touch_again(slot);
             self.poll_client(slot, now);
             self.clients.handle_polled(slot);
-            position += 1;
         }
     }
 
+    fn take_waiting(&mut self) -> Option<usize> {
+        let slot = *self.waiting.range(self.next_slot..).next().or_else(|| self.waiting.first())?;
+        self.waiting.remove(&slot);
+        self.next_slot = slot + 1;
+        Some(slot)
+    }
+
+    /// One turn of a connection.
     fn poll_client(&mut self, slot: usize, now: u64) {
         let Self { clients, outgoing, used, waiting, moved, admission, unreported, .. } = self;
         let Some((client, budget)) = clients.connection(slot) else { return };
         let (id, audience) = (client.id(), client.audience);
+        let mut spent = Credit::default();
         loop {
-            if !used.has_room() {
-                // I2
+            if !used.has_room() || spent.requests >= TURN_MAX.requests || spent.bytes >= TURN_MAX.bytes {
                 waiting.insert(slot);
                 return;
             }
@@ -285,13 +297,14 @@ impl Front {
             };
             let mut cost = Credit::default();
             cost.add(outgoing.bytes.len() - start);
+            spent.add_all(cost);
             used.add_all(cost);
             outgoing.cost.add_all(cost);
             outgoing.items.push(request(Caller::new(slot, id, stream), what));
         }
     }
 
-    /// Tells the sequencer what has left the queues of streams, where it may wait for that (I3). After the output of
+    /// Tells the sequencer what has left the queues of streams, where it may wait for that (I4). After the output of
     /// the turn was taken.
     fn report_moved(&mut self) {
         while let Some(caller) = self.moved.pop() {

@@ -6,6 +6,8 @@
 //!
 //! With one core none of it is reached.
 
+use std::sync::Arc;
+
 use trilith_reactor::{CoreId, ListenerId, Port};
 
 use super::{
@@ -218,9 +220,11 @@ impl Node {
             let moment = Moment { process, gates, ..self.service.moment() };
             self.metrics.watch = self.service.watch_metrics();
             let text = self.metrics.render(&scrape.gathered, &self.service.applied, &moment);
+            // One text for all who asked: there may be thousands on one connection.
+            let text = Arc::from(text.into_bytes());
             for (caller, audience) in scrape.callers {
                 if let Some(mut connection) = self.clients.answer(caller) {
-                    let response = http::metrics_response(audience, text.clone(), port.wall_now());
+                    let response = http::metrics_response(audience, &text, port.wall_now());
                     connection.respond(caller.stream, &response);
                 }
             }

@@ -360,3 +360,45 @@ fn windows_of_thousands_of_streams_open_and_close() {
     assert!(has(&world.answer(2 * STREAMS + 1), "grpc-status: 0"));
     assert_eq!(world.node.fronts[0].streams_accounted(), 0);
 }
+
+#[test]
+fn a_connection_that_asks_without_end_leaves_credit_to_the_others_of_its_core() {
+    let mut world = World::with(two_cores());
+    let other = world.port.accept(2);
+    world.port.push(Event::Received { connection: other, bytes: greeting() });
+    world.node.stuck.insert(SEQUENCER);
+    let calls: Vec<u32> = (0..40_000).map(|number| 2 * number + 1).collect();
+    for part in calls.chunks(4_000) {
+        world.say(part.iter().flat_map(|&stream| call(stream, PUT_PATH, PUT, 0)).collect());
+    }
+    assert_eq!(world.node.fronts[0].used_credit().requests, REQUESTS_MAX, "nothing is left");
+    let put = encoded(&pb::PutRequest { key: b"other", ..Default::default() });
+    world.port.push(Event::Received { connection: other, bytes: call(1, PUT_PATH, &put, 0) });
+    world.wait(SECOND / 10);
+    world.node.stuck.clear();
+    world.wait(SECOND);
+    assert!(has(&answer(&world.port, other, 1), "grpc-status: 0"));
+    assert_eq!(world.node.replica().keyspace().published().revision, 40_002);
+    world.ask(3, "/etcdserverpb.KV/Range", b"\x0a\x05other");
+    let sent = &frames(&world.port.sent[&ConnectionId(3)]).into_iter().find(|frame| frame.0 == 0).unwrap().2;
+    let made = pb::RangeResponse::decode(&sent[5..]).unwrap().kvs[0].mod_revision;
+    let first = i64::try_from(REQUESTS_MAX).unwrap();
+    assert!(made < first + first / 2, "it had its turn with the second credit, not at revision {made}");
+}
+
+#[test]
+fn what_scrapers_are_told_crosses_once_however_many_they_are() {
+    let mut world = World::with(two_cores());
+    let bytes = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+    let scrapers: Vec<ConnectionId> = (2..102).map(|number| world.port.accept(number)).collect();
+    world.wait(SECOND / 10);
+    for &connection in &scrapers {
+        world.port.push(Event::Received { connection, bytes: bytes.to_vec() });
+    }
+    world.port.freight_bytes = 0;
+    world.wait(SECOND / 10);
+    let told = scrapers.iter().map(|scraper| world.port.sent[scraper].len());
+    assert!(told.clone().all(|len| len > 4 << 10), "each has the text");
+    let (crossed, longest) = (world.port.freight_bytes, told.max().unwrap());
+    assert!((1..2 * longest).contains(&crossed), "{crossed} bytes of texts of {longest}");
+}
