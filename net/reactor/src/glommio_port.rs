@@ -40,8 +40,9 @@ use std::time::{Duration, Instant, SystemTime};
 /// Which event descriptor a signal is of: the port's own, or the one by which other cores wake this one.
 const OWN_EVENT: u64 = 0;
 const MESH_EVENT: u64 = 1;
-/// How long the last parcels of a core may wait for room.
-const FAREWELL_MAX: Duration = Duration::from_millis(100);
+/// How long the last parcels of a core may wait for room at one that is slow, and may have to be told to end; for one
+/// that has left they do not wait.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
 /// Entries of each ring of the executor, which has nothing to do with them.
 const EXECUTOR_RING_DEPTH: usize = 32;
 

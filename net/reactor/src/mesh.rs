@@ -11,7 +11,8 @@
 //! - I1: a batch that finds its destination's queue full stays with the sender, in order; nothing is lost or doubled.
 //! - I2: a core that set its sleep flag and found its queue empty afterwards is signalled by the next push. (Both sides
 //!   put a full fence between their store and their load, so at least one of them sees the other.)
-//! - I3: a core sends nothing to itself: same-core calls never touch a mailbox.
+//! - I3: what is for a core whose end is gone is dropped: nobody waits for who will never take it.
+//! - I4: a core sends nothing to itself: same-core calls never touch a mailbox.
 
 use crate::sys::EventFd;
 use crossbeam::queue::ArrayQueue;
@@ -36,6 +37,8 @@ pub struct Batch<M> {
 struct Mailbox<M> {
     queue: ArrayQueue<Batch<M>>,
     sleeping: AtomicBool,
+    /// Its core has left.
+    left: AtomicBool,
     event: EventFd,
 }
 
@@ -50,7 +53,8 @@ pub struct MeshEnd<M> {
 pub fn mesh<M: Send>(cores: usize, batches_max: usize) -> io::Result<Vec<MeshEnd<M>>> {
     assert!(cores > 0 && batches_max > 0, "a mesh has cores and room");
     let mailbox = |_| {
-        Ok(Mailbox { queue: ArrayQueue::new(batches_max), sleeping: AtomicBool::new(false), event: EventFd::new()? })
+        let (sleeping, left) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Mailbox { queue: ArrayQueue::new(batches_max), sleeping, left, event: EventFd::new()? })
     };
     let mailboxes: Arc<[Mailbox<M>]> = (0..cores).map(mailbox).collect::<io::Result<Vec<_>>>()?.into();
     let end = |own| MeshEnd {
@@ -69,7 +73,7 @@ impl<M: Send> MeshEnd<M> {
 
     /// Adds a message to this turn's batch for `to`. It leaves with [`MeshEnd::flush`].
     pub fn post(&mut self, to: CoreId, message: M) {
-        assert!(to != self.own, "I3: a core does not write to itself");
+        assert!(to != self.own, "I4: a core does not write to itself");
         self.posted[to.0].push(message);
     }
 
@@ -88,6 +92,7 @@ impl<M: Send> MeshEnd<M> {
             }
             match mailbox.queue.push(Batch { from: self.own, messages: std::mem::take(posted) }) {
                 Ok(()) => mailbox.wake(),
+                Err(_) if mailbox.left.load(Ordering::Relaxed) => {}
                 Err(batch) => {
                     *posted = batch.messages;
                     all = false;
@@ -128,6 +133,12 @@ impl<M: Send> MeshEnd<M> {
     /// What a push to this core signals while it sleeps. It lives as long as any end of the mesh.
     pub(crate) fn descriptor(&self) -> RawFd {
         self.mailboxes[self.own.0].event.as_raw_fd()
+    }
+}
+
+impl<M> Drop for MeshEnd<M> {
+    fn drop(&mut self) {
+        self.mailboxes[self.own.0].left.store(true, Ordering::Relaxed);
     }
 }
 
@@ -177,7 +188,20 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "I3")]
+    fn nobody_waits_for_a_core_that_has_left() {
+        let mut ends = mesh::<u32>(2, 1).unwrap();
+        let second = ends.pop();
+        for number in 0..3 {
+            ends[0].post(CoreId(1), number);
+            assert_eq!(ends[0].flush(), number == 0);
+        }
+        drop(second);
+        assert!(ends[0].flush());
+        assert_eq!(ends[0].posted(CoreId(1)), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "I4")]
     fn a_core_does_not_write_to_itself() {
         let mut ends = mesh::<u32>(2, 2).unwrap();
         ends[0].post(CoreId(0), 1);

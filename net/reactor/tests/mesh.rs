@@ -20,6 +20,9 @@ use trilith_reactor::{CoreId, Event, GlommioPort, ListenerId, Port, Seat, Turn, 
 /// Longer than anything here takes; a client that waits in vain fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A turn that takes much longer than any should.
+const SLOW_TURN: Duration = Duration::from_millis(500);
+
 /// Ends the process if its thread panics: the other core would wait for ever.
 struct EndsAll;
 
@@ -98,6 +101,37 @@ fn parcels_arrive_in_order_however_many_there_are() {
                 return Turn::Continue;
             }
             Turn::Stop(0)
+        }
+    };
+    two_cores(first, second, |_| {});
+}
+
+#[test]
+fn the_last_parcels_of_a_core_wait_for_one_that_is_slow() {
+    const COUNT: u32 = 100;
+    let mut posted = 0;
+    // A parcel a turn: soon more of them than the other's queue holds.
+    let first = move |port: &mut GlommioPort, _: Option<Event>| {
+        port.post(CoreId(1), Box::new(posted));
+        posted += 1;
+        port.set_deadline(Some(port.now()));
+        if posted == COUNT { Turn::Stop(0) } else { Turn::Continue }
+    };
+    let second = || {
+        let mut seen = 0;
+        move |port: &mut GlommioPort, event: Option<Event>| {
+            match event {
+                None => {
+                    thread::sleep(SLOW_TURN);
+                    port.set_deadline(Some(port.now() + 20 * SECOND));
+                }
+                Some(Event::Parcel { parcel, .. }) => {
+                    assert_eq!(*parcel.downcast::<u32>().unwrap(), seen);
+                    seen += 1;
+                }
+                other => panic!("{other:?} after {seen} parcels"),
+            }
+            if seen == COUNT { Turn::Stop(0) } else { Turn::Continue }
         }
     };
     two_cores(first, second, |_| {});
