@@ -9,7 +9,7 @@
 //! - I3: every call ends exactly once, as a [`Finished`].
 //! - I4: received DATA beyond the windows we granted is an error of the peer.
 
-use crate::h2::{self, Frame, flag, frame, setting};
+use crate::h2::{self, Frame, Frames, flag, frame, setting};
 use crate::hpack::{Decoder, RequestHeaders, TABLE_BYTES_MAX};
 use std::collections::{HashMap, VecDeque};
 
@@ -57,7 +57,7 @@ pub struct Client<T> {
     authority: String,
     headers: Option<RequestHeaders>,
     decoder: Decoder,
-    rest: Vec<u8>,
+    frames: Frames,
     /// A header block whose CONTINUATION frames are still to come.
     open_block: Option<(u32, bool, Vec<u8>)>,
     streams: HashMap<u32, Stream<T>>,
@@ -82,7 +82,7 @@ impl<T> Client<T> {
             authority: authority.to_owned(),
             headers: None,
             decoder: Decoder::default(),
-            rest: Vec::new(),
+            frames: Frames::default(),
             open_block: None,
             streams: HashMap::new(),
             next_stream: 1,
@@ -151,18 +151,9 @@ impl<T> Client<T> {
 
     /// Takes received bytes in. An error is the peer's fault and final.
     pub fn receive(&mut self, bytes: &[u8], out: &mut Vec<u8>, finished: &mut Vec<Finished<T>>) -> Result<(), String> {
-        let mut joined = std::mem::take(&mut self.rest);
-        let mut input = if joined.is_empty() {
-            bytes
-        } else {
-            joined.extend_from_slice(bytes);
-            &joined
-        };
-        while let Some((frame, rest)) = Frame::parse(input) {
-            self.handle_frame(&frame, out, finished)?;
-            input = rest;
-        }
-        self.rest = input.to_vec();
+        let mut frames = std::mem::take(&mut self.frames);
+        frames.take(bytes, |frame| self.handle_frame(frame, out, finished))?;
+        self.frames = frames;
         if self.credit > CONNECTION_WINDOW / 2 {
             h2::put_window_update(out, 0, self.credit as u32);
             self.granted += std::mem::take(&mut self.credit);

@@ -8,7 +8,7 @@
 //! - I1: DATA is sent only within the connection's and the stream's windows and the peer's frame size, in order.
 //! - I2: a held stream is given no window back; what the server may still send it is bounded by [`STREAM_WINDOW`].
 
-use crate::h2::{self, Frame, flag, frame, setting};
+use crate::h2::{self, Frame, Frames, flag, frame, setting};
 use crate::hpack::RequestHeaders;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -32,7 +32,7 @@ pub struct Feeds {
     path: String,
     authority: String,
     headers: Option<RequestHeaders>,
-    rest: Vec<u8>,
+    frames: Frames,
     streams: BTreeMap<u32, Feed>,
     next_stream: u32,
     frame_bytes_max: usize,
@@ -51,7 +51,7 @@ impl Feeds {
             path: path.to_owned(),
             authority: authority.to_owned(),
             headers: None,
-            rest: Vec::new(),
+            frames: Frames::default(),
             streams: BTreeMap::new(),
             next_stream: 1,
             frame_bytes_max: h2::FRAME_BYTES_DEFAULT,
@@ -118,18 +118,9 @@ impl Feeds {
         out: &mut Vec<u8>,
         hear: &mut impl FnMut(u32, &[u8]) -> Result<(), String>,
     ) -> Result<(), String> {
-        let mut joined = std::mem::take(&mut self.rest);
-        let mut input = if joined.is_empty() {
-            bytes
-        } else {
-            joined.extend_from_slice(bytes);
-            &joined
-        };
-        while let Some((frame, rest)) = Frame::parse(input) {
-            self.handle_frame(&frame, out, hear)?;
-            input = rest;
-        }
-        self.rest = input.to_vec();
+        let mut frames = std::mem::take(&mut self.frames);
+        frames.take(bytes, |frame| self.handle_frame(frame, out, hear))?;
+        self.frames = frames;
         if self.credit > CONNECTION_WINDOW / 2 {
             h2::put_window_update(out, 0, std::mem::take(&mut self.credit) as u32);
         }

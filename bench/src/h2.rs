@@ -102,6 +102,32 @@ impl<'a> Frame<'a> {
     }
 }
 
+/// Bytes as they arrive, cut into frames.
+#[derive(Debug, Default)]
+pub struct Frames {
+    /// The beginning of a frame.
+    rest: Vec<u8>,
+}
+
+impl Frames {
+    /// Gives every frame that is complete with `bytes` to `handle`; the first error ends it, and is final.
+    pub fn take<E>(&mut self, bytes: &[u8], mut handle: impl FnMut(&Frame<'_>) -> Result<(), E>) -> Result<(), E> {
+        let mut joined = std::mem::take(&mut self.rest);
+        let mut input = if joined.is_empty() {
+            bytes
+        } else {
+            joined.extend_from_slice(bytes);
+            &joined
+        };
+        while let Some((frame, rest)) = Frame::parse(input) {
+            handle(&frame)?;
+            input = rest;
+        }
+        self.rest = input.to_vec();
+        Ok(())
+    }
+}
+
 /// Appends a frame head.
 pub fn put_head(out: &mut Vec<u8>, len: usize, kind: u8, flags: u8, stream: u32) {
     debug_assert!(len < 1 << 24, "a frame's length has 24 bits");

@@ -3,6 +3,7 @@
 //! Owns: what the binaries under `src/bin` share. Does not know: the server's code; everything here speaks the public
 //! protocol (only `append` looks at one part, the reactor, by itself).
 
+pub mod arguments;
 pub mod attack;
 pub mod board;
 pub mod calls;

@@ -1,5 +1,6 @@
 //! The command line of the load generator. Owns: the flags, their defaults and their meaning.
 
+use crate::arguments;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -120,10 +121,7 @@ impl Options {
             trace: None,
             until_input_ends: false,
         };
-        let mut arguments = arguments.flat_map(|argument| match argument.split_once('=') {
-            Some((name, value)) if name.starts_with("--") => vec![name.to_owned(), value.to_owned()],
-            _ => vec![argument],
-        });
+        let mut arguments = arguments::split(arguments);
         while let Some(name) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{name} needs a value"));
             match name.as_str() {

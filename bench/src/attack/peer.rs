@@ -4,9 +4,10 @@
 //! sockets. What does not decode is counted, not judged.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Instant;
 
-use crate::h2::{Frame, flag, frame};
+use crate::h2::{Frame, Frames, flag, frame};
 use crate::hpack::Decoder;
 
 /// How often something was seen.
@@ -26,15 +27,15 @@ pub(super) struct Peer {
     /// Why the server said it ends.
     goaway: Option<u32>,
     decoder: Decoder,
-    rest: Vec<u8>,
+    frames: Frames,
     begun: bool,
     is_http1: bool,
 }
 
 impl Peer {
     pub(super) fn new(opened: Instant) -> Self {
-        let (decoder, rest) = (Decoder::default(), Vec::new());
-        Self { opened, round: 0, goaway: None, decoder, rest, begun: false, is_http1: false }
+        let (decoder, frames) = (Decoder::default(), Frames::default());
+        Self { opened, round: 0, goaway: None, decoder, frames, begun: false, is_http1: false }
     }
 
     /// Reads what arrived; `answers` counts it.
@@ -50,14 +51,12 @@ impl Peer {
             }
             return;
         }
-        self.rest.extend_from_slice(bytes);
-        let input = std::mem::take(&mut self.rest);
-        let mut input = input.as_slice();
-        while let Some((frame, rest)) = Frame::parse(input) {
-            self.read_frame(&frame, answers);
-            input = rest;
-        }
-        self.rest = input.to_vec();
+        let mut frames = std::mem::take(&mut self.frames);
+        let Ok(()) = frames.take(bytes, |frame| {
+            self.read_frame(frame, answers);
+            Ok::<_, Infallible>(())
+        });
+        self.frames = frames;
     }
 
     fn read_frame(&mut self, frame: &Frame<'_>, answers: &mut Counts) {

@@ -2,12 +2,13 @@
 //!
 //! For servers of one's own: the attacks are those that `cargo xtask attacks` measures a server under.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 use std::net::ToSocketAddrs;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use trilith_bench::arguments;
 use trilith_bench::attack::{ATTACKS, campaign};
 
 const HELP: &str = "\
@@ -23,34 +24,29 @@ trilith-attack: what a hostile client does, at a bounded rate; prints one JSON o
 static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
-    match work() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::exit_with(work())
 }
 
 fn work() -> Result<()> {
     let (mut endpoint, mut name, mut seconds) = ("127.0.0.1:2379".to_owned(), None, 10.0);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
-        match argument.as_str() {
-            "--help" | "-h" => {
-                print!("{HELP}");
-                return Ok(());
-            }
-            "--list" => {
-                println!("{}", list());
-                return Ok(());
-            }
+    let mut is_list = false;
+    let is_run = arguments::read(std::env::args().skip(1), |flag, value| {
+        match flag {
+            "--list" => is_list = true,
             "--endpoint" => endpoint = value()?,
             "--attack" => name = Some(value()?),
             "--seconds" => seconds = value()?.parse()?,
-            _ => bail!("unknown flag {argument}; --help lists the flags"),
+            _ => return Ok(false),
         }
+        Ok(true)
+    })?;
+    if !is_run {
+        print!("{HELP}");
+        return Ok(());
+    }
+    if is_list {
+        println!("{}", list());
+        return Ok(());
     }
     let name = name.context("--attack names one of --list")?;
     let attack = ATTACKS.iter().find(|attack| attack.name == name).with_context(|| format!("no attack is {name}"))?;

@@ -2,10 +2,11 @@
 //!
 //! It is what disturbs a server while `trilith-load` measures it. Every answer is checked; a wrong one is a failure.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use trilith_bench::arguments;
 use trilith_bench::calls::Calls;
 use trilith_bench::messages::{self, Summary};
 
@@ -35,13 +36,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::exit_with(run())
 }
 
 fn run() -> Result<()> {
@@ -71,10 +66,6 @@ fn run() -> Result<()> {
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
-    let mut arguments = arguments.flat_map(|argument| match argument.split_once('=') {
-        Some((name, value)) => vec![name.to_owned(), value.to_owned()],
-        None => vec![argument],
-    });
     let mut options = Options {
         endpoint: "127.0.0.1:2379".to_owned(),
         operation: "range".to_owned(),
@@ -86,10 +77,8 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
         expect: None,
         seconds: 0.0,
     };
-    while let Some(name) = arguments.next() {
-        let mut value = || arguments.next().with_context(|| format!("{name} needs a value"));
-        match name.as_str() {
-            "--help" | "-h" => return Ok(None),
+    let is_run = arguments::read(arguments, |name, value| {
+        match name {
             "--endpoint" => options.endpoint = value()?,
             "--operation" => options.operation = value()?,
             "--first-key" => options.first_key = value()?.parse()?,
@@ -99,10 +88,11 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
             "--revision" => options.revision = value()?.parse()?,
             "--expect" => options.expect = Some(value()?.parse()?),
             "--seconds" => options.seconds = value()?.parse()?,
-            _ => bail!("unknown flag {name}; --help lists the flags"),
+            _ => return Ok(false),
         }
-    }
-    Ok(Some(options))
+        Ok(true)
+    })?;
+    Ok(is_run.then_some(options))
 }
 
 /// The method's path and the message.

@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use trilith_bench::arguments;
 use trilith_bench::board::{Board, Done, SILENCE_MAX};
 use trilith_bench::watch_messages::{grant_request, put_with_lease, read_watch, watch_request};
 
@@ -39,13 +40,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::exit_with(run())
 }
 
 fn run() -> Result<()> {
@@ -61,16 +56,10 @@ fn run() -> Result<()> {
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
-    let mut arguments = arguments.flat_map(|argument| match argument.split_once('=') {
-        Some((name, value)) => vec![name.to_owned(), value.to_owned()],
-        None => vec![argument],
-    });
     let endpoint = "127.0.0.1:2379".to_owned();
     let mut options = Options { endpoint, leases: 200_000, batches: 10, apart: 2, ttl: 20, streams: 400, wait: 60 };
-    while let Some(name) = arguments.next() {
-        let mut value = || arguments.next().with_context(|| format!("{name} needs a value"));
-        match name.as_str() {
-            "--help" | "-h" => return Ok(None),
+    let is_run = arguments::read(arguments, |name, value| {
+        match name {
             "--endpoint" => options.endpoint = value()?,
             "--leases" => options.leases = value()?.parse()?,
             "--batches" => options.batches = value()?.parse()?,
@@ -78,10 +67,11 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
             "--ttl" => options.ttl = value()?.parse()?,
             "--streams" => options.streams = value()?.parse()?,
             "--wait" => options.wait = value()?.parse()?,
-            _ => bail!("unknown flag {name}; --help lists the flags"),
+            _ => return Ok(false),
         }
-    }
-    Ok(Some(options))
+        Ok(true)
+    })?;
+    Ok(is_run.then_some(options))
 }
 
 struct Run<'a> {

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use trilith_bench::arguments;
 use trilith_bench::options::{Distribution, HELP, Limit, Operation, Options};
 use trilith_bench::worker::{self, Measured, Share};
 
@@ -23,13 +24,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::exit_with(run())
 }
 
 fn run() -> Result<()> {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
+use trilith_bench::arguments;
 use trilith_bench::board::{Board, Done, SILENCE_MAX};
 use trilith_bench::messages;
 use trilith_bench::watch_messages::{read_watch, watch_request};
@@ -50,13 +51,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::exit_with(run())
 }
 
 fn run() -> Result<()> {
@@ -74,10 +69,6 @@ fn run() -> Result<()> {
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
-    let mut arguments = arguments.flat_map(|argument| match argument.split_once('=') {
-        Some((name, value)) => vec![name.to_owned(), value.to_owned()],
-        None => vec![argument],
-    });
     let mut options = Options {
         endpoint: "127.0.0.1:2379".to_owned(),
         pid: 0,
@@ -92,10 +83,8 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
         seconds: 8.0,
         settle: 2.0,
     };
-    while let Some(name) = arguments.next() {
-        let mut value = || arguments.next().with_context(|| format!("{name} needs a value"));
-        match name.as_str() {
-            "--help" | "-h" => return Ok(None),
+    let is_run = arguments::read(arguments, |name, value| {
+        match name {
             "--endpoint" => options.endpoint = value()?,
             "--pid" => options.pid = value()?.parse()?,
             "--mode" => options.mode = value()?,
@@ -108,10 +97,11 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>> {
             "--rate" => options.rate = value()?.parse()?,
             "--seconds" => options.seconds = value()?.parse()?,
             "--settle" => options.settle = value()?.parse()?,
-            _ => bail!("unknown flag {name}; --help lists the flags"),
+            _ => return Ok(false),
         }
-    }
-    Ok(Some(options))
+        Ok(true)
+    })?;
+    Ok(is_run.then_some(options))
 }
 
 /// Resident memory of the server, in bytes.

@@ -1,24 +1,7 @@
-//! Ports for servers: free, and kept from every other run of these tests until this process ends.
-//!
-//! I1  A port is taken from below the range from which the system gives ports to outgoing connections, so that no
-//!     client gets one between its choice and the start of its server, or while a server is restarted.
-//! I2  A port is reserved by an abstract socket that bears its number: processes choose at the same time without
-//!     meeting.
+//! The two ports of a member.
 
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::{Mutex, PoisonError};
-
-use anyhow::{Result, bail};
-
-/// The first port that is ever chosen.
-const FIRST: u16 = 10_000;
-/// Where the system's range begins unless it says otherwise.
-const SYSTEM_FIRST: u16 = 32_768;
-
-/// The reservations of this process.
-static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+use anyhow::Result;
+use trilith_ports::reserve;
 
 /// The two ports of one member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,46 +16,5 @@ impl Ports {
     /// Two loopback ports that nobody uses or has reserved.
     pub fn pick() -> Result<Self> {
         Ok(Self { client: reserve()?, peer: reserve()? })
-    }
-}
-
-fn reserve() -> Result<u16> {
-    let end = system_first().max(FIRST + 1);
-    let count = u32::from(end - FIRST);
-    // Processes begin far apart, so that they seldom try the same numbers.
-    let start = std::process::id().wrapping_mul(97);
-    for step in 0..count {
-        let port = FIRST + (start.wrapping_add(step) % count) as u16;
-        let Ok(name) = SocketAddr::from_abstract_name(format!("trilith-test-port-{port}")) else { continue };
-        let Ok(reservation) = UnixListener::bind_addr(&name) else { continue };
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reservation);
-            return Ok(port);
-        }
-    }
-    bail!("no port from {FIRST} to {end} is free")
-}
-
-/// The first port that the system gives to outgoing connections.
-fn system_first() -> u16 {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(SYSTEM_FIRST)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_is_given_once_and_no_client_gets_it() {
-        let mut ports: Vec<u16> = Vec::new();
-        for _ in 0..20 {
-            let pair = Ports::pick().unwrap();
-            ports.extend([pair.client, pair.peer]);
-        }
-        assert!(ports.iter().all(|port| *port < system_first().max(FIRST + 1)), "{ports:?}");
-        ports.sort_unstable();
-        ports.dedup();
-        assert_eq!(ports.len(), 40);
     }
 }

@@ -25,16 +25,25 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("trilith-bench-stores", &["trilith-raftlog", "trilith-engine", "trilith-reactor", "trilith-server"]),
     ("trilith-sim", &["trilith-raftlog", "trilith-engine", "trilith-wire", "trilith-reactor", "trilith-server"]),
     ("trilith-media", &["trilith-wire", "trilith-reactor", "trilith-server", "trilith-sim"]),
-    ("trilith-e2e", &[]),
+    ("trilith-ports", &[]),
+    ("trilith-e2e", &["trilith-ports"]),
     ("trilith-fuzz", &["trilith-raftlog", "trilith-engine", "trilith-wire"]),
-    ("trilith-xtask", &[]),
+    ("trilith-xtask", &["trilith-ports"]),
 ];
 
 /// External crates and the crates of ours that may import them.
 const EXTERNAL: &[(&str, &[&str])] = &[
     (
         "anyhow",
-        &["trilith-bench", "trilith-bench-stores", "trilith-sim", "trilith-e2e", "trilith-fuzz", "trilith-xtask"],
+        &[
+            "trilith-bench",
+            "trilith-bench-stores",
+            "trilith-sim",
+            "trilith-ports",
+            "trilith-e2e",
+            "trilith-fuzz",
+            "trilith-xtask",
+        ],
     ),
     ("bytes", &["trilith-e2e"]),
     ("crc32c", &["trilith-engine"]),

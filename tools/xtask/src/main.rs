@@ -29,7 +29,6 @@ mod memory;
 mod mutants;
 mod options;
 mod peers;
-mod ports;
 mod powercut;
 mod process;
 mod servers;

@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use trilith_ports::reserve;
 
-use crate::ports;
 use crate::workspace::Workspace;
 
 /// Longest wait for a server that was started.
@@ -63,7 +63,7 @@ impl Site {
             System::Etcd => workspace.peers().join("etcd"),
             System::Floor => workspace.release("trilith-floor"),
         };
-        Ok(Self { system, program, folder, client: ports::reserve()?, peer: ports::reserve()? })
+        Ok(Self { system, program, folder, client: reserve()?, peer: reserve()? })
     }
 
     /// Takes another build of the system than the one in the release folder.

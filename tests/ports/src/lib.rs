@@ -1,4 +1,4 @@
-//! Ports for servers: free, and kept from every other run of tests until this process ends.
+//! Ports for servers: free, and kept from every other run of tests and commands until this process ends.
 //!
 //! I1  A port is taken from below the range from which the system gives ports to outgoing connections, so that no
 //!     client gets one between its choice and the start of its server, or while a server is restarted.
@@ -21,7 +21,10 @@ const SYSTEM_FIRST: u16 = 32_768;
 static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
 
 /// A loopback port that nobody uses or has reserved.
-pub(crate) fn reserve() -> Result<u16> {
+///
+/// # Errors
+/// All are in use or reserved.
+pub fn reserve() -> Result<u16> {
     let end = system_first().max(FIRST + 1);
     let count = u32::from(end - FIRST);
     // Processes begin far apart, so that they seldom try the same numbers.
