@@ -1,7 +1,8 @@
 //! One member: the turn of its core, or of the sequencer among its cores.
 //!
 //! Owns: the phases of a life (starting, serving, draining, stopped), the order inside a turn, the coupling of replica,
-//! disk and clients. Does not know: which port it runs on; what a request means ([`crate::service`]).
+//! disk and clients. Does not know: which port it runs on; what a request means ([`crate::service`]). What a member does
+//! for itself is in `upkeep`, what concerns other cores in `cores`.
 //!
 //! A turn handles completions, input and time in this order, then steps the replica within its budget, sends each
 //! connection's output in one write, and sets one deadline.
@@ -17,38 +18,37 @@ use std::time::Duration;
 use trilith_engine::budget::{Budget, Pause};
 use trilith_engine::command::{Command, PublishMember};
 use trilith_engine::lease::lessor::{Lessor, LessorOptions};
-use trilith_engine::page_source::{Block, Unavailable};
+use trilith_engine::page_source::Unavailable;
+use trilith_engine::replica::Effect;
 use trilith_engine::replica::apply::{ALARM_CORRUPT, ALARM_NOSPACE};
-use trilith_engine::replica::{Effect, ReplicaOptions};
-use trilith_engine::store::row_log::RowLogOptions;
-use trilith_engine::store::{CheckpointStep, ReclaimStep, StoreEffect, StoreOptions};
+use trilith_engine::store::StoreEffect;
 use trilith_engine::watch::{WatchLimits, WatchStep};
 use trilith_raftlog::{Identity, Role};
-use trilith_reactor::{BootFiles, ConnectionId, CoreId, CoreLoop, Event, Port, Turn};
+use trilith_reactor::{BootFiles, CoreId, CoreLoop, Event, Port, Turn};
 use trilith_wire::api::status::unknown_method;
-use trilith_wire::connection::{ConnectionEvent, ConnectionLimits};
+use trilith_wire::connection::ConnectionEvent;
 
 use crate::api;
 use crate::auto_compaction::AutoCompaction;
 use crate::boot::{self, BootError};
 use crate::clients::{Caller, Clients};
-use crate::disk::{Completion, Disk, Pages, store_file_name};
-use crate::front::message::{Order, Request, Requests, Said, take};
-use crate::front::{FrontMetrics, FrontOptions};
-use crate::http::{self, Answer, Audience};
-use crate::journal::{Field, Journal, Level};
-use crate::layout::Layout;
+use crate::disk::{Completion, Disk, Pages};
+use crate::front::message::{Order, Requests};
+use crate::http::{self, Answer};
+use crate::journal::{Field, Level};
 use crate::metrics::calls::SlowCall;
-use crate::metrics::moment::Moment;
 use crate::metrics::{Metrics, StepKind};
-use crate::options::Options;
-use crate::scrub::{Loss, Rot, Scrubber};
-use crate::service::{Admission, CallFacts, Progress, Service, Verdict, request_timeout};
-use crate::surface::{self, Surface};
+use crate::scrub::Scrubber;
+use crate::service::{CallFacts, Progress, Service, Verdict, request_timeout};
+use crate::surface;
 
 mod cores;
+mod options;
+mod upkeep;
 
 use cores::{Busy, Scrapes};
+pub use options::NodeOptions;
+use options::{ASSEMBLY_BYTES_MAX, GRPC_OVERHEAD_BYTES};
 
 /// Work units of one step: 500 us.
 const STEP_UNITS: u32 = 5_000;
@@ -58,194 +58,16 @@ const APPLY_COMMANDS_PER_STEP: u32 = 512;
 const APPLY_STEPS_PER_TURN: u32 = 4;
 /// Steps of reads in one turn.
 const READ_STEPS_PER_TURN: u32 = 4;
-/// See [`NodeOptions::watch_block_bytes_max`]: the daemon's.
-const WATCH_BLOCK_BYTES_MAX: usize = 1 << 20;
 /// How often the feature gate LeaseCheckpoint notes what is left of leases: etcd's 5 min.
 const LEASE_CHECKPOINT_INTERVAL: u64 = 300 * 1_000_000_000;
 /// Steps of watches in one turn.
 const WATCH_STEPS_PER_TURN: u32 = 4;
-/// Work units of reclaim in one turn.
-const RECLAIM_UNITS_PER_TURN: u32 = 1_500;
 /// Work units counted for looking at a job.
 const UNITS_PER_JOB_STEP: u32 = 10;
 /// Work units of long jobs in one turn: short, because every put waits for the turn.
 const JOB_UNITS_PER_TURN: u32 = 2_500;
-/// Merge work of a checkpoint in one step, in units of about 0.2 us.
-const CHECKPOINT_UNITS_PER_STEP: u32 = 2_500;
-/// Pause after a step of a checkpoint that nothing presses, in nanoseconds. A step makes up to 70 KiB of pages.
-const CHECKPOINT_PAUSE: u64 = 1_000_000;
-/// Pause after a step of reclaim, in nanoseconds.
-const RECLAIM_PAUSE: u64 = 500_000;
 /// How long a graceful stop waits for open requests: etcd's 7 s.
 const DRAIN_TIMEOUT: u64 = 7_000_000_000;
-/// Memory for partly received requests.
-const ASSEMBLY_BYTES_MAX: usize = 64 << 20;
-/// What a message may have beyond `--max-request-bytes` (etcd's `grpcOverheadBytes`).
-const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
-
-/// Everything a member is started with.
-#[derive(Clone, Debug)]
-pub struct NodeOptions {
-    /// Member name.
-    pub name: String,
-    /// Advertised peer URLs.
-    pub peer_urls: Vec<String>,
-    /// Advertised client URLs.
-    pub client_urls: Vec<String>,
-    /// Cluster token.
-    pub token: String,
-    /// A directory without data is to join a cluster.
-    pub is_joining: bool,
-    /// Listeners, metrics, warnings, gates.
-    pub surface: Surface,
-    /// How log records are rendered.
-    pub journal: Journal,
-    /// Raft, log and checkpoint triggers.
-    pub replica: ReplicaOptions,
-    /// Index files.
-    pub store: StoreOptions,
-    /// Row files.
-    pub rows: RowLogOptions,
-    /// `--max-request-bytes`.
-    pub request_bytes_max: usize,
-    /// `--max-txn-ops`.
-    pub txn_ops_max: usize,
-    /// Effective quota; negative is none.
-    pub quota_bytes: i64,
-    /// Announced and enforced streams per connection, if any.
-    pub streams_max: Option<u32>,
-    /// Shortest interval between client pings, nanoseconds.
-    pub keepalive_min_time: u64,
-    /// Idle time after which the server pings, nanoseconds.
-    pub keepalive_interval: u64,
-    /// Wait for a ping's answer, nanoseconds.
-    pub keepalive_timeout: u64,
-    /// Longest wait for a data file's lock, nanoseconds.
-    pub lock_wait: u64,
-    /// Discard the log from this LSN on instead of refusing to start.
-    pub wal_discard_from_lsn: Option<u64>,
-    /// Memory for pages of store files, rows and the overlay together.
-    pub cache_bytes: u64,
-    /// Room kept back for a full disk; 0 is none.
-    pub reserve_bytes: u64,
-    /// Time between notices of progress to watchers that asked for them, nanoseconds.
-    pub watch_progress_interval: u64,
-    /// Encoded events that are handed to all who watch at once; a revision with more leaves in parts.
-    pub watch_block_bytes_max: usize,
-    /// Time of one scrub of everything stored, nanoseconds; 0 is never.
-    pub scrub_interval: u64,
-    /// Cores that serve connections beside this one.
-    pub connection_cores: usize,
-    /// Whether this core serves connections, too, when there are others for that.
-    pub sequencer_serves: bool,
-}
-
-impl NodeOptions {
-    /// The daemon's sizes with the operator's choices.
-    #[must_use]
-    pub fn new(options: &Options) -> Self {
-        let mut log = trilith_raftlog::Options::standard();
-        log.election_timeout = options.election_timeout_ms * 1_000_000;
-        log.heartbeat_interval = options.heartbeat_interval_ms * 1_000_000;
-        // One command in an entry of its own must always fit.
-        log.entry_bytes_max = log.entry_bytes_max.max(options.max_request_bytes + (1 << 20));
-        log.segment_bytes = log.segment_bytes.max((log.entry_bytes_max as u64 + (1 << 20)).next_multiple_of(1 << 20));
-        let row_segment_bytes = 64 << 20;
-        // A key may be as long as a request, and a page at most an eighth of its file. Counts for new stores alone.
-        let cache_bytes = if options.cache_bytes == 0 { u64::MAX } else { options.cache_bytes };
-        let index_file_bytes =
-            (8 * (options.max_request_bytes as u64 + (8 << 10))).next_multiple_of(1 << 20).max(64 << 20);
-        Self {
-            name: options.name.clone(),
-            peer_urls: options.initial_advertise_peer_urls.clone(),
-            client_urls: options.advertise_client_urls.clone(),
-            token: options.initial_cluster_token.clone(),
-            is_joining: options.is_joining,
-            surface: Surface::new(options),
-            journal: Journal { level_min: options.log_level, format: options.log_format },
-            replica: ReplicaOptions {
-                log,
-                checkpoint_overlay_bytes: 48 << 20,
-                checkpoint_changes: 350_000,
-                // A start holds the log above a checkpoint in memory, twice as much while one was under way.
-                checkpoint_log_bytes: (128 << 20).min(cache_bytes.saturating_mul(2).max(64 << 20)),
-                pending_bytes_max: 64 << 20,
-            },
-            store: StoreOptions {
-                index_file_bytes,
-                index_files_max: 65_536,
-                row_segment_bytes,
-                write_bytes_max: 256 << 10,
-                writes_in_flight_max: 4,
-            },
-            rows: RowLogOptions {
-                segment_bytes: row_segment_bytes,
-                block_bytes: 32 << 10,
-                rows_resident_bytes_max: (64 << 20).min(cache_bytes / 2),
-                write_bytes_max: 256 << 10,
-            },
-            request_bytes_max: options.max_request_bytes,
-            txn_ops_max: options.max_txn_ops,
-            quota_bytes: options.quota_backend_bytes,
-            streams_max: (options.max_concurrent_streams < u32::MAX).then_some(options.max_concurrent_streams),
-            keepalive_min_time: options.keepalive_min_time,
-            keepalive_interval: options.keepalive_interval,
-            keepalive_timeout: options.keepalive_timeout,
-            lock_wait: boot::LOCK_WAIT,
-            wal_discard_from_lsn: options.wal_discard_from_lsn,
-            cache_bytes,
-            // Two merges that need files of their own, and two segments of the log.
-            reserve_bytes: 2 * (index_file_bytes + row_segment_bytes + log.segment_bytes),
-            watch_progress_interval: options.watch_progress_notify_interval,
-            watch_block_bytes_max: WATCH_BLOCK_BYTES_MAX,
-            scrub_interval: options.scrub_interval,
-            connection_cores: options.cores.as_ref().map_or(0, Layout::connection_cores),
-            sequencer_serves: options.cores.as_ref().is_none_or(|layout| layout.sequencer_serves),
-        }
-    }
-
-    /// What a connection core of this member is started with.
-    #[must_use]
-    pub fn front(&self) -> FrontOptions {
-        FrontOptions {
-            limits: self.connection_limits(),
-            assembly_bytes_max: ASSEMBLY_BYTES_MAX,
-            surface: self.surface.clone(),
-            admission: self.admission(crate::identity::member_id(&self.peer_urls, &self.token).0),
-        }
-    }
-
-    fn admission(&self, member_id: u64) -> Admission {
-        Admission {
-            request_bytes_max: self.request_bytes_max,
-            txn_ops_max: self.txn_ops_max,
-            quota_bytes: self.quota_bytes,
-            member_id,
-            rows_held_max: crate::service::rows_held_max(self.cache_bytes),
-        }
-    }
-
-    /// Writes a log record.
-    pub fn log<P: Port>(&self, port: &mut P, level: Level, message: &str, fields: &[(&str, Field<'_>)]) {
-        if let Some(record) = self.journal.render(port.wall_now(), level, message, fields) {
-            port.log(record.as_bytes());
-        }
-    }
-
-    fn connection_limits(&self) -> ConnectionLimits {
-        let mut limits = ConnectionLimits::new(api::route);
-        limits.message_bytes_max = self.request_bytes_max + GRPC_OVERHEAD_BYTES;
-        limits.http_body_bytes_max = limits.message_bytes_max;
-        limits.concurrent_streams_announced = self.streams_max;
-        if let Some(streams) = self.streams_max {
-            limits.streams_max = limits.streams_max.min(streams as usize);
-        }
-        limits.ping_interval_min = self.keepalive_min_time;
-        limits.keepalive_interval = self.keepalive_interval;
-        limits.keepalive_timeout = self.keepalive_timeout;
-        limits
-    }
-}
 
 /// Where a member is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -723,45 +545,6 @@ impl Node {
         }
     }
 
-    /// Compacts by itself when the time has come.
-    fn compact_automatically<P: Port>(&mut self, port: &mut P, now: u64) {
-        let Some(machine) = self.auto_compaction.as_mut().filter(|_| self.phase == Phase::Serving) else { return };
-        let revision = self.service.replica.keyspace().published().revision;
-        let leads = self.service.replica.role() == Role::Leader;
-        let Some(target) = machine.handle_time(revision, leads, now) else { return };
-        let message = format!("starting auto {} compaction", machine.mode());
-        self.options.log(port, Level::Info, &message, &[("revision", Field::Number(target))]);
-        match self.service.submit_own(&Command::Compact { revision: target }, now) {
-            Ok(sequence) => self.compacting = Some(sequence),
-            Err(_) => self.end_compaction(port, now),
-        }
-        self.more = true;
-    }
-
-    /// A command of this member was applied: the automatic compaction, perhaps.
-    fn note_compacted<P: Port>(&mut self, port: &mut P, sequence: u64, now: u64) {
-        if self.compacting == Some(sequence) {
-            self.compacting = None;
-            self.end_compaction(port, now);
-        }
-    }
-
-    /// The automatic compaction has its outcome: what is compacted tells which.
-    fn end_compaction<P: Port>(&mut self, port: &mut P, now: u64) {
-        let keyspace = self.service.replica.keyspace();
-        let (revision, compacted) = (keyspace.published().revision, keyspace.state().compacted);
-        let Some(machine) = &mut self.auto_compaction else { return };
-        let succeeded = machine.pending().is_some_and(|target| target <= compacted);
-        let Some(target) = machine.handle_outcome(succeeded, revision, now) else { return };
-        let mode = machine.mode();
-        let fields = [("revision", Field::Number(target))];
-        let (level, message) = match succeeded {
-            true => (Level::Info, format!("completed auto {mode} compaction")),
-            false => (Level::Warn, format!("failed auto {mode} compaction")),
-        };
-        self.options.log(port, level, &message, &fields);
-    }
-
     fn log_slow_calls<P: Port>(&mut self, port: &mut P) {
         let slow = self.metrics.calls.take_slow();
         self.log_slow(port, &slow);
@@ -774,135 +557,6 @@ impl Node {
                 self.options.log(port, Level::Warn, "request stats", fields);
             });
         }
-    }
-
-    /// Steps the running checkpoint: when nothing presses, one step at a time with a pause after it, so that its pages
-    /// reach the disk in between the log's records and not in one long row.
-    fn checkpoint<P: Port>(&mut self, port: &mut P, now: u64) {
-        let steps = self.service.replica.checkpoint_steps();
-        if steps == 1 && self.checkpoint_at > now {
-            return;
-        }
-        self.checkpoint_at = now + CHECKPOINT_PAUSE;
-        for _ in 0..steps {
-            let pages = Pages { port: &*port, disk: &self.disk };
-            let started = port.cpu_now();
-            let step = self.service.replica.checkpoint_step(CHECKPOINT_UNITS_PER_STEP, &pages);
-            if matches!(step, CheckpointStep::More | CheckpointStep::NeedPages(_)) {
-                self.metrics.observe_step(StepKind::Checkpoint, port.cpu_now().saturating_sub(started));
-            }
-            match step {
-                CheckpointStep::Idle | CheckpointStep::Waiting => return self.checkpoint_at = 0,
-                CheckpointStep::More => {}
-                CheckpointStep::NeedPages(unavailable) => {
-                    self.checkpoint_at = 0;
-                    return self.load(port, unavailable);
-                }
-            }
-        }
-        self.more |= steps > 1;
-    }
-
-    /// Gives back what compactions left, and the memory of merged overlays.
-    fn reclaim<P: Port>(&mut self, port: &mut P, now: u64) {
-        if self.reclaim_at > now {
-            return;
-        }
-        self.reclaim_at = 0;
-        let pages = Pages { port: &*port, disk: &self.disk };
-        let started = port.cpu_now();
-        let step = self.service.replica.reclaim_step(&mut Budget::new(RECLAIM_UNITS_PER_TURN), &pages);
-        if matches!(step, ReclaimStep::More | ReclaimStep::NeedPages(_)) {
-            self.metrics.observe_step(StepKind::Reclaim, port.cpu_now().saturating_sub(started));
-        }
-        // Whatever it came to, who waits for what is done by now goes on.
-        self.service.handle_stored();
-        match step {
-            ReclaimStep::Idle | ReclaimStep::Waiting | ReclaimStep::NeedsCheckpoint => {}
-            ReclaimStep::More => self.reclaim_at = now + RECLAIM_PAUSE,
-            ReclaimStep::NeedPages(unavailable) => self.load(port, unavailable),
-        }
-    }
-
-    fn load<P: Port>(&mut self, port: &mut P, unavailable: Unavailable) {
-        match unavailable {
-            Unavailable::Missing(block) => self.disk.load(port, block),
-            // Not before the medium was asked.
-            Unavailable::Corrupt(block) => {
-                if !self.disk.recheck(port, block) {
-                    self.fail_corrupt(port, block);
-                }
-            }
-        }
-    }
-
-    fn fail_corrupt<P: Port>(&mut self, port: &mut P, Block { file, offset, len }: Block) {
-        self.service.replica.handle_write_failed();
-        let name = store_file_name(file);
-        let reason = format!(
-            "{len} bytes at offset {offset} of {name} do not match their checksum, on the disk as in memory: restore a \
-             backup, on another disk"
-        );
-        self.fail(port, &reason);
-    }
-
-    fn log_block<P: Port>(&self, port: &mut P, level: Level, message: &str, block: Block) {
-        let name = store_file_name(block.file);
-        let offset = Field::Number(i64::try_from(block.offset).unwrap_or(i64::MAX));
-        let fields = [("file", Field::Text(&name)), ("offset", offset), ("bytes", Field::Number(block.len.into()))];
-        self.options.log(port, level, message, &fields);
-    }
-
-    /// Keeps memory within its budget; between steps, since nobody reads a page then.
-    fn release_cold<P: Port>(&mut self, port: &mut P) {
-        let replica = &mut self.service.replica;
-        for range in self.disk.release_cold(port, replica.memory_bytes()) {
-            replica.handle_released(range);
-        }
-    }
-
-    /// Lets the scrubber read on where there is nothing else to do.
-    fn scrub<P: Port>(&mut self, port: &mut P, now: u64) {
-        if self.phase != Phase::Serving {
-            return;
-        }
-        let is_quiet = !self.more && self.service.is_idle();
-        let passes = self.scrubber.passes();
-        let rot = self.scrubber.poll(port, &mut self.disk, &self.service.replica, now, is_quiet);
-        if let Some(rot) = rot {
-            self.report_rot(port, &rot, now);
-        }
-        if self.scrubber.passes() > passes {
-            self.options.log(port, Level::Info, "scrubbed the data directory", &[]);
-        }
-    }
-
-    /// What is served still is, until it is read; but the operator has to know.
-    fn report_rot<P: Port>(&mut self, port: &mut P, rot: &Rot, now: u64) {
-        let offset = Field::Number(i64::try_from(rot.offset).unwrap_or(i64::MAX));
-        let fields = [("file", Field::Text(&rot.file)), ("offset", offset), ("bytes", Field::Number(rot.len.into()))];
-        let message = match rot.loss {
-            Loss::None => "the scrubber found a damaged copy; the other one is used: replace the disk",
-            Loss::UntilCheckpoints => {
-                "the scrubber found a damaged record of the log; checkpoints make it superfluous: replace the disk"
-            }
-            Loss::Data => "the scrubber found damaged data: restore a backup, on another disk",
-        };
-        self.options.log(port, Level::Error, message, &fields);
-        match rot.loss {
-            Loss::None => {}
-            Loss::UntilCheckpoints => self.service.replica.renew_log(),
-            Loss::Data => self.service.raise_alarm(ALARM_CORRUPT, now),
-        }
-        self.more = true;
-    }
-
-    /// Tries again what found no room, and makes it known.
-    fn mind_space<P: Port>(&mut self, port: &mut P, now: u64) {
-        self.disk.handle_time(port);
-        let is_short = self.disk.is_short_of_space();
-        self.service.replica.set_short_of_room(is_short);
-        self.service.handle_space(is_short, now);
     }
 
     /// Publishes this member once it leads, and begins to serve when that is applied (I1).

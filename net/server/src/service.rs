@@ -1,7 +1,7 @@
 //! The RPCs: from a decoded call to a command, a read or an answer, and from outcomes back to callers.
 //!
-//! Owns: the order of checks (arguments, admission, size, then the log), the commands and reads that wait, and their
-//! answers. Does not know: sockets, files, the turn.
+//! Owns: the commands and reads that wait, and who is answered when. Does not know: sockets, files, the turn. What is
+//! checked of a request (arguments, admission, size, then the log) is in `requests`, the form of an answer in `answers`.
 //!
 //! Invariants
 //! - I1: a caller is answered exactly once, or its connection is gone.
@@ -11,11 +11,11 @@
 use std::collections::BTreeMap;
 
 use trilith_engine::budget::{Budget, Pause};
-use trilith_engine::command::{Alarm, Command, Op, SortOrder, SortTarget, Txn, encode_command};
+use trilith_engine::command::{Alarm, Command, encode_command};
 use trilith_engine::lease::lessor::Lessor;
-use trilith_engine::mvcc::{HashCursor, MvccError, RangeCursor, RowView, TxnCursor, check};
+use trilith_engine::mvcc::{RangeCursor, RowView, TxnCursor, check};
 use trilith_engine::page_source::{Block, PageSource, Unavailable};
-use trilith_engine::replica::apply::{ALARM_NOSPACE, Applied, ApplyError, ApplyStep, Outcome};
+use trilith_engine::replica::apply::{ALARM_NOSPACE, ApplyStep};
 use trilith_engine::replica::{Replica, SubmitError};
 use trilith_engine::store::key_entry::Revision;
 use trilith_engine::watch::WatchLimits;
@@ -23,35 +23,37 @@ use trilith_raftlog::{ReadError, Role};
 use trilith_wire::api::methods::Method;
 use trilith_wire::api::status::{self, Status};
 use trilith_wire::connection::{Known, RequestHead};
+use trilith_wire::proto::Message;
 use trilith_wire::proto::etcdserverpb as pb;
-use trilith_wire::proto::{Message, health};
 
-use crate::answering::Answering as Connection;
-use crate::api::parts::Answer;
 use crate::api::{self, request, response};
 use crate::clients::{Caller, Clients};
-use crate::http::{CLUSTER_VERSION, Probe, Response, SERVER_VERSION};
+use crate::http::Probe;
 use crate::metrics::applied::AppliedMetrics;
 use crate::metrics::moment::Moment;
 
 mod admission;
+mod answers;
 mod deadlines;
 mod jobs;
 mod lease_lists;
 mod leases;
 mod reads;
+mod requests;
 mod steps;
 mod streams;
 mod waiters;
 mod watches;
 
 pub use admission::{Admission, rows_held_max};
+use answers::{refuse, respond, send, try_whole};
 use deadlines::Deadlines;
-use jobs::{Job, Jobs, LeaseList, WHOLE_BYTES_MAX, Wait, Work};
+use jobs::{Job, Jobs, LeaseList, Wait, Work};
 use leases::LeaseWork;
 use reads::{Read, ReadKind, Reads};
+use requests::{authenticate, health_check};
 pub use steps::JobStep;
-use streams::{OpenCall, OpenCalls};
+use streams::OpenCalls;
 use waiters::Waiters;
 use watches::WatchCalls;
 
@@ -302,22 +304,6 @@ impl Service {
         verdict
     }
 
-    /// Authentication is off, and nothing has changed it since the cluster began.
-    fn auth_status(&self, message: &[u8]) -> Result<Verdict, Status> {
-        decode::<pb::AuthStatusRequest>(message)?;
-        let header = Some(self.current_header());
-        let response = pb::AuthStatusResponse { header, enabled: false, auth_revision: 1 };
-        Ok(Verdict::Message(response.encode_to_vec()))
-    }
-
-    /// Health of a service until it changes, which it does with the end of the process alone.
-    fn open_health_watch(&mut self, caller: Caller, message: &[u8]) -> Result<Verdict, Status> {
-        let request = decode::<health::HealthCheckRequest<'_>>(message)?;
-        let status = health_of(request.service).unwrap_or(health::ServingStatus::SERVICE_UNKNOWN);
-        self.open_calls.insert(caller, OpenCall::Health);
-        Ok(Verdict::Begun(health::HealthCheckResponse { status }.encode_to_vec()))
-    }
-
     /// etcd's interceptor: API version, then leadership.
     fn check_metadata(&self, facts: CallFacts) -> Result<(), Status> {
         if !facts.has_valid_version {
@@ -327,116 +313,6 @@ impl Service {
             return Err(status::NO_LEADER);
         }
         Ok(())
-    }
-
-    fn handle_put(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        let request = decode::<pb::PutRequest<'_>>(message)?;
-        let put = request::put(&request);
-        self.admit_growth(admission::put_cost(&put), now)?;
-        check::check_put(&put).map_err(api::mvcc_status)?;
-        self.admission.check_size(message.len())?;
-        self.submit(caller, &Command::Put(put), now)
-    }
-
-    fn handle_delete_range(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        let request = decode::<pb::DeleteRangeRequest<'_>>(message)?;
-        let delete = request::delete_range(&request);
-        check::check_delete_range(&delete).map_err(api::mvcc_status)?;
-        self.admission.check_size(message.len())?;
-        self.admit_answer(delete.prev_kv && !delete.range_end.is_empty())?;
-        self.submit(caller, &Command::DeleteRange(delete), now)
-    }
-
-    fn handle_txn(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        let request = decode::<pb::TxnRequest<'_>>(message)?;
-        let txn = request::txn(&request);
-        if txn.has_put() {
-            self.admit_growth(admission::txn_cost(&txn), now)?;
-        }
-        check::check_txn(&txn, self.admission.txn_ops_max).map_err(api::mvcc_status)?;
-        if txn.is_read_only() {
-            let serializable = txn.is_serializable();
-            return self.start_read(caller, ReadKind::Txn, message.to_vec(), serializable, now);
-        }
-        self.admission.check_size(message.len())?;
-        self.admit_answer(shows_ranges(&txn))?;
-        let asked = oldest_asked(&txn);
-        let sequence = self.submit_for(caller, &Command::Txn(txn), now)?;
-        self.asked.extend(asked.map(|revision| (sequence, revision)));
-        Ok(Verdict::Pending)
-    }
-
-    fn handle_compact(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        let request = decode::<pb::CompactionRequest>(message)?;
-        let sequence = self.submit_for(caller, &Command::Compact { revision: request.revision }, now)?;
-        if request.physical {
-            self.physical.insert(sequence, request.revision);
-        }
-        Ok(Verdict::Pending)
-    }
-
-    fn handle_range(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        let request = decode::<pb::RangeRequest<'_>>(message)?;
-        check::check_range(&request::range(&request)).map_err(api::mvcc_status)?;
-        self.start_read(caller, ReadKind::Range, message.to_vec(), request.serializable, now)
-    }
-
-    fn handle_range_stream(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        let request = decode::<pb::RangeRequest<'_>>(message)?;
-        let query = request::range(&request);
-        check::check_range(&query).map_err(api::mvcc_status)?;
-        let by_key = query.sort_target == SortTarget::Key && query.sort_order == SortOrder::Ascend;
-        if query.sort_order != SortOrder::None && !by_key {
-            return Err(status::RANGE_STREAM_SORT);
-        }
-        let filters =
-            [query.min_mod_revision, query.max_mod_revision, query.min_create_revision, query.max_create_revision];
-        if filters != [0; 4] {
-            return Err(status::RANGE_STREAM_REVISION_FILTER);
-        }
-        self.start_read(caller, ReadKind::RangeStream, message.to_vec(), request.serializable, now)
-    }
-
-    fn handle_hash(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        decode::<pb::HashRequest>(message)?;
-        let cursor = HashCursor::whole(self.replica.keyspace());
-        self.begin_hash(caller, cursor, false, now);
-        Ok(Verdict::Pending)
-    }
-
-    fn handle_hash_kv(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        let request = decode::<pb::HashKVRequest>(message)?;
-        let cursor = HashCursor::new(self.replica.keyspace(), request.revision).map_err(api::mvcc_status)?;
-        self.begin_hash(caller, cursor, true, now);
-        Ok(Verdict::Pending)
-    }
-
-    fn handle_defragment(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        decode::<pb::DefragmentRequest>(message)?;
-        let work = Work::Defragment { ticket: self.replica.defragment() };
-        self.jobs.push(Job { caller, pin: None, started: now, work }, Wait::Turn);
-        Ok(Verdict::Pending)
-    }
-
-    fn handle_member_list(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        let request = decode::<pb::MemberListRequest>(message)?;
-        self.start_read(caller, ReadKind::MemberList, Vec::new(), !request.linearizable, now)
-    }
-
-    fn handle_alarm(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
-        let request = decode::<pb::AlarmRequest>(message)?;
-        let number = u32::try_from(request.alarm.0).unwrap_or(0);
-        let alarm = Alarm { member: request.member_id, alarm: number };
-        match request.action {
-            pb::AlarmAction::GET => self.start_read(caller, ReadKind::Alarms(number), Vec::new(), false, now),
-            // Naming no alarm changes nothing, as in etcd.
-            pb::AlarmAction::ACTIVATE | pb::AlarmAction::DEACTIVATE if number == 0 => {
-                self.start_read(caller, ReadKind::NoAlarms, Vec::new(), false, now)
-            }
-            pb::AlarmAction::ACTIVATE => self.submit(caller, &Command::AlarmActivate(alarm), now),
-            pb::AlarmAction::DEACTIVATE => self.submit(caller, &Command::AlarmDeactivate(alarm), now),
-            _ => self.start_read(caller, ReadKind::NoAlarms, Vec::new(), false, now),
-        }
     }
 
     /// Asks for the linearizable read behind a health probe.
@@ -585,69 +461,6 @@ impl Service {
         }
     }
 
-    /// A compaction that its caller wants carried out: answered when the room is given back, also if this revision was
-    /// compacted before, as in etcd.
-    fn answer_physical(&mut self, clients: &mut Clients, caller: Caller, revision: i64, applied: Applied, now: u64) {
-        let outcome = match applied.result {
-            Ok(Outcome::Compact(compact)) => Ok(compact.revision),
-            Err(error @ ApplyError::Mvcc(MvccError::Compacted)) => Err(api::apply_status(error)),
-            Err(error) => return self.refuse_caller(clients, caller, &api::apply_status(error)),
-            Ok(other) => unreachable!("{other:?} of a compaction"),
-        };
-        self.begin_physical(caller, revision, outcome, now);
-    }
-
-    /// `before` is the newest revision the command read.
-    fn answer_command(
-        &mut self,
-        clients: &mut Clients,
-        caller: Caller,
-        applied: Applied,
-        before: i64,
-        pages: &dyn PageSource,
-        now: u64,
-    ) {
-        let Some(connection) = clients.answer(caller) else { return };
-        let outcome = match applied.result {
-            Ok(outcome) => outcome,
-            Err(error) => return refuse(connection, caller, &api::apply_status(error)),
-        };
-        match outcome {
-            Outcome::Put(put) if put.prev.is_none() => {
-                let header = Some(self.header(put.revision));
-                send(connection, caller, &pb::PutResponse { header, prev_kv: None });
-            }
-            Outcome::Put(put) => {
-                let answer = Answer::put(self.header(put.revision), put);
-                self.answer_applied(clients, caller, answer, before, pages, now);
-            }
-            Outcome::DeleteRange(delete) => {
-                let answer = Answer::delete_range(self.header(delete.revision), delete);
-                self.answer_applied(clients, caller, answer, before, pages, now);
-            }
-            Outcome::Txn(txn) => {
-                let answer = Answer::txn(self.header(txn.revision), txn);
-                self.answer_applied(clients, caller, answer, before, pages, now);
-            }
-            Outcome::Compact(compact) => {
-                send(connection, caller, &pb::CompactionResponse { header: Some(self.header(compact.revision)) });
-            }
-            Outcome::Alarm { alarm, listed } => {
-                let alarms = listed.then(|| alarm_member(alarm)).into_iter().collect();
-                send(connection, caller, &pb::AlarmResponse { header: Some(self.current_header()), alarms });
-            }
-            Outcome::LeaseGrant { id, ttl } => {
-                let header = Some(self.current_header());
-                send(connection, caller, &pb::LeaseGrantResponse { header, id, ttl, error: "" });
-            }
-            Outcome::LeaseEnd { outcome, .. } => {
-                send(connection, caller, &pb::LeaseRevokeResponse { header: Some(self.header(outcome.revision)) });
-            }
-            Outcome::LeaseCheckpoint { .. } => unreachable!("only the server itself notes what is left of leases"),
-            Outcome::Published => unreachable!("only the server itself publishes"),
-        }
-    }
-
     /// Whether a read could be evaluated now.
     #[must_use]
     pub fn has_ready_read(&self) -> bool {
@@ -739,74 +552,6 @@ impl Service {
         self.jobs.handle_loaded(&is_awaited);
     }
 
-    /// Answers a read; returns the length of the answer, roughly.
-    fn answer_read(
-        &self,
-        clients: &mut Clients,
-        read: &Read,
-        budget: &mut Budget,
-        pages: &dyn PageSource,
-        now: u64,
-    ) -> Result<usize, Pause> {
-        let (caller, wall_now) = (read.caller, clients.wall_now);
-        let Some(connection) = clients.answer(caller) else { return Ok(0) };
-        let header = self.current_header();
-        Ok(match &read.kind {
-            ReadKind::Range => {
-                let request = decode::<pb::RangeRequest<'_>>(&read.message).expect("decoded when it arrived");
-                match self.replica.keyspace().range(&request::range(&request), budget, pages)? {
-                    Ok(outcome) => send_whole(connection, caller, &response::range(header, &outcome))?,
-                    Err(error) => {
-                        refuse(connection, caller, &api::mvcc_status(error));
-                        0
-                    }
-                }
-            }
-            ReadKind::RangeStream => return Err(Pause::Budget),
-            ReadKind::Txn => {
-                let request = decode::<pb::TxnRequest<'_>>(&read.message).expect("decoded when it arrived");
-                match self.replica.keyspace().read_txn(&request::txn(&request), budget, pages)? {
-                    Ok(outcome) => {
-                        let rows = KeyspaceRows { replica: &self.replica, pages };
-                        let mut answer = Answer::txn(self.header(outcome.revision), outcome);
-                        try_whole(connection, caller, &mut answer, usize::MAX, &rows)?.ok_or(Pause::Budget)?
-                    }
-                    Err(error) => {
-                        refuse(connection, caller, &api::mvcc_status(error));
-                        0
-                    }
-                }
-            }
-            ReadKind::MemberList => send(connection, caller, &self.member_list()),
-            ReadKind::TimeToLive => {
-                let request = decode::<pb::LeaseTimeToLiveRequest>(&read.message).expect("decoded when it arrived");
-                match self.time_to_live(request.id, now) {
-                    Ok(answer) if request.keys && answer.ttl >= 0 => return Err(Pause::Budget),
-                    Ok(answer) => send(connection, caller, &answer),
-                    Err(status) => {
-                        refuse(connection, caller, &status);
-                        0
-                    }
-                }
-            }
-            ReadKind::Leases => return Err(Pause::Budget),
-            ReadKind::KeepAlive(_) => unreachable!("answered where the state may change"),
-            ReadKind::Alarms(kind) => {
-                let wanted = |alarm: &&Alarm| *kind == 0 || alarm.alarm == *kind;
-                let alarms = self.replica.tables().alarms().iter().filter(wanted).map(|a| alarm_member(*a)).collect();
-                send(connection, caller, &pb::AlarmResponse { header: Some(header), alarms })
-            }
-            ReadKind::NoAlarms => {
-                send(connection, caller, &pb::AlarmResponse { header: Some(header), alarms: Vec::new() })
-            }
-            ReadKind::Probe(probe) => {
-                let response = probe.as_ref().clone().finish(None, wall_now);
-                respond(connection, caller, &response);
-                response.body.len()
-            }
-        })
-    }
-
     /// Ends what has waited too long.
     pub fn handle_time(&mut self, clients: &mut Clients, now: u64) {
         // Not before the timeout has passed; earlier than time zero nothing began.
@@ -875,51 +620,6 @@ impl Service {
     fn current_header(&self) -> pb::ResponseHeader {
         self.header(self.replica.keyspace().published().revision)
     }
-
-    fn member_list(&self) -> pb::MemberListResponse<'_> {
-        let members = self.replica.tables().members().iter();
-        pb::MemberListResponse {
-            header: Some(self.header(0)),
-            members: members
-                .map(|(id, member)| pb::Member {
-                    id: *id,
-                    name: &member.name,
-                    peer_urls: member.peer_urls.iter().map(String::as_str).collect(),
-                    client_urls: member.client_urls.iter().map(String::as_str).collect(),
-                    is_learner: false,
-                })
-                .collect(),
-        }
-    }
-
-    fn status(&self) -> Vec<u8> {
-        let leader = self.replica.leader().map_or(0, |leader| leader.0);
-        let mut errors = Vec::new();
-        if leader == 0 {
-            errors.push(status::NO_LEADER.message.into_owned());
-        }
-        for alarm in self.replica.tables().alarms() {
-            let name = pb::AlarmType(i32::try_from(alarm.alarm).unwrap_or(0)).name().unwrap_or("UNKNOWN");
-            errors.push(format!("memberID:{} alarm:{name}", alarm.member));
-        }
-        let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        let response = pb::StatusResponse {
-            header: Some(self.current_header()),
-            version: SERVER_VERSION,
-            db_size: size(self.replica.store_bytes()),
-            leader,
-            raft_index: self.replica.commit().0,
-            raft_term: self.replica.term().0,
-            raft_applied_index: self.replica.applied().0,
-            errors: errors.iter().map(String::as_str).collect(),
-            db_size_in_use: size(self.replica.store_bytes_in_use()),
-            is_learner: false,
-            storage_version: CLUSTER_VERSION,
-            db_size_quota: self.admission.quota_bytes,
-            downgrade_info: Some(pb::DowngradeInfo::default()),
-        };
-        response.encode_to_vec()
-    }
 }
 
 /// What [`Service::apply_step`] did.
@@ -933,26 +633,6 @@ pub enum Progress {
     Own(u64),
 }
 
-/// The oldest revision that a range of a transaction asks for, at any depth; `None`: all read the newest.
-fn oldest_asked(txn: &Txn<'_>) -> Option<i64> {
-    let of_op = |op: &Op<'_>| match op {
-        Op::Range(query) => Some(query.revision).filter(|&revision| revision > 0),
-        Op::Txn(nested) => oldest_asked(nested),
-        Op::Put(_) | Op::DeleteRange(_) | Op::Unset => None,
-    };
-    txn.success.iter().chain(&txn.failure).filter_map(of_op).min()
-}
-
-/// Whether the answer of a transaction shows ranges, of what it reads or of what it deletes, at any depth.
-fn shows_ranges(txn: &Txn<'_>) -> bool {
-    txn.success.iter().chain(&txn.failure).any(|op| match op {
-        Op::Range(query) => !query.range_end.is_empty() && !query.count_only,
-        Op::DeleteRange(delete) => !delete.range_end.is_empty() && delete.prev_kv,
-        Op::Txn(nested) => shows_ranges(nested),
-        Op::Put(_) | Op::Unset => false,
-    })
-}
-
 fn submit_status(error: SubmitError) -> Status {
     match error {
         SubmitError::Overloaded => status::TOO_MANY_REQUESTS,
@@ -962,27 +642,6 @@ fn submit_status(error: SubmitError) -> Status {
     }
 }
 
-fn alarm_member(alarm: Alarm) -> pb::AlarmMember {
-    pb::AlarmMember { member_id: alarm.member, alarm: pb::AlarmType(i32::try_from(alarm.alarm).unwrap_or(0)) }
-}
-
-/// What health checks say of a service: of the server as a whole it is the empty name, and no other is known.
-fn health_of(service: &str) -> Option<health::ServingStatus> {
-    service.is_empty().then_some(health::ServingStatus::SERVING)
-}
-
-/// A client that was given a name and a password goes on without a token when it is told that none is needed.
-fn authenticate(message: &[u8]) -> Result<Verdict, Status> {
-    decode::<pb::AuthenticateRequest<'_>>(message)?;
-    Err(status::AUTH_NOT_ENABLED)
-}
-
-fn health_check(message: &[u8]) -> Result<Verdict, Status> {
-    let request = decode::<health::HealthCheckRequest<'_>>(message)?;
-    let status = health_of(request.service).ok_or(status::UNKNOWN_HEALTH_SERVICE)?;
-    Ok(Verdict::Message(health::HealthCheckResponse { status }.encode_to_vec()))
-}
-
 fn decode<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
     M::decode(message).map_err(|error| status::undecodable(&error))
 }
@@ -990,45 +649,4 @@ fn decode<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
 /// Decodes a message of an open call.
 fn decode_streamed<'a, M: Message<'a>>(message: &'a [u8]) -> Result<M, Status> {
     M::decode(message).map_err(|error| status::undecodable_message(&error))
-}
-
-/// Sends a unary answer; returns its length.
-fn send<'a>(mut connection: Connection<'_>, caller: Caller, message: &impl Message<'a>) -> usize {
-    let len = message.encoded_len();
-    connection.send_unary(caller.stream, len, |out| message.encode_into(out));
-    len
-}
-
-/// Sends a unary answer unless it is too long for one step.
-fn send_whole<'a>(mut connection: Connection<'_>, caller: Caller, message: &impl Message<'a>) -> Result<usize, Pause> {
-    let len = message.encoded_len();
-    if len > WHOLE_BYTES_MAX {
-        return Err(Pause::Budget);
-    }
-    connection.send_unary(caller.stream, len, |out| message.encode_into(out));
-    Ok(len)
-}
-
-/// Sends a unary answer, if it is short and shows at most `rows_max` rows; returns its length.
-fn try_whole(
-    mut connection: Connection<'_>,
-    caller: Caller,
-    answer: &mut Answer,
-    rows_max: usize,
-    rows: &KeyspaceRows<'_>,
-) -> Result<Option<usize>, Unavailable> {
-    let Some(len) = answer.measure(rows_max, rows)?.filter(|&len| len <= WHOLE_BYTES_MAX) else { return Ok(None) };
-    let mut parts = answer.take_parts();
-    connection.send_unary(caller.stream, len, |out| {
-        parts.take(len, rows, out).expect("rows that were just measured are readable");
-    });
-    Ok(Some(len))
-}
-
-fn refuse(mut connection: Connection<'_>, caller: Caller, status: &Status) {
-    connection.finish(caller.stream, u32::from(status.code.number()), &status.message);
-}
-
-fn respond(mut connection: Connection<'_>, caller: Caller, response: &Response) {
-    connection.respond(caller.stream, response);
 }

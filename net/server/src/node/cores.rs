@@ -8,13 +8,15 @@
 
 use std::sync::Arc;
 
-use trilith_reactor::{CoreId, ListenerId, Port};
+use trilith_reactor::{ConnectionId, CoreId, ListenerId, Port};
 
-use super::{
-    Answer, Audience, ConnectionId, FrontMetrics, Moment, Node, Order, Request, Requests, Said, Verdict, http,
-    http_status, take,
-};
+use super::{Node, http_status};
 use crate::clients::{Caller, Clients};
+use crate::front::FrontMetrics;
+use crate::front::message::{Order, Request, Requests, Said, take};
+use crate::http::{self, Answer, Audience};
+use crate::metrics::moment::Moment;
+use crate::service::Verdict;
 
 /// How long a look at this core's use of its processor is, in nanoseconds.
 const BUSY_WINDOW: u64 = 100_000_000;
