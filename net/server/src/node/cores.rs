@@ -41,12 +41,13 @@ impl Busy {
     }
 }
 
-/// Scrapers that wait for the counters of other cores.
+/// Scrapers that wait for the counters of other cores. One collection is under way at a time; who comes meanwhile waits
+/// for the next, so that scrapers cost the cores no more however many they are.
 #[derive(Debug, Default)]
 pub(super) struct Scrapes {
-    /// Asked for in this turn.
+    /// Not part of a collection yet.
     wanted: Vec<(Caller, Audience)>,
-    waiting: Vec<Scrape>,
+    under_way: Option<Scrape>,
     last: u64,
 }
 
@@ -192,22 +193,22 @@ impl Node {
 
     /// Answers those who came for the metrics, as soon as every core has told its counters.
     pub(super) fn serve_scrapers<P: Port>(&mut self, port: &P) {
-        let callers = std::mem::take(&mut self.scrapes.wanted);
-        if callers.is_empty() {
+        if self.scrapes.wanted.is_empty() || self.scrapes.under_way.is_some() {
             return;
         }
+        let callers = std::mem::take(&mut self.scrapes.wanted);
         self.scrapes.last += 1;
         let number = self.scrapes.last;
         let remotes = self.clients.remotes();
         remotes.iter_mut().for_each(|remote| remote.order(Order::Count(number)));
         let missing = remotes.len();
         let gathered = FrontMetrics::new(&self.options.surface);
-        self.scrapes.waiting.push(Scrape { number, callers, missing, gathered });
+        self.scrapes.under_way = Some(Scrape { number, callers, missing, gathered });
         self.answer_scrapers(port);
     }
 
     fn take_counters<P: Port>(&mut self, port: &P, number: u64, counters: &FrontMetrics) {
-        if let Some(scrape) = self.scrapes.waiting.iter_mut().find(|scrape| scrape.number == number) {
+        if let Some(scrape) = self.scrapes.under_way.as_mut().filter(|scrape| scrape.number == number) {
             scrape.gathered.calls.merge(&counters.calls);
             scrape.gathered.turn.merge(&counters.turn);
             scrape.missing -= 1;
@@ -216,8 +217,7 @@ impl Node {
     }
 
     fn answer_scrapers<P: Port>(&mut self, port: &P) {
-        let complete: Vec<Scrape> = self.scrapes.waiting.extract_if(.., |scrape| scrape.missing == 0).collect();
-        for scrape in complete {
+        if let Some(scrape) = self.scrapes.under_way.take_if(|scrape| scrape.missing == 0) {
             let (process, gates) = (port.process_stats(), self.options.surface.gates);
             let moment = Moment { process, gates, ..self.service.moment() };
             self.metrics.watch = self.service.watch_metrics();

@@ -402,3 +402,23 @@ fn what_scrapers_are_told_crosses_once_however_many_they_are() {
     let (crossed, longest) = (world.port.freight_bytes, told.max().unwrap());
     assert!((1..2 * longest).contains(&crossed), "{crossed} bytes of texts of {longest}");
 }
+
+#[test]
+fn scrapers_that_come_while_counters_are_told_are_answered_with_the_next() {
+    let mut world = World::with(NodeOptions { connection_cores: 1, ..options() });
+    let bytes = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+    // Every other connection stays with the sequencer.
+    let scrapers: Vec<ConnectionId> = (2..42).map(|number| world.port.accept(number)).collect();
+    world.wait(SECOND / 10);
+    let own: Vec<_> = scrapers.into_iter().filter(|scraper| !world.port.owners.contains_key(scraper)).collect();
+    world.node.stuck.insert(FRONT);
+    for &connection in &own {
+        world.port.push(Event::Received { connection, bytes: bytes.to_vec() });
+        world.wait(SECOND / 10);
+    }
+    assert!(own.len() > 10 && own.iter().all(|scraper| !world.port.sent.contains_key(scraper)));
+    assert_eq!(world.port.freight_len(FRONT), 1, "the core is asked once");
+    world.node.stuck.clear();
+    world.wait(SECOND / 10);
+    assert!(own.iter().all(|scraper| world.port.sent[scraper].len() > 4 << 10));
+}

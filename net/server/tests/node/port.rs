@@ -150,6 +150,11 @@ impl MemoryPort {
         self.freight.contains_key(&core)
     }
 
+    /// Parcels and connections that wait for a core.
+    pub(crate) fn freight_len(&self, core: CoreId) -> usize {
+        self.freight.get(&core).map_or(0, Vec::len)
+    }
+
     /// Takes the deadline that was set last.
     pub(crate) fn take_deadline(&mut self) -> Option<u64> {
         self.deadline.take()
