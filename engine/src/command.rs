@@ -15,7 +15,8 @@
 //! - I1: decoding never panics, allocates at most in proportion to its input, and nests at most [`TXN_DEPTH_MAX`].
 //! - I2: an unknown format, kind, flag or enum value, a short body and trailing bytes are errors: every member must
 //!   read an entry alike or not at all.
-//! - I3: `decode(encode(c)) == c` for every command that passed `mvcc::check` (round trip and byte fuzz in `codec_test`).
+//! - I3: `decode(encode(c)) == c` for every command that passed `mvcc::check` (round trip and byte fuzz in
+//!   `codec_test`).
 
 mod decode;
 mod encode;

@@ -1,8 +1,8 @@
 //! One member: the turn of its core, or of the sequencer among its cores.
 //!
 //! Owns: the phases of a life (starting, serving, draining, stopped), the order inside a turn, the coupling of replica,
-//! disk and clients. Does not know: which port it runs on; what a request means ([`crate::service`]). What a member does
-//! for itself is in `upkeep`, what concerns other cores in `cores`.
+//! disk and clients. Does not know: which port it runs on; what a request means ([`crate::service`]). What a member
+//! does for itself is in `upkeep`, what concerns other cores in `cores`.
 //!
 //! A turn handles completions, input and time in this order, then steps the replica within its budget, sends each
 //! connection's output in one write, and sets one deadline.

@@ -1,7 +1,8 @@
 //! The RPCs: from a decoded call to a command, a read or an answer, and from outcomes back to callers.
 //!
 //! Owns: the commands and reads that wait, and who is answered when. Does not know: sockets, files, the turn. What is
-//! checked of a request (arguments, admission, size, then the log) is in `requests`, the form of an answer in `answers`.
+//! checked of a request (arguments, admission, size, then the log) is in `requests`, the form of an answer in
+//! `answers`.
 //!
 //! Invariants
 //! - I1: a caller is answered exactly once, or its connection is gone.

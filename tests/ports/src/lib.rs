@@ -5,6 +5,8 @@
 //! I2  A port is reserved by an abstract socket that bears its number: processes choose at the same time without
 //!     meeting.
 
+#![forbid(unsafe_code)]
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};

@@ -1,7 +1,7 @@
 //! What a member is started with.
 //!
-//! Owns: the sizes of the daemon, and what follows from the operator's choices for the parts of a member. Does not know:
-//! the text of a flag ([`crate::options`]).
+//! Owns: the sizes of the daemon, and what follows from the operator's choices for the parts of a member. Does not
+//! know: the text of a flag ([`crate::options`]).
 
 use trilith_engine::replica::ReplicaOptions;
 use trilith_engine::store::StoreOptions;
