@@ -11,7 +11,7 @@
 //! - I1: requests of a connection reach the sequencer in their order, and answers the connection in theirs.
 //! - I2: without credit no connection is polled: what a client sends then waits in its connection, which stops being
 //!   read when that is much. Answers are taken all the same, so credit always comes back.
-//! - I3: connections take credit in turns, each a [`TURN_MAX`]: one that asks without end does not keep the others out.
+//! - I3: connections take credit in turns, each a `TURN_MAX`: one that asks without end does not keep the others out.
 //! - I4: the sequencer hears of bytes that left a stream's queue whenever it may think the stream full and it is not.
 
 pub mod message;
