@@ -52,10 +52,12 @@ use options::{ASSEMBLY_BYTES_MAX, GRPC_OVERHEAD_BYTES};
 
 /// Work units of one step: 500 us.
 const STEP_UNITS: u32 = 5_000;
+/// Work units of a step of apply: half of that, because a change among many keys can cost twice its price.
+const APPLY_UNITS_PER_STEP: u32 = 2_500;
 /// Commands applied in one step at most.
 const APPLY_COMMANDS_PER_STEP: u32 = 512;
 /// Steps of apply in one turn.
-const APPLY_STEPS_PER_TURN: u32 = 4;
+const APPLY_STEPS_PER_TURN: u32 = 8;
 /// Steps of reads in one turn.
 const READ_STEPS_PER_TURN: u32 = 4;
 /// How often the feature gate LeaseCheckpoint notes what is left of leases: etcd's 5 min.
@@ -64,7 +66,9 @@ const LEASE_CHECKPOINT_INTERVAL: u64 = 300 * 1_000_000_000;
 const WATCH_STEPS_PER_TURN: u32 = 4;
 /// Work units counted for looking at a job.
 const UNITS_PER_JOB_STEP: u32 = 10;
-/// Work units of long jobs in one turn: short, because every put waits for the turn.
+/// Work units of one step of a long job: a hash after a compaction looks keys up as reclaim does.
+const JOB_UNITS_PER_STEP: u32 = 1_000;
+/// Work units of long jobs in one turn: few, because every put waits for the turn.
 const JOB_UNITS_PER_TURN: u32 = 2_500;
 /// How long a graceful stop waits for open requests: etcd's 7 s.
 const DRAIN_TIMEOUT: u64 = 7_000_000_000;
@@ -434,8 +438,10 @@ impl Node {
 
     /// Steps long jobs, one after the other.
     fn step_jobs<P: Port>(&mut self, port: &mut P, now: u64) {
-        let mut budget = Budget::new(JOB_UNITS_PER_TURN);
-        while budget.left() > 0 {
+        let mut turn = Budget::new(JOB_UNITS_PER_TURN);
+        while turn.left() > 0 {
+            let units = turn.left().min(JOB_UNITS_PER_STEP);
+            let mut budget = Budget::new(units);
             let started = port.cpu_now();
             let pages = Pages { port: &*port, disk: &self.disk };
             let Some(step) = self.service.step_job(&mut self.clients, &pages, &mut budget, now) else { return };
@@ -444,7 +450,7 @@ impl Node {
                 self.load(port, unavailable);
             }
             // Whatever it did, it cost something: a job that finds nothing to do must not keep the turn.
-            budget.spend(UNITS_PER_JOB_STEP);
+            turn.spend(units - budget.left() + UNITS_PER_JOB_STEP);
         }
         self.more |= self.service.has_ready_job();
     }
@@ -511,7 +517,7 @@ impl Node {
 
     /// One step of apply; the page it lacks, if it does.
     fn apply_commands<P: Port>(&mut self, port: &mut P, now: u64) -> Option<Unavailable> {
-        let mut budget = Budget::new(STEP_UNITS);
+        let mut budget = Budget::new(APPLY_UNITS_PER_STEP);
         for _ in 0..APPLY_COMMANDS_PER_STEP {
             let pages = Pages { port: &*port, disk: &self.disk };
             match self.service.apply_step(&mut self.clients, &pages, &mut budget, now) {
