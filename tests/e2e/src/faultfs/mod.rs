@@ -210,7 +210,8 @@ impl FaultDisk {
         session.join().context("the file system's thread failed")
     }
 
-    /// The files of a process whose ring had requests under way are closed some time after its end.
+    /// The files of a process whose ring had requests under way are closed some time after its end. A disk that stays
+    /// in use is taken out of sight, so that whatever went wrong leaves no mount behind.
     fn unmount_when_closed(&self) -> Result<()> {
         let limit = Instant::now() + CLOSE_LIMIT;
         loop {
@@ -219,6 +220,8 @@ impl FaultDisk {
                 return Ok(());
             }
             if Instant::now() > limit {
+                let hidden = Command::new("umount").arg("--lazy").arg(&self.mountpoint).status();
+                hidden.context("cannot start umount")?;
                 bail!("cannot unmount: {}", String::from_utf8_lossy(&output.stderr));
             }
             std::thread::sleep(Duration::from_millis(2));
