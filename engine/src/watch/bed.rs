@@ -231,22 +231,28 @@ impl World {
 
     /// Puts a key and deletes it in turn, at one revision: a value, or `None` for a deletion.
     pub(super) fn change_in_turn(&mut self, key: &[u8], values: &[Option<&[u8]>]) {
-        let op = |value: &Option<_>| match *value {
+        self.change_steps(&values.iter().map(|value| (key, *value)).collect::<Vec<_>>());
+    }
+
+    /// Puts keys and deletes them in this order, at one revision.
+    pub(super) fn change_steps(&mut self, steps: &[(&[u8], Option<&[u8]>)]) {
+        let op = |&(key, value): &(_, Option<_>)| match value {
             Some(value) => Op::Put(Put { key, value, ..Put::default() }),
             None => Op::DeleteRange(DeleteRange { key, range_end: b"", prev_kv: false }),
         };
-        let nested = |value| Op::Txn(Txn { compares: vec![], success: vec![op(value)], failure: vec![] });
-        let txn = Txn { compares: vec![], success: values.iter().map(nested).collect(), failure: vec![] };
-        let seen_before = self.live.get(key).cloned();
+        let nested = |step| Op::Txn(Txn { compares: vec![], success: vec![op(step)], failure: vec![] });
+        let txn = Txn { compares: vec![], success: steps.iter().map(nested).collect(), failure: vec![] };
+        let seen_before = self.live.clone();
         let done = self.space.apply_txn(&txn, &mut Budget::unlimited(), &Warm(&self.pages.disk)).unwrap().unwrap();
-        for value in values {
+        for &(key, value) in steps {
+            let seen_before = seen_before.get(key);
             if let Some(value) = value {
                 self.note_put(done.revision, key, value);
                 let Event { pair, prev, .. } = &mut self.history.last_mut().unwrap().event;
-                *prev = seen_before.clone().filter(|_| pair.create < done.revision);
+                *prev = seen_before.cloned().filter(|_| pair.create < done.revision);
             } else if self.live.remove(key).is_some() {
                 let pair = Pair { key: key.to_vec(), modified: done.revision, ..Pair::default() };
-                let event = Event { delete: true, pair, prev: seen_before.clone() };
+                let event = Event { delete: true, pair, prev: seen_before.cloned() };
                 self.history.push(Change { revision: done.revision, event });
             }
         }

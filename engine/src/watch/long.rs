@@ -10,6 +10,8 @@
 //! Invariants
 //! - I1: what was announced is what is sent, whatever is compacted meanwhile: a pin keeps the rows, and it is settled
 //!   when the first response begins whether previous pairs are shown.
+//! - I2: what is announced is there: rows of a revision above the compacted one, or what the compaction leaves of the
+//!   compacted one itself. Until a response begins nothing is held for it.
 
 use std::collections::BTreeMap;
 
@@ -113,6 +115,11 @@ impl Hub {
         let compacted = ground.keyspace.state().compacted;
         if revision < compacted {
             self.cancel_compacted(watcher, compacted);
+            return true;
+        }
+        if revision == compacted && !last_rows_only {
+            // It was counted before the compaction, which leaves of each key the last row alone. A scan looks again.
+            self.change(watcher, revision, State::Waiting);
             return true;
         }
         let prev_is_shown = revision > compacted;

@@ -443,6 +443,96 @@ fn a_long_revision_leaves_in_parts_and_whole() {
     assert_eq!(got.len(), 3, "then the answer to the cancel, and the end of what fell behind: {got:?}");
 }
 
+/// When watchers ask for a long revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    Live,
+    Behind,
+    /// It is compacted when they do.
+    Compacted,
+}
+
+/// Many keys at one revision: some change once, some once more, some come and go.
+fn long_steps(keys: &[Vec<u8>]) -> Vec<(&[u8], Option<&'static [u8]>)> {
+    const LONG: &[u8] = &[b'v'; 40];
+    assert!(LONG.len() * keys.len() > LIMITS.block_bytes_max);
+    let first = keys.iter().map(|key| (key.as_slice(), Some(LONG)));
+    let second = keys.iter().step_by(2).map(|key| (key.as_slice(), None));
+    let third = keys.iter().step_by(6).map(|key| (key.as_slice(), Some(&LONG[..9])));
+    first.chain(second).chain(third).collect()
+}
+
+/// Two watchers want a long revision; the first one's response begins, and the second waits for its end. Meanwhile the
+/// revision is compacted, or the one behind it. Answers with what they were sent of that revision, and the cancels.
+fn compact_while_one_waits(create: &CreateWatch<'_>, start: Start, beyond: i64) -> ([usize; 2], usize) {
+    let keys: Vec<_> = (0..120).map(|index| format!("key/{index:04}").into_bytes()).collect();
+    let mut world = World::new();
+    let stream = world.open(ROOM);
+    world.put_all(&keys[..60], b"v");
+    let create_both = |world: &mut World, start_revision| {
+        world.create(stream, &CreateWatch { start_revision, ..ALL });
+        world.create(stream, &CreateWatch { start_revision, ..*create });
+        world.settle();
+    };
+    if start == Start::Live {
+        create_both(&mut world, 0);
+    }
+    world.clients.0.get_mut(&stream).unwrap().room = if start == Start::Live { 0 } else { 2 };
+    world.change_steps(&long_steps(&keys));
+    let revision = world.revision();
+    world.put(b"other", b"v");
+    if start == Start::Compacted {
+        world.compact(revision);
+    }
+    if start != Start::Live {
+        create_both(&mut world, revision);
+    }
+    world.settle();
+    if start != Start::Compacted {
+        world.compact(revision + beyond);
+    }
+    // The first response ends where the room does, and an answer waits before the second.
+    world.create(stream, &CreateWatch { key: b"nothing", ..KEY });
+    let mut got = Vec::new();
+    while !got.iter().any(|message: &Message| message.head.watch_id == 0 && !message.events.is_empty()) {
+        world.read(stream, 1);
+        got.extend(sent(&mut world, stream));
+    }
+    // Nothing holds what is dead at the compacted revision.
+    world.reclaim();
+    world.read(stream, ROOM);
+    got.extend(sent(&mut world, stream));
+    world.check_complete();
+    let count = |id| {
+        let of_it = got.iter().filter(|message| message.head.watch_id == id).flat_map(|message| &message.events);
+        of_it.filter(|event| event.pair.modified == revision).count()
+    };
+    ([count(0), count(1)], got.iter().filter(|message| message.head.canceled).count())
+}
+
+/// Who waits for the long events of a revision that is compacted meanwhile, exactly, is not behind: it is shown what
+/// the compaction leaves, as who starts there, once and whole. Behind the revision it is told so, and no event comes.
+#[test]
+fn a_long_revision_that_is_compacted_before_it_begins() {
+    // Of every six keys, two end with a deletion.
+    let (all, left, deleted) = (200, 120, 40);
+    let prev = CreateWatch { prev_kv: true, fragment: true, ..ALL };
+    for (create, start, expected) in [
+        (ALL, Start::Live, [all, left]),
+        (ALL, Start::Behind, [all, left]),
+        (ALL, Start::Compacted, [left, left]),
+        (CreateWatch { fragment: false, ..prev }, Start::Live, [all, left]),
+        (CreateWatch { no_delete: true, ..prev }, Start::Live, [all, left - deleted]),
+        (prev, Start::Behind, [all, left]),
+        (CreateWatch { no_put: true, ..prev }, Start::Compacted, [left, deleted]),
+    ] {
+        assert_eq!(compact_while_one_waits(&create, start, 0), (expected, 0), "{create:?} {start:?}");
+    }
+    for start in [Start::Live, Start::Behind] {
+        assert_eq!(compact_while_one_waits(&ALL, start, 1), ([all, 0], 1), "{start:?}");
+    }
+}
+
 #[test]
 fn a_fragment_is_no_longer_than_allowed_and_one_event_is_never_cut() {
     let limits = WatchLimits { block_bytes_max: 1 << 20, ..LIMITS };
