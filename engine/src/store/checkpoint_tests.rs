@@ -465,7 +465,7 @@ fn damage_is_refused_with_its_place_and_foreign_stores_by_name() {
     }
     let stranger = Identity { incarnation: Incarnation(34), ..IDENTITY };
     let error = recover(OPTIONS, stranger, &mut world.disk).unwrap_err();
-    assert_eq!(error, RecoverError::ForeignIdentity(IDENTITY));
+    assert_eq!(error, RecoverError::ForeignIdentity { file: superblock_file(0), found: IDENTITY });
     assert!(error.to_string().contains("incarnation 21"), "{error}");
     for number in 0..2 {
         world.disk.seen.get_mut(&superblock_file(number)).unwrap()[50] ^= 1;

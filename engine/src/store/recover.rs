@@ -43,7 +43,12 @@ pub enum RecoverError {
         what: &'static str,
     },
     /// The directory belongs to another cluster, member or incarnation.
-    ForeignIdentity(Identity),
+    ForeignIdentity {
+        /// The file that says so.
+        file: StoreFile,
+        /// What it says.
+        found: Identity,
+    },
     /// The store was written by a newer version.
     UnknownFormat(u16),
 }
@@ -55,10 +60,10 @@ impl fmt::Display for RecoverError {
             Self::Corrupt { file, offset, what } => {
                 write!(f, "{:?} file {} is corrupt at offset {offset}: {what}", file.kind, file.number)
             }
-            Self::ForeignIdentity(found) => write!(
+            Self::ForeignIdentity { file, found } => write!(
                 f,
-                "the store belongs to cluster {}, member {}, incarnation {}",
-                found.cluster_id, found.member_id, found.incarnation
+                "{:?} file {} belongs to cluster {}, member {}, incarnation {}",
+                file.kind, file.number, found.cluster_id, found.member_id, found.incarnation
             ),
             Self::UnknownFormat(format) => write!(f, "the store has format {format}, which is newer than this program"),
         }
@@ -105,7 +110,9 @@ fn read_copy(
     // A missing file is a copy that was never written.
     let copy = Superblock::decode(bytes.as_deref().unwrap_or_default(), number);
     match copy {
-        Ok(superblock) if superblock.identity != identity => Err(RecoverError::ForeignIdentity(superblock.identity)),
+        Ok(superblock) if superblock.identity != identity => {
+            Err(RecoverError::ForeignIdentity { file, found: superblock.identity })
+        }
         Err(SuperblockError::UnknownFormat(format)) => Err(RecoverError::UnknownFormat(format)),
         copy => Ok(copy),
     }

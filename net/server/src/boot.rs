@@ -23,13 +23,14 @@ use trilith_engine::tables::{Member, Tables};
 use trilith_raftlog::wal::hard_state::HardStateCopy;
 use trilith_raftlog::wal::{hard_state_file_name, segment_slot};
 use trilith_raftlog::{
-    HardState, Identity, Incarnation, LogMedia, LogPosition, Lsn, MediaError, RecoverError, RecoverOptions, SegmentFile,
+    EntryType, HardState, Identity, Incarnation, LogMedia, LogPosition, Lsn, MediaError, MemberId, RecoverError,
+    RecoverOptions, SegmentFile,
 };
 use trilith_reactor::{BootFiles, FileId, FileMode, Port, Preparation};
 
 use crate::disk::{Disk, RESERVE_FILE_NAME, store_file, store_file_name};
 use crate::node::NodeOptions;
-use crate::{identity, journal::Field, journal::Level};
+use crate::{journal::Field, journal::Level};
 
 /// How long a data file's lock is awaited: a killed process may keep writing for a while.
 pub const LOCK_WAIT: u64 = 30_000_000_000;
@@ -48,12 +49,21 @@ pub enum BootError {
     EtcdData,
     /// A file that is not ours, or of a layout this version does not know.
     UnknownFile(String),
-    /// The directory belongs to another cluster or member.
-    Foreign {
+    /// The directory belongs to another cluster than the given token says.
+    OtherCluster {
+        /// What the directory says.
+        found: Identity,
+        /// Peer URLs of its member.
+        peer_urls: Vec<String>,
+        /// The token.
+        token: String,
+    },
+    /// The first start was cut short before it stored its member, and the options describe another.
+    OtherMember {
         /// What the directory says.
         found: Identity,
         /// What the options say.
-        expected: Identity,
+        expected: MemberId,
     },
     /// Options that no data directory, or not this one, can be run with.
     Options(String),
@@ -87,11 +97,20 @@ impl fmt::Display for BootError {
                      --data-dir"
                 )
             }
-            Self::Foreign { found, expected } => write!(
+            Self::OtherCluster { found, peer_urls, token } => write!(
                 f,
-                "the data directory belongs to member {} of cluster {}, but the options describe member {} of cluster \
-                 {}: check --name, --initial-advertise-peer-urls, --initial-cluster-token and --data-dir",
-                found.member_id, found.cluster_id, expected.member_id, expected.cluster_id
+                "the data directory belongs to cluster {}, which its member at {} did not make with \
+                 --initial-cluster-token={token}: check --data-dir, or leave the token out, which only a new member \
+                 needs",
+                found.cluster_id,
+                peer_urls.join(",")
+            ),
+            Self::OtherMember { found, expected } => write!(
+                f,
+                "the first start with the data directory, of member {}, ended before it stored anything, and the \
+                 options describe member {expected}: start with the --initial-advertise-peer-urls and \
+                 --initial-cluster-token of then, or with an empty --data-dir",
+                found.member_id
             ),
             Self::Options(text) => f.write_str(text),
             Self::Io { what, error } => match io_advice(error.kind()) {
@@ -167,12 +186,13 @@ pub fn boot<P: Port + BootFiles>(options: &NodeOptions, port: &mut P) -> Result<
     let hard_states = open_hard_states(port, &mut disk, options)?;
     let (identity, has_used_hard_state) = decide_identity(port, options, &hard_states)?;
     let store = open_store(port, &mut disk, options, identity, has_used_hard_state)?;
-    open_reserve(port, &mut disk, options)?;
     let (mut keyspace, tables, position) = open_contents(port, &disk, options, &store)?;
     keyspace.rows_mut().forget_removed(|file| disk.store_file(file).is_some());
     check_row_files(&disk, keyspace.rows())?;
     check_limits(options, store.key_bytes_max(), keyspace.rows().row_bytes_max())?;
     let recovered = recover_log(port, &mut disk, options, hard_states, &position)?;
+    check_member(port, options, identity, &tables, &recovered)?;
+    open_reserve(port, &mut disk, options)?;
     if let Some(dropped) = &recovered.dropped {
         let lsn = i64::try_from(dropped.first_lsn.0).unwrap_or(i64::MAX);
         options.log(
@@ -286,16 +306,14 @@ fn open_hard_states<P: BootFiles>(
     Ok(contents)
 }
 
-/// The directory's own identity if it was used before (then it must be the options'), else a new one; and whether it
-/// was, as far as the hard state tells.
+/// The directory's own identity if it was used before, else a new one; and whether it was, as far as the hard state
+/// tells.
 fn decide_identity<P: Port>(
     port: &mut P,
     options: &NodeOptions,
     hard_states: &[Option<Vec<u8>>; 2],
 ) -> Result<(Identity, bool), BootError> {
-    let member_id = identity::member_id(&options.peer_urls, &options.token);
-    let cluster_id = identity::cluster_id(&[member_id]);
-    let mut stored = None;
+    let mut stored: Option<Identity> = None;
     for (copy, bytes) in (0..).zip(hard_states) {
         match HardState::decode(bytes.as_deref()) {
             HardStateCopy::Valid(state) => stored = stored.or(Some(state.identity)),
@@ -308,7 +326,11 @@ fn decide_identity<P: Port>(
         }
     }
     let is_unused = |bytes: &Option<Vec<u8>>| matches!(HardState::decode(bytes.as_deref()), HardStateCopy::Absent);
-    if options.is_joining && hard_states.iter().all(is_unused) {
+    let is_new = hard_states.iter().all(is_unused);
+    if let Some(fault) = options.initial.cluster_fault.as_ref().filter(|_| is_new) {
+        return Err(BootError::Options(fault.clone()));
+    }
+    if options.initial.is_joining && is_new {
         return Err(BootError::Options(
             "--initial-cluster-state=existing with a data directory that holds no member: cannot fetch cluster info \
              from peer urls: could not retrieve cluster information from the given URLs (this version of trilithd has \
@@ -316,12 +338,49 @@ fn decide_identity<P: Port>(
                 .to_owned(),
         ));
     }
-    let incarnation = stored.map_or_else(|| Incarnation(port.entropy() | 1), |found| found.incarnation);
-    let expected = Identity { cluster_id, member_id, incarnation };
-    match stored {
-        Some(found) if found != expected => Err(BootError::Foreign { found, expected }),
-        _ => Ok((expected, stored.is_some())),
+    let identity = stored.unwrap_or_else(|| {
+        let (cluster_id, member_id) = options.initial.ids();
+        Identity { cluster_id, member_id, incarnation: Incarnation(port.entropy() | 1) }
+    });
+    Ok((identity, stored.is_some()))
+}
+
+/// The data says who this member is. What the options say of a new one is ignored with a warning where it differs, but
+/// for a token that means another cluster.
+fn check_member<P: Port>(
+    port: &mut P,
+    options: &NodeOptions,
+    identity: Identity,
+    tables: &Tables,
+    recovered: &trilith_raftlog::Recovered,
+) -> Result<(), BootError> {
+    let initial = &options.initial;
+    let Some(peer_urls) = stored_peer_urls(identity.member_id, tables, recovered) else {
+        // The identifiers that a start left behind without its member are worth as much as the options that made them.
+        return match (&initial.cluster_fault, initial.ids()) {
+            (Some(fault), _) => Err(BootError::Options(fault.clone())),
+            (None, ids) if ids == (identity.cluster_id, identity.member_id) => Ok(()),
+            (None, (_, expected)) => Err(BootError::OtherMember { found: identity, expected }),
+        };
+    };
+    if initial.means_another_cluster(identity.cluster_id, &peer_urls) {
+        return Err(BootError::OtherCluster { found: identity, peer_urls, token: initial.token.clone() });
     }
+    let ignored = initial.ignored(&peer_urls);
+    if !ignored.is_empty() {
+        let message = "flags of a new member are ignored: the data directory holds a member";
+        let fields = [("ignored", Field::List(&ignored)), ("member-peer-urls", Field::List(&peer_urls))];
+        options.log(port, Level::Warn, message, &fields);
+    }
+    Ok(())
+}
+
+/// The peer URLs of the member that the data is of, from the checkpoint or the log behind it.
+fn stored_peer_urls(member: MemberId, tables: &Tables, recovered: &trilith_raftlog::Recovered) -> Option<Vec<String>> {
+    let peer_urls = |tables: &Tables| tables.members().get(&member.0).map(|member| member.peer_urls.clone());
+    let configurations = recovered.entries.iter().filter(|entry| entry.entry_type == EntryType::Configuration);
+    let logged = configurations.filter_map(|entry| peer_urls(&Tables::decode(&entry.payload)?)).last();
+    logged.or_else(|| peer_urls(tables))
 }
 
 /// Opens every store file, making the superblocks of a new store, and finds the newest checkpoint.
@@ -358,11 +417,10 @@ fn open_store<P: BootFiles>(
     let mut media = StoreFiles { port, disk };
     store::recover(options.store, identity, &mut media).map_err(|error| match error {
         // The incarnation of a lost hard state was made up a moment ago.
-        store::RecoverError::ForeignIdentity(_) if !has_used_hard_state => {
-            let file = store_file_name(StoreFile { kind: FileKind::Superblock, number: 0 });
-            BootError::Log(RecoverError::HardStateLost { file })
+        store::RecoverError::ForeignIdentity { file, .. } if !has_used_hard_state => {
+            BootError::Log(RecoverError::HardStateLost { file: store_file_name(file) })
         }
-        error => BootError::Store(describe_store(&error)),
+        error => BootError::Store(describe_store(&error, identity)),
     })
 }
 
@@ -398,15 +456,24 @@ fn open_reserve<P: Port + BootFiles>(port: &mut P, disk: &mut Disk, options: &No
     Ok(())
 }
 
-fn describe_store(error: &store::RecoverError) -> String {
+fn describe_store(error: &store::RecoverError, identity: Identity) -> String {
     match error {
         store::RecoverError::Media(file, reason) => format!("reading {}: {reason}", store_file_name(*file)),
         store::RecoverError::Corrupt { file, offset, what } => {
             format!("{} is damaged at offset {offset}: {what}", store_file_name(*file))
         }
-        store::RecoverError::ForeignIdentity(found) => {
-            format!("the store belongs to member {} of cluster {}", found.member_id, found.cluster_id)
-        }
+        store::RecoverError::ForeignIdentity { file, found } => format!(
+            "{} belongs to member {} of cluster {} (incarnation {}), but {} to member {} of cluster {} (incarnation \
+             {}): the files of two data directories are mixed",
+            store_file_name(*file),
+            found.member_id,
+            found.cluster_id,
+            found.incarnation,
+            hard_state_file_name(0),
+            identity.member_id,
+            identity.cluster_id,
+            identity.incarnation
+        ),
         other => other.to_string(),
     }
 }
@@ -468,7 +535,7 @@ fn recover_log<P: BootFiles>(
 }
 
 fn initial_configuration(options: &NodeOptions, identity: Identity) -> Tables {
-    let member = Member { peer_urls: options.peer_urls.clone(), ..Member::default() };
+    let member = Member { peer_urls: options.initial.peer_urls.clone(), ..Member::default() };
     Tables::with_members([(identity.member_id.0, member)])
 }
 

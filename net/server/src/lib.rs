@@ -19,6 +19,7 @@ pub mod disk;
 pub mod front;
 pub mod http;
 pub mod identity;
+pub mod initial;
 pub mod journal;
 pub mod layout;
 pub mod metrics;

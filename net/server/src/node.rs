@@ -607,7 +607,7 @@ impl Node {
         );
         self.options.log(port, Level::Info, "ready to serve client requests", &[]);
         self.clients.touch_all_next();
-        self.order(Order::Serve);
+        self.order(Order::Serve { member_id: self.identity.member_id.0 });
         self.more = true;
     }
 

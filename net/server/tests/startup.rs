@@ -300,11 +300,48 @@ fn other_clusters_data_and_data_in_use_are_refused() {
     assert_eq!(second.0, Some(1));
     assert!(second.1.contains("in use by another process: stop it, or choose another --data-dir"), "{}", second.1);
     server.stop();
-    let mut words = arguments(&data, client, peer);
-    words.extend(["--initial-cluster-token".to_owned(), "other".to_owned()]);
-    let foreign = refused(&program().args(words).output().unwrap());
-    assert_eq!(foreign.0, Some(1));
-    assert!(foreign.1.contains("check --name, --initial-advertise-peer-urls"), "{}", foreign.1);
+    // By flag or variable, it says the same.
+    for words in [["ETCD_INITIAL_CLUSTER_TOKEN=other", PROGRAM], [PROGRAM, "--initial-cluster-token=other"]] {
+        let (code, said) = refused(&through_env(&words, &arguments(&data, client, peer)));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("did not make with --initial-cluster-token=other: check --data-dir"), "{said}");
+    }
+}
+
+/// Runs `env`, whose words may set variables before they name the program.
+fn through_env(words: &[&str], arguments: &[String]) -> Output {
+    Command::new("env").args(words).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Operators drop the flags of a first start, or change them later.
+#[test]
+fn a_restart_needs_none_of_the_first_starts_flags() {
+    let folder = Folder::new("restart");
+    let [client, peer] = free_ports();
+    let data = folder.0.join("data");
+    let urls = [client, peer].map(|port| format!("http://127.0.0.1:{port}"));
+    let start = |further: &[&str]| {
+        let mut command = program();
+        command.args(["--data-dir", &data.display().to_string(), "--listen-client-urls", &urls[0]]);
+        command.args(["--advertise-client-urls", &urls[0], "--listen-peer-urls", &urls[1]]);
+        Server::start(command.args(further), folder.0.join("log"))
+    };
+    let cluster = format!("n1={}", urls[1]);
+    let first = ["--name=n1", "--initial-cluster-token=t", "--initial-advertise-peer-urls", &urls[1]];
+    start(&[&first[..], &["--initial-cluster", &cluster]].concat()).stop();
+    for (flags, name, warns) in [
+        (&["--name=n1"][..], "n1", false),
+        (&["--name=n2", "--initial-cluster-state=existing"][..], "n2", false),
+        (&["--name=n3", "--initial-advertise-peer-urls=http://127.0.0.1:9"][..], "n3", true),
+        (&["--name=n4", "--initial-cluster=nonsense", "--initial-cluster-token=t"][..], "n4", true),
+    ] {
+        let server = start(flags);
+        let members = get(peer, "/members");
+        let said = server.stop();
+        let parts = [format!("\"peerURLs\":[\"{}\"]", urls[1]), format!("\"name\":\"{name}\"")];
+        assert!(parts.iter().all(|part| members.contains(part)), "{flags:?}: {members}");
+        assert_eq!(said.contains("flags of a new member are ignored"), warns, "{flags:?}: {said}");
+    }
 }
 
 #[test]

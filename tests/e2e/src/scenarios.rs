@@ -93,6 +93,7 @@ pub const SCENARIOS: &[Scenario] = &[
     short("second_daemon_on_data_dir", process::second_daemon_on_data_dir),
     short("second_daemon_on_port", process::second_daemon_on_port),
     short("foreign_data_dir", process::foreign_data_dir),
+    short("other_flags_later", process::other_flags_later),
     short("bad_command_lines", process::bad_command_lines),
     alone("flushes_at_depth_one", durability::flushes_at_depth_one),
     short("held_writes_hold_answers", durability::held_writes_hold_answers),

@@ -7,6 +7,7 @@ use trilith_engine::store::StoreOptions;
 use trilith_engine::store::row_log::RowLogOptions;
 use trilith_reactor::{CoreLoop, Event, Turn};
 use trilith_server::boot::LOCK_WAIT;
+use trilith_server::initial::Initial;
 use trilith_server::journal::{Format, Journal, Level};
 use trilith_server::node::{Node, NodeOptions};
 
@@ -30,10 +31,12 @@ fn options(limits: &Limits) -> NodeOptions {
     log.heartbeat_interval = limits.election_timeout / 10;
     NodeOptions {
         name: "sim".to_owned(),
-        peer_urls: vec!["http://10.0.0.1:2380".to_owned()],
         client_urls: vec!["http://10.0.0.1:2379".to_owned()],
-        token: "sim".to_owned(),
-        is_joining: false,
+        initial: Initial {
+            peer_urls: vec!["http://10.0.0.1:2380".to_owned()],
+            token: "sim".to_owned(),
+            ..Initial::default()
+        },
         surface: trilith_server::surface::Surface::default(),
         journal: Journal { level_min: Level::Debug, format: Format::Json },
         replica: ReplicaOptions {

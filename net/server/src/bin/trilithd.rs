@@ -230,7 +230,8 @@ fn address(url: &Url) -> Result<ListenAddress, String> {
     } else {
         url.host.parse().map_err(|_| format!("{} is not an IP address", url.host))?
     };
-    Ok(SocketAddr::new(host, url.port).into())
+    let port = u16::try_from(url.port).map_err(|_| format!("{} is not a port", url.port))?;
+    Ok(SocketAddr::new(host, port).into())
 }
 
 fn log_output(options: &Options, name: &str) -> LogOutput {
@@ -258,7 +259,7 @@ fn log_start(options: &Options, log: &NodeOptions, port: &mut GlommioPort) {
         ("trilith-version", Field::Text(env!("CARGO_PKG_VERSION"))),
         ("name", Field::Text(&options.name)),
         data_dir,
-        ("initial-advertise-peer-urls", Field::List(&options.initial_advertise_peer_urls)),
+        ("initial-advertise-peer-urls", Field::List(&options.initial.peer_urls)),
         ("listen-peer-urls", Field::List(&peers)),
         ("advertise-client-urls", Field::List(&options.advertise_client_urls)),
         ("listen-client-urls", Field::List(&clients)),

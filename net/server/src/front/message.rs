@@ -157,8 +157,8 @@ pub(crate) enum Told {
 /// What a connection core is to do as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Service begins: look at what clients say.
-    Serve,
+    /// Service begins: look at what clients say. The data may be of another member than the options would make.
+    Serve { member_id: u64 },
     /// End every connection gracefully.
     Drain,
     /// End.

@@ -126,6 +126,12 @@ impl Front {
         self.used
     }
 
+    /// The member whose clients it serves, once it does; for inspection.
+    #[must_use]
+    pub fn member_id(&self) -> Option<u64> {
+        self.is_serving.then_some(self.admission.member_id)
+    }
+
     /// Streams of answers that are accounted for, for inspection.
     #[must_use]
     pub fn streams_accounted(&self) -> usize {
@@ -172,7 +178,8 @@ impl Front {
         self.used.give_back(answers.credit);
         for order in &answers.orders {
             match *order {
-                Order::Serve => {
+                Order::Serve { member_id } => {
+                    self.admission.member_id = member_id;
                     self.is_serving = true;
                     self.clients.touch_all_next();
                     self.more = true;

@@ -12,6 +12,7 @@ use trilith_wire::connection::ConnectionLimits;
 use crate::api;
 use crate::boot;
 use crate::front::FrontOptions;
+use crate::initial::Initial;
 use crate::journal::{Field, Journal, Level};
 use crate::layout::Layout;
 use crate::options::Options;
@@ -30,14 +31,10 @@ pub(super) const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 pub struct NodeOptions {
     /// Member name.
     pub name: String,
-    /// Advertised peer URLs.
-    pub peer_urls: Vec<String>,
     /// Advertised client URLs.
     pub client_urls: Vec<String>,
-    /// Cluster token.
-    pub token: String,
-    /// A directory without data is to join a cluster.
-    pub is_joining: bool,
+    /// What a new member is made with.
+    pub initial: Initial,
     /// Listeners, metrics, warnings, gates.
     pub surface: Surface,
     /// How log records are rendered.
@@ -99,10 +96,8 @@ impl NodeOptions {
             (8 * (options.max_request_bytes as u64 + (8 << 10))).next_multiple_of(1 << 20).max(64 << 20);
         Self {
             name: options.name.clone(),
-            peer_urls: options.initial_advertise_peer_urls.clone(),
             client_urls: options.advertise_client_urls.clone(),
-            token: options.initial_cluster_token.clone(),
-            is_joining: options.is_joining,
+            initial: options.initial.clone(),
             surface: Surface::new(options),
             journal: Journal { level_min: options.log_level, format: options.log_format },
             replica: ReplicaOptions {
@@ -153,7 +148,7 @@ impl NodeOptions {
             limits: self.connection_limits(),
             assembly_bytes_max: ASSEMBLY_BYTES_MAX,
             surface: self.surface.clone(),
-            admission: self.admission(crate::identity::member_id(&self.peer_urls, &self.token).0),
+            admission: self.admission(self.initial.ids().1.0),
         }
     }
 

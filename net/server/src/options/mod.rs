@@ -21,6 +21,7 @@ use std::io;
 use trilith_reactor::LogRotation;
 
 use crate::auto_compaction::Retention;
+use crate::initial::Initial;
 use crate::journal::{Format, Level};
 use crate::layout::Layout;
 use flags::{FLAGS, Kind, LEGACY_IGNORED, OLD_NAMES, Successor, Support};
@@ -54,12 +55,8 @@ pub struct Options {
     pub listen_peer_urls: Vec<Url>,
     /// Advertised client URLs, as given.
     pub advertise_client_urls: Vec<String>,
-    /// Advertised peer URLs, as given.
-    pub initial_advertise_peer_urls: Vec<String>,
-    /// Cluster token.
-    pub initial_cluster_token: String,
-    /// `--initial-cluster-state=existing`: a directory without data is to join a cluster.
-    pub is_joining: bool,
+    /// What a new member is made with.
+    pub initial: Initial,
     /// Heartbeat interval, milliseconds.
     pub heartbeat_interval_ms: u64,
     /// Election timeout, milliseconds.
@@ -301,6 +298,9 @@ fn read_arguments(arguments: &[String], given: &mut Given) -> Result<Asked, Opti
         let Some(body) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
             return Err(OptionsError::Invalid(format!("{argument:?} is not a valid flag")));
         };
+        if argument == "-" {
+            return Err(OptionsError::Invalid("\"-\" is not a valid flag".to_owned()));
+        }
         if body.is_empty() {
             return match rest.next() {
                 Some(extra) => Err(OptionsError::Invalid(format!("{extra:?} is not a valid flag"))),
@@ -311,7 +311,7 @@ fn read_arguments(arguments: &[String], given: &mut Given) -> Result<Asked, Opti
         match name {
             "h" | "help" => return Ok(Asked::Help),
             "version" => {
-                version = attached.is_none_or(|text| value::boolean(text) == Some(true));
+                version = boolean_of("version", attached.unwrap_or("true"))?;
                 continue;
             }
             _ => {}
@@ -323,16 +323,25 @@ fn read_arguments(arguments: &[String], given: &mut Given) -> Result<Asked, Opti
         }
         let text = match (attached, kind) {
             (Some(text), _) => text.to_owned(),
-            (None, Some(Kind::Bool)) => "true".to_owned(),
-            (None, _) => {
+            // What is ignored takes no argument, as in etcd.
+            (None, Some(Kind::Bool) | None) => "true".to_owned(),
+            (None, Some(_)) => {
                 rest.next().cloned().ok_or_else(|| OptionsError::Usage(format!("flag needs an argument: -{name}")))?
             }
         };
+        if kind == Some(Kind::Bool) {
+            boolean_of(name, &text)?;
+        }
         if !legacy {
             insert(given, name, text, &format!("flag -{name}"))?;
         }
     }
     Ok(if version { Asked::Version } else { Asked::Serve })
+}
+
+fn boolean_of(name: &str, text: &str) -> Result<bool, OptionsError> {
+    let malformed = || OptionsError::Usage(format!("invalid boolean value {text:?} for -{name}: parse error"));
+    value::boolean(text).ok_or_else(malformed)
 }
 
 /// The syntax of a present or old name.
@@ -439,11 +448,13 @@ fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Resu
         return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned());
     }
     let (heartbeat_interval_ms, election_timeout_ms) = raft_times(values)?;
-    let peer_urls = strings(text_of(values, "initial-advertise-peer-urls"));
-    check_initial_cluster(values, &name, &peer_urls)?;
     let auto_compaction = retention(values)?;
     if duration_of(values, "compact-hash-check-time") == 0 {
         return Err("--compact-hash-check-time must be >0 (set to 0s)".to_owned());
+    }
+    let log_format = log_format(values)?;
+    if text_of(values, "discovery-fallback") == "proxy" {
+        return Err("v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"".to_owned());
     }
     let (log_outputs, log_rotation) = log_outputs(values)?;
     let (listen_client_urls, listen_client_http_urls) = client_urls(values)?;
@@ -458,22 +469,22 @@ fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Resu
         listen_metrics_urls: optional_listen_urls(text_of(values, "listen-metrics-urls"))?,
         listen_peer_urls: listen_urls(text_of(values, "listen-peer-urls"))?,
         advertise_client_urls: strings(text_of(values, "advertise-client-urls")),
-        initial_advertise_peer_urls: peer_urls,
-        initial_cluster_token: text_of(values, "initial-cluster-token").to_owned(),
-        is_joining: text_of(values, "initial-cluster-state") == "existing",
+        initial: initial(values, &name),
         heartbeat_interval_ms,
         election_timeout_ms,
         quota_backend_bytes: if quota == 0 { QUOTA_BACKEND_BYTES_DEFAULT } else { quota },
         max_request_bytes: usize::try_from(unsigned_of(values, "max-request-bytes")).expect("bounded by the table"),
         max_txn_ops: usize::try_from(unsigned_of(values, "max-txn-ops")).expect("bounded by the table"),
-        max_concurrent_streams: u32::try_from(unsigned_of(values, "max-concurrent-streams"))
-            .expect("bounded by the table"),
+        max_concurrent_streams: match unsigned_of(values, "max-concurrent-streams") {
+            0 => u32::MAX,
+            streams => u32::try_from(streams).expect("bounded by the table"),
+        },
         keepalive_min_time: duration_of(values, "grpc-keepalive-min-time"),
         keepalive_interval: duration_of(values, "grpc-keepalive-interval"),
         keepalive_timeout: duration_of(values, "grpc-keepalive-timeout"),
         socket_reuse_port: value::boolean(text_of(values, "socket-reuse-port")) == Some(true),
-        log_level: Level::parse(text_of(values, "log-level")).expect("checked against the choices"),
-        log_format: if text_of(values, "log-format") == "console" { Format::Console } else { Format::Json },
+        log_level: Level::parse(text_of(values, "log-level")).unwrap_or(Level::Info),
+        log_format,
         log_outputs,
         log_rotation,
         metrics_extensive: text_of(values, "metrics") == "extensive",
@@ -528,7 +539,8 @@ fn retention(values: &Values) -> Result<Retention, String> {
         return Err(format!("unknown auto-compaction-mode {mode:?}"));
     }
     let text = text_of(values, "auto-compaction-retention");
-    let number: Option<u64> = text.parse().ok();
+    // Nothing given is nothing kept beyond need, as in etcd.
+    let number: Option<u64> = if text.is_empty() { Some(0) } else { text.parse().ok() };
     let malformed = |what: &str| format!("error parsing CompactionRetention: time: {what} {text:?}");
     let amount = match number {
         Some(hours) if mode == "periodic" => {
@@ -545,6 +557,20 @@ fn retention(values: &Values) -> Result<Retention, String> {
         (_, "periodic") => Retention::Period(amount),
         _ => Retention::Revisions(amount),
     })
+}
+
+/// `--logger` and `--log-format`, with etcd's words where they say what is not.
+fn log_format(values: &Values) -> Result<Format, String> {
+    match text_of(values, "logger") {
+        "zap" => {}
+        "capnslog" => return Err("--logger=capnslog is removed in v3.5".to_owned()),
+        other => return Err(format!("unknown logger option {other:?}")),
+    }
+    match text_of(values, "log-format") {
+        "" | "json" => Ok(Format::Json),
+        "console" => Ok(Format::Console),
+        other => Err(format!("unknown log format: {other}, supported values json, console")),
+    }
 }
 
 /// Where records go, and when a file is set aside.
@@ -570,6 +596,20 @@ fn log_outputs(values: &Values) -> Result<(Vec<String>, Option<LogRotation>), St
     }
     let rotation = log_rotation::parse(text_of(values, "log-rotation-config-json"))?;
     Ok((outputs, Some(rotation)))
+}
+
+/// What a new member is made with; whether there is one already shows later.
+fn initial(values: &Values, name: &str) -> Initial {
+    let peer_urls = strings(text_of(values, "initial-advertise-peer-urls"));
+    Initial {
+        cluster_fault: check_initial_cluster(values, name, &peer_urls).err(),
+        peer_urls,
+        peer_urls_are_given: values.contains_key("initial-advertise-peer-urls"),
+        cluster: values.get("initial-cluster").cloned(),
+        token: text_of(values, "initial-cluster-token").to_owned(),
+        token_is_given: values.contains_key("initial-cluster-token"),
+        is_joining: text_of(values, "initial-cluster-state") == "existing",
+    }
 }
 
 /// `--initial-cluster` must name this member, and its URLs must be the advertised ones. Its default follows the name.
@@ -640,6 +680,9 @@ fn listen_urls(list: &str) -> Result<Vec<Url>, String> {
         }
         if !url.is_unix() && url.host != "localhost" && url.host.parse::<std::net::IpAddr>().is_err() {
             return Err(format!("expected IP in URL for binding ({url})"));
+        }
+        if url.port > u32::from(u16::MAX) {
+            return Err(format!("listen tcp: address {}: invalid port", url.port));
         }
     }
     Ok(urls)

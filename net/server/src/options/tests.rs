@@ -96,6 +96,47 @@ fn the_times_of_raft_have_etcds_limits() {
     }
 }
 
+/// What etcd ends with code 2 and its usage is told from what it ends with code 1.
+#[test]
+fn errors_have_etcds_exit_codes() {
+    for (argument, text) in [
+        ("--logger=capnslog", "--logger=capnslog is removed in v3.5"),
+        ("--logger=", "unknown logger option \"\""),
+        ("--log-format=text", "unknown log format: text, supported values json, console"),
+        ("-", "\"-\" is not a valid flag"),
+        ("--listen-peer-urls=http://127.0.0.1:99999", "listen tcp: address 99999: invalid port"),
+        (
+            "--discovery-fallback=proxy",
+            "v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"",
+        ),
+        ("--tls-min-version=x", "--tls-min-version=x is refused: this version of trilithd has no support for TLS"),
+    ] {
+        assert_eq!(invalid(&[argument]), text);
+    }
+    for (argument, text) in [
+        ("--version=x", "invalid boolean value \"x\" for -version: parse error"),
+        ("--pre-vote=maybe", "invalid boolean value \"maybe\" for -pre-vote: parse error"),
+        ("--discovery-fallback=x", "invalid value \"x\" for flag -discovery-fallback: "),
+    ] {
+        match serve(&[argument]).expect_err("illegal") {
+            OptionsError::Usage(said) => assert!(said.starts_with(text), "{said}"),
+            other => panic!("{argument}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_empty_or_an_odd_value_counts_as_in_etcd() {
+    let options = serve(&["--log-level=", "--log-format=", "--auto-compaction-retention="]).expect("legal");
+    assert_eq!((options.log_level, options.log_format), (Level::Info, Format::Json));
+    assert_eq!(options.auto_compaction, Retention::All);
+    assert_eq!(serve(&["--max-concurrent-streams=0"]).expect("legal").max_concurrent_streams, u32::MAX);
+    assert!(serve(&["--backend-bbolt-freelist-type=x", "--advertise-client-urls=http://h:99999"]).is_ok());
+    // What is ignored takes no argument.
+    assert_eq!(serve(&["--snapshot", "--name=n"]).expect("legal").name, "n");
+    assert_eq!(invalid(&["--force", "x"]), "\"x\" is not a valid flag");
+}
+
 #[test]
 fn a_listener_may_be_a_path_and_is_one_however_often_it_is_named() {
     let urls = "unix://localhost:2379,http://127.0.0.1:1,unix:///run/x/it.sock,http://127.0.0.1:1/";
@@ -131,11 +172,30 @@ fn rules_between_options() {
     );
     assert!(error(&["--heartbeat-interval", "300"]).starts_with("--election-timeout[1000ms]"));
     assert!(error(&["--cert-file", "x.pem"]).contains("no support for TLS"));
-    assert!(error(&["--initial-cluster", "a=http://x:1"]).starts_with("couldn't find local name \"default\""));
+}
+
+/// A member that exists does not care.
+#[test]
+fn what_is_wrong_with_the_initial_cluster_waits_for_the_data_directory() {
+    let fault = |list: &[&str]| serve(list).unwrap().initial.cluster_fault;
+    assert!(fault(&["--initial-cluster", "a=http://x:1"]).unwrap().starts_with("couldn't find local name \"default\""));
     let two = "default=http://localhost:2380,b=http://127.0.0.1:9";
-    assert!(error(&["--initial-cluster", two]).contains("clusters of several members"));
-    assert!(error(&["--initial-cluster", "default=http://x:1"]).contains("missing from --initial-advertise-peer-urls"));
-    assert!(serve(&["--initial-cluster", "n=http://localhost:2380", "--name", "n"]).is_ok());
+    assert!(fault(&["--initial-cluster", two]).unwrap().contains("clusters of several members"));
+    let elsewhere = fault(&["--initial-cluster", "default=http://x:1"]).unwrap();
+    assert!(elsewhere.contains("missing from --initial-advertise-peer-urls"));
+    assert_eq!(fault(&["--initial-cluster", "n=http://localhost:2380", "--name", "n"]), None);
+}
+
+#[test]
+fn a_default_is_told_from_what_was_given() {
+    let initial = |list: &[&str]| serve(list).unwrap().initial;
+    let none = initial(&[]);
+    assert!(
+        !none.peer_urls_are_given && !none.token_is_given && none.cluster.is_none() && none.token == "etcd-cluster"
+    );
+    let same =
+        initial(&["--initial-cluster-token=etcd-cluster", "--initial-advertise-peer-urls=http://localhost:2380"]);
+    assert!(same.token_is_given && same.peer_urls_are_given);
 }
 
 #[test]

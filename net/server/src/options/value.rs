@@ -103,8 +103,8 @@ pub struct Url {
     pub scheme: String,
     /// Host without port; IPv6 without brackets. Of a Unix socket the path.
     pub host: String,
-    /// Port; a Unix socket has none.
-    pub port: u16,
+    /// Port; a Unix socket has none. What no socket can have is a URL all the same.
+    pub port: u32,
 }
 
 impl Url {
@@ -195,6 +195,7 @@ mod tests {
         assert!(urls("127.0.0.1:2379").expect_err("no scheme").starts_with("URL scheme must be"));
         assert!(urls("http://a:1/x").expect_err("path").contains("must not contain a path"));
         assert!(urls("http://a").expect_err("no port").contains("host:port"));
+        assert_eq!(urls("http://a:99999").expect("a number")[0].port, 99_999);
         let bad_port = urls("http://a:x").expect_err("no number");
         assert_eq!(bad_port, "parse \"http://a:x\": invalid port \":x\" after host");
     }
@@ -206,5 +207,6 @@ mod tests {
         assert!(check(kind, "6").is_err());
         assert!(check(kind, "five").is_err());
         assert!(check(Kind::Choice(&["new"]), "old").is_err());
+        assert_eq!(check(Kind::Choice(&["new"]), ""), Err("invalid value \"\", expected one of new".to_owned()));
     }
 }

@@ -6,6 +6,7 @@
 mod cores;
 mod disk;
 mod hostile;
+mod identity;
 mod leases;
 mod long;
 mod open;
@@ -18,6 +19,7 @@ use trilith_engine::replica::ReplicaOptions;
 use trilith_engine::store::StoreOptions;
 use trilith_engine::store::row_log::RowLogOptions;
 use trilith_reactor::{CloseReason, ConnectionId, Event};
+use trilith_server::initial::Initial;
 use trilith_server::journal::{Format, Journal, Level};
 use trilith_server::surface::Surface;
 use trilith_server::{BootError, NodeOptions};
@@ -33,10 +35,12 @@ fn options() -> NodeOptions {
     (log.segment_bytes, log.entry_bytes_max, log.batch_bytes_max) = (64 << 10, 32 << 10, 16 << 10);
     NodeOptions {
         name: "test".to_owned(),
-        peer_urls: vec!["http://10.0.0.1:2380".to_owned()],
         client_urls: vec!["http://10.0.0.1:2379".to_owned()],
-        token: "test".to_owned(),
-        is_joining: false,
+        initial: Initial {
+            peer_urls: vec!["http://10.0.0.1:2380".to_owned()],
+            token: "test".to_owned(),
+            ..Initial::default()
+        },
         surface: Surface::default(),
         journal: Journal { level_min: Level::Fatal, format: Format::Json },
         replica: ReplicaOptions {

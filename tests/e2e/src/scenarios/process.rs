@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::client::{Connection, runtime};
+use crate::differential::{self, compare};
 use crate::server::{Launch, Ports, Server, Subject};
 use crate::setup::{Outcome, Setup};
 
@@ -62,6 +63,43 @@ pub(super) fn second_daemon_on_port(setup: &Setup) -> Result<Outcome> {
     put(&first, "still here")?;
     first.stop(&[])?;
     Ok(Outcome::Passed)
+}
+
+/// Flags of later starts: what a new member is made with says nothing any more, name and client URLs do.
+const LATER_FLAGS: &[&[&str]] = &[
+    &["--initial-cluster-state=existing"],
+    &["--initial-advertise-peer-urls=http://127.0.0.1:9"],
+    &["--initial-cluster=nonsense"],
+    &["--initial-cluster=n1=http://127.0.0.1:9,n2=http://127.0.0.1:10"],
+    &["--name=renamed", "--initial-advertise-peer-urls=http://127.0.0.1:9"],
+    &["--name=renamed", "--advertise-client-urls=http://127.0.0.1:11,http://127.0.0.1:12"],
+    &[],
+];
+
+/// A member that is started again with other flags is who it was, and shows what etcd shows.
+pub(super) fn other_flags_later(setup: &Setup) -> Result<Outcome> {
+    let Some(etcdctl) = setup.peer("etcdctl") else {
+        return Ok(Outcome::Skipped("no etcdctl".to_owned()));
+    };
+    let ports = Ports::pick()?;
+    compare(setup, |running| {
+        let launch = setup.launch_of(running.subject(), ports)?;
+        let token = "--initial-cluster-token=t".to_owned();
+        let first = Launch { flags: launch.flags.iter().cloned().chain([token]).collect(), ..launch.clone() };
+        first.start()?.stop(&[])?;
+        let mut text = String::new();
+        for flags in LATER_FLAGS {
+            let later = flags.iter().map(|&flag| flag.to_owned());
+            let server =
+                Launch { flags: launch.flags.iter().cloned().chain(later).collect(), ..first.clone() }.start()?;
+            text.push_str(&format!("$ {flags:?}\n"));
+            for words in [&["member", "list", "-w", "json"][..], &["endpoint", "status", "-w", "json"]] {
+                text.push_str(&differential::etcdctl(&etcdctl, &server, words, None)?);
+            }
+            server.stop(&["flags of a new member are ignored"])?;
+        }
+        Ok(text)
+    })
 }
 
 /// A data directory of etcd is refused and left as it is, to the last byte.
