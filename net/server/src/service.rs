@@ -52,7 +52,7 @@ use deadlines::Deadlines;
 use jobs::{Job, Jobs, LeaseList, Wait, Work};
 use leases::LeaseWork;
 use reads::{Read, ReadKind, Reads};
-use requests::{authenticate, health_check};
+use requests::{authenticate, health_check, health_list};
 pub use steps::JobStep;
 use streams::OpenCalls;
 use waiters::Waiters;
@@ -262,6 +262,7 @@ impl Service {
             Method::Status => decode::<pb::StatusRequest>(message).map(|_| Verdict::Message(self.status())),
             Method::Hash => self.handle_hash(caller, message, now),
             Method::HashKv => self.handle_hash_kv(caller, message, now),
+            Method::MoveLeader => self.move_leader(message),
             Method::Defragment => self.handle_defragment(caller, message, now),
             Method::Watch => Ok(self.open_watch(caller)),
             Method::LeaseGrant => self.handle_lease_grant(caller, message, now),
@@ -270,6 +271,7 @@ impl Service {
             Method::LeaseLeases => self.handle_leases(caller, message, now),
             Method::LeaseKeepAlive => Ok(self.open_keep_alive(caller)),
             Method::HealthCheck => health_check(message),
+            Method::HealthList => health_list(message),
             Method::HealthWatch => self.open_health_watch(caller, message),
             Method::AuthStatus => self.auth_status(message),
             Method::Authenticate => authenticate(message),

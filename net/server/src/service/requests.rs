@@ -5,6 +5,7 @@
 
 use trilith_engine::command::{Alarm, Command, Op, SortOrder, SortTarget, Txn};
 use trilith_engine::mvcc::{HashCursor, check};
+use trilith_raftlog::Role;
 use trilith_wire::api::status::{self, Status};
 use trilith_wire::proto::etcdserverpb as pb;
 use trilith_wire::proto::{Message, health};
@@ -24,6 +25,19 @@ impl Service {
         check::check_put(&put).map_err(api::mvcc_status)?;
         self.admission.check_size(message.len())?;
         self.submit(caller, &Command::Put(put), now)
+    }
+
+    /// The only member leads already; there is nobody else to take over.
+    pub(super) fn move_leader(&self, message: &[u8]) -> Result<Verdict, Status> {
+        let request = decode::<pb::MoveLeaderRequest>(message)?;
+        if self.replica.role() != Role::Leader {
+            return Err(status::NOT_LEADER);
+        }
+        if request.target_id != self.member_id {
+            return Err(status::BAD_LEADER_TRANSFEREE);
+        }
+        // etcd's answer has no header.
+        Ok(Verdict::Message(pb::MoveLeaderResponse::default().encode_to_vec()))
     }
 
     pub(super) fn handle_delete_range(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
@@ -179,4 +193,12 @@ pub(super) fn health_check(message: &[u8]) -> Result<Verdict, Status> {
     let request = decode::<health::HealthCheckRequest<'_>>(message)?;
     let status = health_of(request.service).ok_or(status::UNKNOWN_HEALTH_SERVICE)?;
     Ok(Verdict::Message(health::HealthCheckResponse { status }.encode_to_vec()))
+}
+
+/// Every service whose health is known: the server as a whole.
+pub(super) fn health_list(message: &[u8]) -> Result<Verdict, Status> {
+    decode::<health::HealthListRequest>(message)?;
+    let status = Some(health::HealthCheckResponse { status: health::ServingStatus::SERVING });
+    let statuses = vec![health::HealthListEntry { service: "", status }];
+    Ok(Verdict::Message(health::HealthListResponse { statuses }.encode_to_vec()))
 }

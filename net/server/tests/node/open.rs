@@ -337,6 +337,31 @@ fn metrics_count_watches() {
 }
 
 #[test]
+fn leadership_moves_to_the_member_that_has_it() {
+    let mut world = World::new();
+    let (_, member) = options().initial.ids();
+    for (stream, target_id, status) in [(1, member.0, 0), (3, 7, 9), (5, 0, 9)] {
+        let request = encoded(&pb::MoveLeaderRequest { target_id });
+        world.say(call(stream, "/etcdserverpb.Maintenance/MoveLeader", &request, 0));
+        let answer = world.answer(stream);
+        assert!(has(&answer, &format!("grpc-status: {status}")), "{target_id}: {answer:?}");
+        assert_eq!(has(&answer, "grpc-message: etcdserver: bad leader transferee"), status == 9, "{answer:?}");
+    }
+    assert_eq!(world.messages(1), [[0; 0]], "an answer without a header, as etcd's");
+}
+
+#[test]
+fn health_is_listed() {
+    let mut world = World::new();
+    world.say(call(1, "/grpc.health.v1.Health/List", b"", 0));
+    assert!(has(&world.answer(1), "grpc-status: 0"));
+    let response = world.messages(1).remove(0);
+    let statuses = health::HealthListResponse::decode(&response).unwrap().statuses;
+    let status = Some(health::HealthCheckResponse { status: health::ServingStatus::SERVING });
+    assert_eq!(statuses, [health::HealthListEntry { service: "", status }]);
+}
+
+#[test]
 fn health_is_watched() {
     let mut world = World::new();
     let request = encoded(&health::HealthCheckRequest::default());

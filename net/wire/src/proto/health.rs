@@ -105,8 +105,121 @@ impl<'a> Message<'a> for HealthCheckResponse {
     }
 }
 
+/// `grpc.health.v1.HealthListRequest`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HealthListRequest {}
+
+impl<'a> Message<'a> for HealthListRequest {
+    const NAME: &'static str = "grpc.health.v1.HealthListRequest";
+
+    fn merge(&mut self, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
+        while let Some(tag) = reader.tag()? {
+            reader.skip(tag)?;
+        }
+        Ok(())
+    }
+
+    fn encoded_len(&self) -> usize {
+        0
+    }
+
+    fn encode_into(&self, _out: &mut Vec<u8>) {
+    }
+}
+
+/// `grpc.health.v1.HealthListResponse`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthListResponse<'a> {
+    /// 1: `statuses`.
+    ///
+    /// A map's wire form: one message per entry.
+    pub statuses: Vec<HealthListEntry<'a>>,
+}
+
+impl HealthListResponse<'_> {
+    /// Appends one element of `statuses`.
+    pub fn write_statuses(out: &mut Vec<u8>, statuses: &HealthListEntry<'_>) {
+        codec::put_message_field(out, 0x0a, statuses);
+    }
+}
+
+impl<'a> Message<'a> for HealthListResponse<'a> {
+    const NAME: &'static str = "grpc.health.v1.HealthListResponse";
+
+    fn merge(&mut self, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
+        while let Some(tag) = reader.tag()? {
+            match tag {
+                0x0a => reader.message_element(&mut self.statuses)?,
+                _ => reader.skip(tag)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn encoded_len(&self) -> usize {
+        let mut len = 0;
+        for value in &self.statuses {
+            len += codec::message_field_len(0x0a, value);
+        }
+        len
+    }
+
+    fn encode_into(&self, out: &mut Vec<u8>) {
+        for value in &self.statuses {
+            codec::put_message_field(out, 0x0a, value);
+        }
+    }
+}
+
+/// `grpc.health.v1.HealthListEntry`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HealthListEntry<'a> {
+    /// 1: `service`.
+    pub service: &'a str,
+    /// 2: `status`.
+    pub status: Option<HealthCheckResponse>,
+}
+
+impl<'a> Message<'a> for HealthListEntry<'a> {
+    const NAME: &'static str = "grpc.health.v1.HealthListEntry";
+
+    fn merge(&mut self, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
+        while let Some(tag) = reader.tag()? {
+            match tag {
+                0x0a => self.service = reader.string()?,
+                0x12 => reader.message(self.status.get_or_insert_default())?,
+                _ => reader.skip(tag)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn encoded_len(&self) -> usize {
+        let mut len = 0;
+        if !self.service.is_empty() {
+            len += codec::delimited_field_len(0x0a, self.service.len());
+        }
+        if let Some(value) = &self.status {
+            len += codec::message_field_len(0x12, value);
+        }
+        len
+    }
+
+    fn encode_into(&self, out: &mut Vec<u8>) {
+        if !self.service.is_empty() {
+            codec::put_bytes_field(out, 0x0a, self.service.as_bytes());
+        }
+        if let Some(value) = &self.status {
+            codec::put_message_field(out, 0x12, value);
+        }
+    }
+}
+
 /// Every message of this package by its full name, for checks that concern them all.
 pub const MESSAGES: &[(&str, codec::Reencode)] = &[
     ("grpc.health.v1.HealthCheckRequest", |b| codec::reencode::<HealthCheckRequest<'_>>(b)),
     ("grpc.health.v1.HealthCheckResponse", |b| codec::reencode::<HealthCheckResponse>(b)),
+    ("grpc.health.v1.HealthListRequest", |b| codec::reencode::<HealthListRequest>(b)),
+    ("grpc.health.v1.HealthListResponse", |b| codec::reencode::<HealthListResponse<'_>>(b)),
+    ("grpc.health.v1.HealthListEntry", |b| codec::reencode::<HealthListEntry<'_>>(b)),
 ];

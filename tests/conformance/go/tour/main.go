@@ -39,6 +39,7 @@ var parts = map[string]func(*tour){
 	"registry":    (*tour).registry,
 	"maintenance": (*tour).maintenance,
 	"members":     (*tour).members,
+	"leader":      (*tour).leader,
 	"changes":     (*tour).memberChanges,
 	"auth":        (*tour).auth,
 	"snapshot":    (*tour).snapshot,

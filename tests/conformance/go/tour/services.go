@@ -54,8 +54,20 @@ func (t *tour) memberChanges() {
 	t.failed("remove", err)
 	_, err = t.client.MemberUpdate(t.ctx, 7, []string{"http://127.0.0.1:1"})
 	t.failed("update", err)
-	_, err = t.client.MoveLeader(t.ctx, 7)
-	t.failed("move leader", err)
+}
+
+// leader is the part of moving leadership: to the member that has it, and to one that is none.
+func (t *tour) leader() {
+	status, err := t.client.Status(t.ctx, t.endpoint)
+	if t.failed("status", err) {
+		return
+	}
+	for _, target := range []uint64{status.Leader, 7} {
+		answer, err := t.client.MoveLeader(t.ctx, target)
+		if !t.failed("move leader", err) {
+			t.say("leadership moved, a header %t", answer.Header != nil)
+		}
+	}
 }
 
 // auth is the part of authentication while it is disabled.

@@ -53,7 +53,6 @@ const ABSENT: &[&str] = &[
     "/etcdserverpb.Cluster/MemberUpdate",
     "/etcdserverpb.Cluster/MemberPromote",
     "/etcdserverpb.Maintenance/Snapshot",
-    "/etcdserverpb.Maintenance/MoveLeader",
     "/etcdserverpb.Maintenance/Downgrade",
     "/etcdserverpb.Auth/AuthEnable",
     "/etcdserverpb.Auth/UserAdd",

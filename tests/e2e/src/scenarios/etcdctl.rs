@@ -92,6 +92,7 @@ const CLUSTER: &[&str] = &[
     "alarm list",
     "endpoint health --cluster",
     "endpoint status --cluster -w json",
+    "move-leader 7",
 ];
 
 /// Keys with the etcdctl of the compared release.

@@ -68,6 +68,7 @@ const TOUR: &[&str] = &[
     "stm",
     "maintenance",
     "members",
+    "leader",
     "reconnect",
     "expiry",
     "session",

@@ -90,6 +90,8 @@ func (s *session) health() {
 		answer, err := client.Check(s.ctx, &grpc_health_v1.HealthCheckRequest{Service: service})
 		s.show("health of '"+service+"'", answer, err)
 	}
+	list, err := client.List(s.ctx, &grpc_health_v1.HealthListRequest{})
+	s.show("all health", list, err)
 }
 
 // passwords is the part of what a client learns that was given a password for a server without authentication.
@@ -144,8 +146,6 @@ func (s *session) changes() {
 	s.show("add", &pb.MemberAddResponse{}, err)
 	_, err = cluster.MemberPromote(s.ctx, &pb.MemberPromoteRequest{ID: 7})
 	s.show("promote", &pb.MemberPromoteResponse{}, err)
-	_, err = maintenance.MoveLeader(s.ctx, &pb.MoveLeaderRequest{TargetID: 7})
-	s.show("move leader", &pb.MoveLeaderResponse{}, err)
 	_, err = maintenance.Downgrade(s.ctx, &pb.DowngradeRequest{Action: pb.DowngradeRequest_VALIDATE, Version: "nonsense"})
 	s.show("downgrade", &pb.DowngradeResponse{}, err)
 }
