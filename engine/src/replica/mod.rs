@@ -55,7 +55,7 @@ pub struct ReplicaOptions {
     pub checkpoint_overlay_bytes: u64,
     /// A checkpoint starts at so many changed keys.
     pub checkpoint_changes: usize,
-    /// A checkpoint starts at this much log above the one before, in bytes of file.
+    /// A checkpoint starts at this much log above the one before, in bytes of file, with what kills left unused.
     pub checkpoint_log_bytes: u64,
     /// Commands waiting for a place in the log, in bytes; beyond it the answer is "too many requests".
     pub pending_bytes_max: usize,
@@ -161,6 +161,8 @@ pub struct Replica {
     /// Bytes of log applied since the newest checkpoint began. Not the length of the live log: that includes what the
     /// older checkpoint needs, and would call for the next one as soon as this one ends.
     log_bytes_since_checkpoint: u64,
+    /// Where the newest checkpoint began.
+    checkpoint_index: Index,
     reclaim: Reclaim,
     stopping: bool,
 }
@@ -170,7 +172,7 @@ impl Replica {
     #[must_use]
     pub fn boot(options: ReplicaOptions, boot: ReplicaBoot) -> Self {
         let applied = boot.position.index;
-        let raft = Raft::boot(
+        let mut raft = Raft::boot(
             options.log,
             Boot {
                 identity: boot.identity,
@@ -182,6 +184,10 @@ impl Replica {
                 now: boot.now,
             },
         );
+        if boot.store.superblock().is_some() {
+            // What was freed before the last process ended still holds its records.
+            raft.handle_checkpoint(boot.store.retain_from().next());
+        }
         let member = boot.identity.member_id;
         Self {
             options,
@@ -197,6 +203,7 @@ impl Replica {
             effects: VecDeque::new(),
             position: boot.position,
             log_bytes_since_checkpoint: 0,
+            checkpoint_index: applied,
             stopping: false,
         }
     }
@@ -329,13 +336,15 @@ impl Replica {
         let overlay = self.state.keyspace.overlay();
         overlay.bytes() >= self.options.checkpoint_overlay_bytes
             || overlay.len() >= self.options.checkpoint_changes
-            || self.log_bytes_since_checkpoint >= self.options.checkpoint_log_bytes
+            || self.log_bytes_since_checkpoint + self.raft.log_unused_bytes(self.checkpoint_index)
+                >= self.options.checkpoint_log_bytes
             || self.reclaim.wants_checkpoint()
     }
 
     fn begin_checkpoint(&mut self) {
         assert_eq!(self.position.index, self.state.applied(), "a checkpoint is taken between entries");
         self.log_bytes_since_checkpoint = 0;
+        self.checkpoint_index = self.position.index;
         self.reclaim.handle_begun();
         self.state.keyspace.freeze();
         let rows = self.state.keyspace.rows_mut().handle_checkpoint();

@@ -520,6 +520,13 @@ impl Raft {
         self.wal.live_bytes()
     }
 
+    /// Room that was given up in segments which end above an index and hold applied entries alone: every start that
+    /// follows a kill goes on in a fresh segment.
+    #[must_use]
+    pub fn log_unused_bytes(&self, above: Index) -> u64 {
+        self.wal.unused_bytes(above, self.applied)
+    }
+
     /// The segments in use by sequence, each up to its last durable byte: what a scrubber may read.
     #[must_use]
     pub fn durable_segments(&self) -> Vec<LiveSegment> {

@@ -247,6 +247,10 @@ impl Wal {
         self.ring.live().take_while(before).map(cut).collect()
     }
 
+    pub(crate) fn unused_bytes(&self, above: Index, up_to: Index) -> u64 {
+        self.ring.unused_bytes(above, up_to)
+    }
+
     pub(crate) fn live_bytes(&self) -> u64 {
         self.ring.live_bytes()
     }

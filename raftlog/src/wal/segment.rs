@@ -264,6 +264,14 @@ impl SegmentRing {
         self.live.iter()
     }
 
+    /// Bytes at the ends of segments that were left before they were full, of those that end above one index and not
+    /// above another.
+    pub(crate) fn unused_bytes(&self, above: Index, up_to: Index) -> u64 {
+        let left = self.live.iter().take(self.live.len().saturating_sub(1));
+        let between = left.filter(|segment| segment.last_index > above && segment.last_index <= up_to);
+        between.map(|segment| segment.file_bytes.saturating_sub(segment.end)).sum()
+    }
+
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live.iter().map(|segment| segment.file_bytes).sum()
     }

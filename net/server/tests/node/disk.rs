@@ -7,6 +7,8 @@ use trilith_raftlog::{AppendWrite, Durability, Generation, Lsn, PrepareSegment, 
 use trilith_reactor::{BootFiles, Event, FileMode, Preparation};
 use trilith_server::disk::{Completion, Disk, Pages, RESERVE_FILE_NAME, Source, store_file_name};
 
+use crate::cores::Cores;
+use crate::open::World;
 use crate::port::MemoryPort;
 use crate::{PUT, PUT_PATH, SECOND, answer, call, greeting, options, serving};
 
@@ -273,4 +275,67 @@ fn a_put_whose_append_fails_is_never_answered_and_ends_the_process() {
     let until = port.now + 3 * SECOND;
     assert_eq!(port.run(&mut node, until), Some(1));
     assert_eq!(answer(&port, connection, 1), [""; 0]);
+}
+
+fn segments(port: &MemoryPort) -> usize {
+    port.files.keys().filter(|name| name.starts_with("wal/seg-")).count()
+}
+
+/// Every start after a kill goes on in a fresh segment; the old ones are given back all the same, however little is
+/// written.
+#[test]
+fn starts_that_are_killed_pile_up_no_segments() {
+    let mut world = World::new();
+    world.say(call(1, PUT_PATH, PUT, 0));
+    let mut port = world.port.restarted();
+    let a_checkpoint = options().replica.checkpoint_log_bytes / options().replica.log.segment_bytes;
+    let mut most = 0;
+    for _ in 0..8 * a_checkpoint {
+        let node = serving(&mut port, options());
+        assert_eq!(node.replica().keyspace().published().revision, 2);
+        most = most.max(segments(&port));
+        port = port.restarted();
+    }
+    // Of two checkpoints, which do not count the segments' headers, and those that are written to, made ready, and left
+    // behind while a checkpoint is made.
+    let bound = 2 * (usize::try_from(a_checkpoint).unwrap() + 2) + 5;
+    assert!(most <= bound, "{most} segments, {bound} at most");
+}
+
+/// The start that gives them back may die anywhere, too.
+#[test]
+fn a_start_that_gives_segments_back_may_die_between_any_two_steps() {
+    let mut world = World::new();
+    world.say(call(1, PUT_PATH, PUT, 0));
+    let mut port = world.port.restarted();
+    let superblocks =
+        |port: &MemoryPort| [0, 1].map(|number| port.files[&format!("store/superblock-{number}")].clone());
+    let mut dying = Vec::new();
+    // The first checkpoint gives nothing back, the second does.
+    let mut checkpoints = 0;
+    while checkpoints < 2 {
+        let before = (port.files.clone(), superblocks(&port));
+        serving(&mut port, options());
+        if superblocks(&port) != before.1 {
+            checkpoints += 1;
+            dying.push(before.0);
+        }
+        port = port.restarted();
+    }
+    for files in dying {
+        for steps in 0.. {
+            let mut port = MemoryPort::default();
+            (port.files, port.changes_left) = (files.clone(), Some(steps));
+            if let Ok(mut node) = Cores::boot(options(), &mut port) {
+                port.run(&mut node, 3 * SECOND);
+            }
+            let is_done = !port.is_dead();
+            let node = serving(&mut port.restarted(), options());
+            assert_eq!(node.replica().keyspace().published().revision, 2, "{steps} steps");
+            if is_done {
+                assert!(steps > 20);
+                break;
+            }
+        }
+    }
 }
