@@ -379,7 +379,7 @@ fn check_member<P: Port>(
 fn stored_peer_urls(member: MemberId, tables: &Tables, recovered: &trilith_raftlog::Recovered) -> Option<Vec<String>> {
     let peer_urls = |tables: &Tables| tables.members().get(&member.0).map(|member| member.peer_urls.clone());
     let configurations = recovered.entries.iter().filter(|entry| entry.entry_type == EntryType::Configuration);
-    let logged = configurations.filter_map(|entry| peer_urls(&Tables::decode(&entry.payload)?)).last();
+    let logged = configurations.filter_map(|entry| peer_urls(&Tables::decode(&entry.payload)?)).next_back();
     logged.or_else(|| peer_urls(tables))
 }
 
