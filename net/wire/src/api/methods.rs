@@ -262,7 +262,7 @@ mod tests {
         for (index, method) in Method::all().enumerate() {
             assert_eq!(method as usize, index);
         }
-        assert_eq!(Method::COUNT, 51);
+        assert_eq!(Method::COUNT, 52);
     }
 
     /// (full service name, method, kind) of every `rpc` line of a definition.
