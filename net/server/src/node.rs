@@ -52,12 +52,12 @@ use options::{ASSEMBLY_BYTES_MAX, GRPC_OVERHEAD_BYTES};
 
 /// Work units of one step: 500 us.
 const STEP_UNITS: u32 = 5_000;
-/// Work units of a step of apply: half of that, because a change among many keys can cost twice its price.
-const APPLY_UNITS_PER_STEP: u32 = 2_500;
+/// Work units of a step of apply: fewer, because a change among many keys costs thrice its price on cold caches.
+const APPLY_UNITS_PER_STEP: u32 = 1_250;
 /// Commands applied in one step at most.
 const APPLY_COMMANDS_PER_STEP: u32 = 512;
 /// Steps of apply in one turn.
-const APPLY_STEPS_PER_TURN: u32 = 8;
+const APPLY_STEPS_PER_TURN: u32 = 16;
 /// Steps of reads in one turn.
 const READ_STEPS_PER_TURN: u32 = 4;
 /// How often the feature gate LeaseCheckpoint notes what is left of leases: etcd's 5 min.

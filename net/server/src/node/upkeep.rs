@@ -23,9 +23,9 @@ use crate::scrub::{Loss, Rot};
 
 /// Work units of reclaim in one turn. Each looks a key up in an index that other work has driven out of the caches,
 /// which can cost thrice its price; a step stays below 500 us all the same.
-const RECLAIM_UNITS_PER_TURN: u32 = 1_000;
+const RECLAIM_UNITS_PER_TURN: u32 = 800;
 /// Merge work of a checkpoint in one step, in units of about 0.2 us.
-const CHECKPOINT_UNITS_PER_STEP: u32 = 2_500;
+const CHECKPOINT_UNITS_PER_STEP: u32 = 1_500;
 /// Pause after a step of a checkpoint that nothing presses, in nanoseconds. A step makes up to 70 KiB of pages.
 const CHECKPOINT_PAUSE: u64 = 1_000_000;
 /// Pause after a step of reclaim, in nanoseconds.
