@@ -208,7 +208,7 @@ pub const ATTACKS: &[Attack] = &[
         summary: "puts that claim to be compressed",
         pieces_per_second: 2_000,
         piece: bytes::compressed,
-        expect: Expect::Refused("grpc 12"),
+        expect: Expect::Refused("grpc 13"),
         ..FLOOD
     },
     Attack {

@@ -41,9 +41,9 @@ const CONNECTION_KIB_MAX: f64 = 20.0;
 /// After an attack the server gets so long to close what is left and to give memory back.
 const REST: Duration = Duration::from_secs(2);
 
-/// `attacks [--seconds N] [--quiet N] [--only NAME,..] [--peer etcd] [--json FILE]`.
+/// `attacks [--seconds N] [--quiet N] [--rounds N] [--only NAME,..] [--peer etcd] [--json FILE]`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let options = Options::parse(args, &[], &["seconds", "quiet", "only", "peer", "json"])?;
+    let options = Options::parse(args, &[], &["seconds", "quiet", "rounds", "only", "peer", "json"])?;
     options.no_arguments()?;
     let system = match options.text("peer") {
         None => System::Trilith,
@@ -57,13 +57,14 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     workspace.build_release(&["trilith-server", "trilith-bench"])?;
     let attacks = chosen(&workspace, options.text("only"))?;
     let seconds = Seconds { attack: options.number("seconds", 10)?, quiet: options.number("quiet", 5)? };
+    let rounds = options.number("rounds", 1)?.max(1);
     let site = Site::new(&workspace, system, None)?;
     let server = site.start(&[])?;
     let trial = Trial { workspace: &workspace, server: &server, seconds };
     trial.prepare()?;
     let mut reports = Vec::new();
     for attack in &attacks {
-        let report = trial.run(attack)?;
+        let report = sum_up(&(0..rounds).map(|_| trial.run(attack)).collect::<Result<Vec<_>>>()?);
         eprintln!("{}: {}, failures: {}", attack["name"], report["outcome"]["verdict"], report["failures"]);
         reports.push(report);
     }
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     std::fs::write(&file, serde_json::to_string_pretty(&reports)?)?;
     println!(
         "{}: {RATE} puts and {RATE} linearizable ranges a second beside each attack of {} s, on {} processors; \
-         latencies in ms, memory in MiB\n",
+         latencies in ms, medians of {rounds} rounds; memory in MiB\n",
         system.name(),
         trial.seconds.attack,
         std::thread::available_parallelism()?
@@ -150,7 +151,7 @@ impl Trial<'_> {
             "during_us": { "put": during.put_p99, "range": during.range_p99 },
             "memory_mib": { "before": before.all, "peak": peak, "after": after.all },
         });
-        let mut failures = judge(&report);
+        let mut failures = Vec::new();
         failures.extend(quiet.failure.map(|error| format!("before it: {error}")));
         failures.extend(during.failure);
         failures.extend(outcome.err().map(|error| format!("{error:#}")));
@@ -222,6 +223,26 @@ impl Drop for Running {
 
 fn number(value: &Value, path: &[&str]) -> f64 {
     path.iter().fold(value, |value, key| &value[*key]).as_f64().unwrap_or(f64::NAN)
+}
+
+/// One report of all rounds: the medians of the latencies, the round in which memory grew most, an outcome that was not
+/// the wanted one if there is any; and what the criteria say against it.
+fn sum_up(rounds: &[Value]) -> Value {
+    let growth = |round: &&Value| number(round, &["memory_mib", "peak"]) - number(round, &["memory_mib", "before"]);
+    let mut report =
+        rounds.iter().max_by(|a, b| growth(a).total_cmp(&growth(b))).expect("one round at the least").clone();
+    for (when, kind) in [("quiet_us", "put"), ("quiet_us", "range"), ("during_us", "put"), ("during_us", "range")] {
+        let mut latencies: Vec<f64> = rounds.iter().map(|round| number(round, &[when, kind])).collect();
+        latencies.sort_by(f64::total_cmp);
+        report[when][kind] = json!(latencies[latencies.len() / 2]);
+    }
+    if let Some(round) = rounds.iter().find(|round| round["outcome"]["met"] != true) {
+        report["outcome"] = round["outcome"].clone();
+    }
+    let mut failures: Vec<Value> = judge(&report).into_iter().map(Value::from).collect();
+    failures.extend(rounds.iter().filter_map(|round| round["failures"].as_array()).flatten().cloned());
+    report["failures"] = json!(failures);
+    report
 }
 
 /// How much slower requests of a kind were than in quiet.
@@ -323,6 +344,22 @@ mod tests {
             let failures = judge(&report);
             assert!(failures.len() == 1 && failures[0].contains(word), "{failures:?}");
         }
+    }
+
+    #[test]
+    fn rounds_are_summed_up_by_medians_and_the_worst_of_the_rest() {
+        let (mut slow, mut large, mut unmet) = (report(), report(), report());
+        slow["during_us"]["put"] = json!(90_000.0);
+        large["memory_mib"]["peak"] = json!(320.0);
+        assert_eq!(sum_up(&[slow.clone(), report(), report()])["failures"], json!([]), "one slow round of three");
+        assert!(sum_up(&[slow.clone(), slow, report()])["failures"][0].as_str().unwrap().contains("put"));
+        assert!(sum_up(&[report(), large, report()])["failures"][0].as_str().unwrap().contains("memory"));
+        unmet["outcome"]["met"] = json!(false);
+        unmet["failures"] = json!(["the server is gone"]);
+        assert_eq!(
+            sum_up(&[unmet, report(), report()])["failures"],
+            json!(["the attack did not end", "the server is gone"])
+        );
     }
 
     #[test]

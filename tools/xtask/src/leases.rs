@@ -24,6 +24,8 @@ const QUIET_BEFORE: u64 = 200_000;
 const QUIET_MAX: u64 = 8_000_000;
 /// How long etcd, which ends a thousand leases a second, is waited for.
 const WAIT_SECONDS: &str = "20";
+/// Time to live of those granted last: long enough for etcd on a busy machine to take a key for each.
+const TTL_SECONDS: &str = "40";
 
 /// `leases [--leases N] [--rounds N]`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -52,10 +54,13 @@ fn measure(workspace: &Workspace, system: System, leases: u64) -> Result<String>
     let clients = Clients { workspace, address: server.address() };
     let shape = Shape { keys: 100_000, first_key: 0, key_bytes: 32, value_bytes: 256 };
     let file = trace.to_string_lossy().into_owned();
-    let flags = ["--operation", "put", "--connections", "4", "--streams", "1000", "--rate", RATE, "--trace", &file];
+    // It goes on until it is told to end.
+    let limits = ["--rate", RATE, "--seconds", "86400"];
+    let streams = ["--connections", "4", "--streams", "1000"];
+    let flags = [&limits[..], &streams, &["--trace", &file]].concat();
     let load = clients.start_load(&shape, &flags)?;
     let mut command = Command::new(workspace.release("trilith-leases"));
-    command.arg("--endpoint").arg(server.address().to_string()).args(["--wait", WAIT_SECONDS]);
+    command.arg("--endpoint").arg(server.address().to_string()).args(["--wait", WAIT_SECONDS, "--ttl", TTL_SECONDS]);
     let text = process::capture(command.arg("--leases").arg(leases.to_string())).with_context(|| system.name())?;
     load.finish()?;
     let result: Value = serde_json::from_str(text.trim()).context("trilith-leases prints JSON")?;

@@ -88,7 +88,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "attacks",
-        synopsis: "[--seconds N] [--only NAME,..] [--peer etcd]  other clients' latency while hostile ones are at work",
+        synopsis: "[--seconds N] [--rounds N] [--only NAME,..] [--peer etcd]  others' latency beside hostile clients",
         run: attacks::run,
     },
     Command { name: "sim", synopsis: "[--seed N | --seeds N]  deterministic simulation", run: sim::run },
@@ -102,7 +102,11 @@ const COMMANDS: &[Command] = &[
         synopsis: "[--minutes N] [--seed N] [TARGET]  bytes at every decoder, an hour in all by default",
         run: fuzz::run,
     },
-    Command { name: "e2e", synopsis: "[--only NAME] [--cycles N]  real processes, real clients", run: e2e::run },
+    Command {
+        name: "e2e",
+        synopsis: "[--only NAME] [--cycles N] [--cores N]  real processes, real clients",
+        run: e2e::run,
+    },
     Command {
         name: "conformance",
         synopsis: "[--endpoints HOST:PORT] [--slow] [--list] [PROGRAM..]  the same answers as etcd to every client",
