@@ -454,11 +454,7 @@ impl Disk {
                 self.store.add(file, id, bytes);
                 Completion::Store { token }
             }
-            (Purpose::StoreWrite(write), _) => {
-                let len = u32::try_from(write.bytes.as_slice().len()).expect("a store write is far below 4 GiB");
-                self.store.forget(Block { file: write.file, offset: write.offset, len });
-                Completion::Store { token: write.token }
-            }
+            (Purpose::StoreWrite(write), _) => self.end_store_write(write),
             (Purpose::StoreSync { token } | Purpose::StoreRemoval { token }, _) => Completion::Store { token },
             (Purpose::StoreDiscard { token, block }, _) => {
                 self.store.forget(block);
@@ -487,6 +483,19 @@ impl Disk {
             (Purpose::Reserve, Outcome::Made(id)) => self.end_reserve(port, Some(id)),
             (purpose, outcome) => unreachable!("{purpose:?} does not complete as {outcome:?}"),
         }
+    }
+
+    /// A store file has all its room from its making on. One that is written beyond its end was cut off while nobody ran:
+    /// what comes to stand there could not be read before it is opened anew.
+    fn end_store_write(&mut self, write: StoreWrite) -> Completion {
+        let len = u32::try_from(write.bytes.as_slice().len()).expect("a store write is far below 4 GiB");
+        let file_bytes = self.store.file(write.file).map_or(u64::MAX, |open| open.bytes);
+        if write.offset + u64::from(len) > file_bytes {
+            let error = format!("the file was cut off at byte {file_bytes}, nothing in use is lost yet; start again");
+            return Completion::Failed { what: describe(&Purpose::StoreWrite(write)), error: io::Error::other(error) };
+        }
+        self.store.forget(Block { file: write.file, offset: write.offset, len });
+        Completion::Store { token: write.token }
     }
 
     fn handle_error<P: Port>(&mut self, port: &mut P, purpose: Purpose, error: io::Error) -> Completion {

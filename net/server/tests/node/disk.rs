@@ -205,6 +205,23 @@ fn creations_and_pages_that_find_no_room_get_that_of_the_reserve() {
 }
 
 #[test]
+fn a_page_beyond_the_end_of_a_file_that_was_cut_off_is_not_taken_for_stored() {
+    let mut port = MemoryPort::default();
+    let mut disk = disk(&mut port, 2, u64::MAX);
+    let page = |token, offset| {
+        let bytes = StoreBytes::Owned(vec![7; 4096]);
+        StoreEffect::Write(StoreWrite { token, file: FILE, offset, bytes })
+    };
+    disk.store(&mut port, page(1, 2 * CHUNK - 4096));
+    assert!(matches!(settle(&mut port, &mut disk)[..], [Completion::Store { token: 1 }]));
+    disk.store(&mut port, page(2, 2 * CHUNK));
+    let completions = settle(&mut port, &mut disk);
+    let [Completion::Failed { what, error }] = &completions[..] else { panic!("{completions:?}") };
+    assert!(what.contains(&store_file_name(FILE)) && what.contains("offset 131072"), "{what}");
+    assert!(error.to_string().contains("cut off at byte 131072"), "{error}");
+}
+
+#[test]
 fn a_file_is_removed_when_nobody_reads_it_any_more() {
     let mut port = MemoryPort::default();
     let mut disk = disk(&mut port, 4, u64::MAX);

@@ -177,7 +177,10 @@ impl MemoryPort {
     fn put(&mut self, file: FileId, offset: u64, bytes: &[u8]) {
         let name = self.name(file).to_owned();
         let offset = usize::try_from(offset).unwrap();
-        self.files.get_mut(&name).unwrap()[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let (file, end) = (self.files.get_mut(&name).unwrap(), offset + bytes.len());
+        // A write beyond the end makes a file longer.
+        file.resize(file.len().max(end), 0);
+        file[offset..end].copy_from_slice(bytes);
     }
 
     fn get(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
