@@ -485,8 +485,8 @@ impl Disk {
         }
     }
 
-    /// A store file has all its room from its making on. One that is written beyond its end was cut off while nobody ran:
-    /// what comes to stand there could not be read before it is opened anew.
+    /// A store file has all its room from its making on. One that is written beyond its end was cut off while nobody
+    /// ran: what comes to stand there could not be read before it is opened anew.
     fn end_store_write(&mut self, write: StoreWrite) -> Completion {
         let len = u32::try_from(write.bytes.as_slice().len()).expect("a store write is far below 4 GiB");
         let file_bytes = self.store.file(write.file).map_or(u64::MAX, |open| open.bytes);
