@@ -295,12 +295,10 @@ fn read_arguments(arguments: &[String], given: &mut Given) -> Result<Asked, Opti
     let mut rest = arguments.iter();
     let mut version = false;
     while let Some(argument) = rest.next() {
-        let Some(body) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
+        let short = || argument.strip_prefix('-').filter(|body| !body.is_empty());
+        let Some(body) = argument.strip_prefix("--").or_else(short) else {
             return Err(OptionsError::Invalid(format!("{argument:?} is not a valid flag")));
         };
-        if argument == "-" {
-            return Err(OptionsError::Invalid("\"-\" is not a valid flag".to_owned()));
-        }
         if body.is_empty() {
             return match rest.next() {
                 Some(extra) => Err(OptionsError::Invalid(format!("{extra:?} is not a valid flag"))),
