@@ -2,12 +2,17 @@
 //!
 //! Owns: every check of an entry's syntax (I1 and I2 of the parent). Does not know: what a command means.
 
+use std::ops::Range;
+
 use super::{
     Alarm, Command, CommandError, Compare, CompareResult, CompareTarget, DeleteRange, ENTRY_HEADER_BYTES, EntryHeader,
     FORMAT, KIND_ALARM_ACTIVATE, KIND_ALARM_DEACTIVATE, KIND_COMPACT, KIND_DELETE_RANGE, KIND_LEASE_CHECKPOINT,
     KIND_LEASE_EXPIRE, KIND_LEASE_GRANT, KIND_LEASE_REVOKE, KIND_PUBLISH_MEMBER, KIND_PUT, KIND_RANGE, KIND_TXN, Op,
     PublishMember, Put, RangeQuery, SortOrder, SortTarget, TXN_DEPTH_MAX, Txn,
 };
+
+/// What stands before a command: its length.
+const LENGTH_BYTES: usize = 4;
 
 /// The commands of an entry.
 #[derive(Clone, Debug)]
@@ -57,6 +62,13 @@ impl<'a> Entry<'a> {
             self.input = Input(&[]);
         }
         Some(command)
+    }
+
+    /// The next command, and where in the payload its bytes ([`decode_command`]'s) stand.
+    pub(crate) fn next_placed(&mut self) -> Option<(Range<usize>, Command<'a>)> {
+        let start = self.position();
+        let command = self.next_command()?.expect("checked when the entry was handed in");
+        Some((start + LENGTH_BYTES..self.position(), command))
     }
 
     /// Where in the payload the next command stands.

@@ -123,19 +123,6 @@ impl<T: KeyTree> Leases<T> {
         self.sum
     }
 
-    /// A table of the same leases that knows of no attachments.
-    pub(crate) fn without_attachments(&self) -> Self {
-        Self { granted: self.granted.clone(), sum: self.sum, ..Self::default() }
-    }
-
-    /// Takes note of a lease that begins or ends elsewhere, where its attachments are.
-    pub(crate) fn note(&mut self, id: i64, lease: Option<Lease>) {
-        match lease {
-            Some(lease) => drop(self.granted.insert(id, lease)),
-            None => drop(self.granted.remove(&id)),
-        }
-    }
-
     /// Adds a lease that does not exist.
     pub(crate) fn grant(&mut self, id: i64, lease: Lease) {
         let before = self.granted.insert(id, lease);

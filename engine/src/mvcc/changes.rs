@@ -179,11 +179,6 @@ impl<'c> Changes<'c> {
         self.list.len()
     }
 
-    /// A change by its place in the list.
-    pub(crate) fn change(&self, index: usize) -> Option<&Change<'c>> {
-        self.list.get(index)
-    }
-
     /// The changes in order, to be installed.
     pub(crate) fn into_rest(self) -> Rest<'c> {
         Rest { list: self.list.into_left(), by_key: self.by_key }

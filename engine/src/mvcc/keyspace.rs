@@ -52,18 +52,58 @@ pub struct Published {
     pub applied: u64,
 }
 
-/// The MVCC state of one shard.
+/// The MVCC state.
 #[derive(Debug)]
 pub struct Keyspace<T> {
+    held: Arc<Held<T>>,
+    published: Published,
+    pins: Pins,
+    pub(super) pending: Option<Box<Pending>>,
+}
+
+/// What an evaluation reads. It changes only while nobody else has it.
+#[derive(Debug)]
+struct Held<T> {
     tree: T,
     frozen: Option<Overlay>,
     overlay: Overlay,
     rows: RowLog,
     state: KeyspaceState,
-    published: Published,
     leases: Leases<T>,
-    pins: Pins,
-    pub(super) pending: Option<Box<Pending>>,
+}
+
+/// The state, lent to whoever evaluates beside its owner. Until it is dropped nothing in it changes.
+#[derive(Debug)]
+pub(crate) struct Lent<T> {
+    held: Arc<Held<T>>,
+    floor: i64,
+}
+
+impl<T> Lent<T> {
+    /// The newest revision in it.
+    pub(crate) fn revision(&self) -> i64 {
+        self.held.state.revision
+    }
+
+    /// What a view of it merges.
+    pub(crate) fn layers(&self) -> Layers<'_, T> {
+        self.held.layers(self.floor)
+    }
+}
+
+impl<T> Held<T> {
+    fn layers(&self, floor: i64) -> Layers<'_, T> {
+        Layers {
+            tree: &self.tree,
+            frozen: self.frozen.as_ref(),
+            fresh: &self.overlay,
+            rows: &self.rows,
+            newest: self.rows.newest(),
+            leases: Some(&self.leases),
+            state: self.state,
+            floor,
+        }
+    }
 }
 
 impl<T: KeyTree> Keyspace<T> {
@@ -73,23 +113,27 @@ impl<T: KeyTree> Keyspace<T> {
         assert!(rows.newest().main <= state.revision, "no row is newer than the state");
         assert!(state.compacted <= state.revision, "the future is not compacted");
         let published = Published { revision: state.revision, applied };
-        Self {
-            tree,
-            frozen: None,
-            overlay: Overlay::new(),
-            rows,
-            state,
-            published,
-            leases: Leases::default(),
-            pins: Pins::default(),
-            pending: None,
-        }
+        let leases = Leases::default();
+        let held = Held { tree, frozen: None, overlay: Overlay::new(), rows, state, leases };
+        Self { held: Arc::new(held), published, pins: Pins::default(), pending: None }
     }
 
     /// Takes over the leases of a checkpoint.
     #[must_use]
-    pub fn with_leases(self, leases: Leases<T>) -> Self {
-        Self { leases, ..self }
+    pub fn with_leases(mut self, leases: Leases<T>) -> Self {
+        self.held_mut().leases = leases;
+        self
+    }
+
+    /// Lends the state to an evaluation elsewhere.
+    pub(crate) fn lend(&self) -> Lent<T> {
+        assert!(self.pending.is_none(), "the state is lent between commands");
+        self.assert_published();
+        Lent { held: Arc::clone(&self.held), floor: self.reclaim_bound() }
+    }
+
+    fn held_mut(&mut self) -> &mut Held<T> {
+        Arc::get_mut(&mut self.held).expect("I5: what is lent does not change")
     }
 
     /// Reads the published state in one step.
@@ -107,7 +151,7 @@ impl<T: KeyTree> Keyspace<T> {
     ) -> Evaluated<RangeOutcome<'a>> {
         self.assert_published();
         let view = View { layers: self.layers(), changes: None, pages };
-        let ranged = view.range(query, self.state.revision, budget)?;
+        let ranged = view.range(query, self.held.state.revision, budget)?;
         Ok(ranged.map(|ranged| RangeOutcome {
             rows: ranged.rows.into_iter().map(|found| found.view).collect(),
             count: ranged.count,
@@ -120,15 +164,15 @@ impl<T: KeyTree> Keyspace<T> {
     /// # Errors
     /// Its block is not usable now.
     pub fn row<'a>(&'a self, at: Revision, pages: &'a dyn PageSource) -> Result<RowView<'a>, Unavailable> {
-        let row = self.rows.row(at, pages)?.ok_or(MISSING_ROW)?;
+        let row = self.held.rows.row(at, pages)?.ok_or(MISSING_ROW)?;
         Ok(row_view(&row))
     }
 
     /// Makes everything applied visible, as of raft index `applied`.
     pub fn publish(&mut self, applied: u64) {
         assert!(applied >= self.published.applied, "I3: the applied index never goes back");
-        assert!(self.state.revision >= self.published.revision, "I3: the published revision never goes back");
-        self.published = Published { revision: self.state.revision, applied };
+        assert!(self.held.state.revision >= self.published.revision, "I3: the published revision never goes back");
+        self.published = Published { revision: self.held.state.revision, applied };
     }
 
     /// Holds on to the published revision.
@@ -157,7 +201,7 @@ impl<T: KeyTree> Keyspace<T> {
     /// Rows that no reader at this revision or above sees may be reclaimed.
     #[must_use]
     pub fn reclaim_bound(&self) -> i64 {
-        self.pins.oldest().map_or(self.state.compacted, |pinned| pinned.min(self.state.compacted))
+        self.pins.oldest().map_or(self.held.state.compacted, |pinned| pinned.min(self.held.state.compacted))
     }
 
     /// What readers see.
@@ -169,91 +213,84 @@ impl<T: KeyTree> Keyspace<T> {
     /// The applied state (a checkpoint's scalars when nothing is unpublished).
     #[must_use]
     pub fn state(&self) -> KeyspaceState {
-        self.state
+        self.held.state
     }
 
     /// Starts a checkpoint: the overlay becomes the frozen one in O(1). The row log's part is
     /// `rows_mut().handle_checkpoint()`, in the same step.
     pub fn freeze(&mut self) {
-        assert!(self.frozen.is_none(), "one checkpoint at a time");
+        assert!(self.held.frozen.is_none(), "one checkpoint at a time");
         self.assert_published();
         assert!(self.pending.is_none(), "a checkpoint is taken between commands");
-        self.frozen = Some(std::mem::take(&mut self.overlay));
-        self.leases.freeze();
+        let held = self.held_mut();
+        held.frozen = Some(std::mem::take(&mut held.overlay));
+        held.leases.freeze();
     }
 
     /// The changes the running checkpoint merges.
     #[must_use]
     pub fn frozen(&self) -> Option<&Overlay> {
-        self.frozen.as_ref()
+        self.held.frozen.as_ref()
     }
 
     /// Ends a checkpoint: `keys` and `leases` hold the old trees and the frozen changes. Returns the frozen overlay, so
     /// that its memory may be freed in slices.
     pub fn install_trees(&mut self, keys: T, leases: T) -> Option<Overlay> {
-        self.tree = keys;
-        self.leases.install_tree(leases);
-        self.frozen.take()
+        let held = self.held_mut();
+        held.tree = keys;
+        held.leases.install_tree(leases);
+        held.frozen.take()
     }
 
     /// The changes of leases that the running checkpoint merges.
     #[must_use]
     pub fn frozen_leases(&self) -> Arc<Overlay> {
-        self.leases.frozen().map(Arc::clone).unwrap_or_default()
+        self.held.leases.frozen().map(Arc::clone).unwrap_or_default()
     }
 
     /// Leases and attachments. Attachments may include those of a command that has paused.
     #[must_use]
     pub fn leases(&self) -> &Leases<T> {
-        &self.leases
+        &self.held.leases
     }
 
     /// The tree below the overlays.
     #[must_use]
     pub fn tree(&self) -> &T {
-        &self.tree
+        &self.held.tree
     }
 
     /// The changes since the last freeze, for their size.
     #[must_use]
     pub fn overlay(&self) -> &Overlay {
-        &self.overlay
+        &self.held.overlay
     }
 
     /// The row log.
     #[must_use]
     pub fn rows(&self) -> &RowLog {
-        &self.rows
+        &self.held.rows
     }
 
     /// The row log, to drive its writes.
     pub fn rows_mut(&mut self) -> &mut RowLog {
-        &mut self.rows
+        &mut self.held_mut().rows
     }
 
     /// Lets a deleted key whose tombstone is compacted leave the index with the next checkpoint.
     pub(crate) fn erase(&mut self, key: &[u8]) {
-        self.overlay.erase(key);
+        self.held_mut().overlay.erase(key);
     }
 
     /// What a view of this keyspace merges.
     pub(super) fn layers(&self) -> Layers<'_, T> {
-        Layers {
-            tree: &self.tree,
-            frozen: self.frozen.as_ref(),
-            fresh: &self.overlay,
-            rows: &self.rows,
-            newest: self.rows.newest(),
-            leases: Some(&self.leases),
-            state: self.state,
-            floor: self.reclaim_bound(),
-        }
+        self.held.layers(self.reclaim_bound())
     }
 
     /// Installs one change above the present revision.
-    pub(super) fn install(&mut self, change: &Change<'_>) {
-        let entry = &change.entry;
-        assert_eq!(entry.row.main, self.state.revision + 1, "I2: one revision");
+    pub(crate) fn install(&mut self, change: &Change<'_>) {
+        let (entry, held) = (&change.entry, self.held_mut());
+        assert_eq!(entry.row.main, held.state.revision + 1, "I2: one revision");
         let row = Row {
             at: entry.row,
             key: &change.key,
@@ -264,54 +301,57 @@ impl<T: KeyTree> Keyspace<T> {
             prev: change.prev,
             jump: change.jump,
         };
-        let stored = self.rows.append(&row);
-        self.state.digest = self.state.digest.wrapping_add(change_digest(&row, stored));
-        self.overlay.put(&change.key, entry.clone(), change.was_live);
-        self.leases.attach(&change.key, change.lease_before, entry.lease);
+        let stored = held.rows.append(&row);
+        held.state.digest = held.state.digest.wrapping_add(change_digest(&row, stored));
+        held.overlay.put(&change.key, entry.clone(), change.was_live);
+        held.leases.attach(&change.key, change.lease_before, entry.lease);
     }
 
     /// A lease begins or ends.
     pub(super) fn change_lease(&mut self, id: i64, ttl: Option<i64>) {
-        let ended = self.leases.get(id).map_or(0, |lease| lease.ttl);
+        let held = self.held_mut();
+        let ended = held.leases.get(id).map_or(0, |lease| lease.ttl);
         match ttl {
-            Some(ttl) => self.leases.grant(id, Lease::granted(ttl)),
-            None => self.leases.remove(id),
+            Some(ttl) => held.leases.grant(id, Lease::granted(ttl)),
+            None => held.leases.remove(id),
         }
-        let change = lease_digest(id, ttl.unwrap_or(ended), ttl.is_some(), self.state.revision);
-        self.state.digest = self.state.digest.wrapping_add(change);
+        let change = lease_digest(id, ttl.unwrap_or(ended), ttl.is_some(), held.state.revision);
+        held.state.digest = held.state.digest.wrapping_add(change);
     }
 
     /// Notes how much of a lease is left, if it exists.
     pub(super) fn note_remaining(&mut self, id: i64, remaining: i64) {
-        if self.leases.checkpoint(id, remaining) {
-            let change = checkpoint_digest(id, remaining, self.state.revision);
-            self.state.digest = self.state.digest.wrapping_add(change);
+        let held = self.held_mut();
+        if held.leases.checkpoint(id, remaining) {
+            let change = checkpoint_digest(id, remaining, held.state.revision);
+            held.state.digest = held.state.digest.wrapping_add(change);
         }
     }
 
     /// Everything of the next revision is installed.
-    pub(super) fn move_to(&mut self, revision: i64) {
-        assert_eq!(revision, self.state.revision + 1, "I2: one revision after the other");
-        self.state.revision = revision;
+    pub(crate) fn move_to(&mut self, revision: i64) {
+        let state = &mut self.held_mut().state;
+        assert_eq!(revision, state.revision + 1, "I2: one revision after the other");
+        state.revision = revision;
     }
 
     pub(super) fn compact(&mut self, revision: i64) {
-        self.state.compacted = revision;
+        self.held_mut().state.compacted = revision;
     }
 
     /// Reads between apply and publication would see a half-installed batch.
     fn assert_published(&self) {
-        assert_eq!(self.published.revision, self.state.revision, "I3: what is applied is published before it is read");
+        assert_eq!(self.published.revision, self.held.state.revision, "I3: what is applied is published before it is read");
     }
 }
 
 /// The hash of a lease's beginning or end after a revision.
-pub(crate) fn lease_digest(id: i64, ttl: i64, begins: bool, revision: i64) -> u128 {
+fn lease_digest(id: i64, ttl: i64, begins: bool, revision: i64) -> u128 {
     digest_of_lease(id, ttl, revision, u8::from(begins))
 }
 
 /// The hash of a note of how much of a lease is left.
-pub(crate) fn checkpoint_digest(id: i64, remaining: i64, revision: i64) -> u128 {
+fn checkpoint_digest(id: i64, remaining: i64, revision: i64) -> u128 {
     digest_of_lease(id, remaining, revision, 2)
 }
 
@@ -326,7 +366,7 @@ fn digest_of_lease(id: i64, seconds: i64, revision: i64, what: u8) -> u128 {
 
 /// The hash of one change; `stored` is its key and value back to back. Pointers of the chain are left out: they depend
 /// on when compactions were applied between changes, not on what the change is.
-pub(crate) fn change_digest(row: &Row<'_>, stored: &[u8]) -> u128 {
+fn change_digest(row: &Row<'_>, stored: &[u8]) -> u128 {
     let mut bytes = [0; 56];
     bytes[..8].copy_from_slice(&row.at.main.to_le_bytes());
     bytes[8..12].copy_from_slice(&row.at.sub.to_le_bytes());

@@ -106,22 +106,16 @@ impl<'a> KeyScan<'a> for MapScan<'a> {
     }
 }
 
-/// Frozen changes from a key on, up to another.
-pub(crate) type Frozen<'a> = (&'a Overlay, &'a [u8], Option<&'a [u8]>);
-
 impl MapTree {
     /// The tree after a merge of frozen changes; tombstones that nobody can see leave it at times.
-    pub(crate) fn merged(&self, parts: &[Frozen<'_>], bound: i64, random: &mut Random) -> Self {
+    pub(crate) fn merged(&self, frozen: &Overlay, bound: i64, random: &mut Random) -> Self {
         let mut map = BTreeMap::clone(&self.0);
-        for (overlay, from, to) in parts {
-            let mut cursor = overlay.seek(from);
-            while let Some((key, entry, after)) = overlay.next(cursor).filter(|(key, ..)| to.is_none_or(|to| *key < to))
-            {
-                let mut bytes = Vec::new();
-                entry.encode_into(&mut bytes);
-                map.insert(key.to_vec(), bytes);
-                cursor = after;
-            }
+        let mut cursor = frozen.seek(b"");
+        while let Some((key, entry, after)) = frozen.next(cursor) {
+            let mut bytes = Vec::new();
+            entry.encode_into(&mut bytes);
+            map.insert(key.to_vec(), bytes);
+            cursor = after;
         }
         if random.one_in(2) {
             let seen = |entry: KeyEntry| !entry.is_tombstone() || entry.row.main >= bound;

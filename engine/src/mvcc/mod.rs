@@ -1,4 +1,4 @@
-//! The MVCC state machine of one shard: apply, range, publication.
+//! The MVCC state machine: apply, range, publication.
 //!
 //! Owns: etcd's revision rules, the visible state (overlay, frozen overlay, key tree, row chains), the compacted and
 //! the published revision. Does not know: raft, the wire, files, time, or how a checkpoint writes.
@@ -10,6 +10,7 @@
 //! - I3: the published revision and applied index never go backwards; visibility follows the compacted revision, never
 //!   the rows that happen to remain.
 //! - I4: apply depends on replicated state alone.
+//! - I5: while the state is lent (to shards), nothing in it changes.
 
 mod apply;
 mod change_list;

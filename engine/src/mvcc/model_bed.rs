@@ -86,7 +86,7 @@ impl Backing for Maps {
     /// A tombstone nobody can see any more leaves the index at times, as reclaim would do it.
     fn begin(&mut self, space: &mut Keyspace<MapTree>, rows: RowCheckpoint, applied: u64, random: &mut Random) {
         let frozen = space.frozen().unwrap();
-        let keys = space.tree().merged(&[(frozen, b"", None)], space.reclaim_bound(), random);
+        let keys = space.tree().merged(frozen, space.reclaim_bound(), random);
         let leases = self.durable.leases.merged_leases(&space.frozen_leases());
         self.pending = Some(MapsCheckpoint { keys, leases, rows: rows.root, state: space.state(), applied });
     }

@@ -105,6 +105,12 @@ enum Step<'t, 'c> {
 impl<'k> TxnRun<'k> {
     /// Begins a transaction over the state at revision `base`.
     pub(crate) fn new(base: i64, compacted: i64) -> Self {
+        Self::over(base, compacted, Changes::new(base + 1))
+    }
+
+    /// The same, of a transaction that sees the changes of commands before it, which are not installed; its own are to
+    /// follow them.
+    pub(crate) fn over(base: i64, compacted: i64, changes: Changes<'k>) -> Self {
         Self {
             base,
             compacted,
@@ -116,7 +122,7 @@ impl<'k> TxnRun<'k> {
             range: None,
             delete: None,
             open: Vec::new(),
-            changes: Changes::new(base + 1),
+            changes,
         }
     }
 
@@ -234,7 +240,8 @@ impl<'k> TxnRun<'k> {
         ground: &Ground<'_, T>,
         budget: &mut Budget,
     ) -> Result<bool, Pause> {
-        let view = View { layers: ground.layers, changes: None, pages: ground.pages };
+        // None of its own yet (I1).
+        let view = View { layers: ground.layers, changes: Some(&self.changes), pages: ground.pages };
         let mut succeeded = true;
         while let Some(compare) = txn.compares.get(self.compares).filter(|_| succeeded) {
             let range = KeyRange::new(compare.key, compare.range_end);
@@ -257,7 +264,7 @@ impl<'k> TxnRun<'k> {
         ground: &Ground<'_, T>,
         budget: &mut Budget,
     ) -> Evaluated<()> {
-        let view = View { layers: ground.layers, changes: None, pages: ground.pages };
+        let view = View { layers: ground.layers, changes: Some(&self.changes), pages: ground.pages };
         while let Some(step) = steps.get(self.steps) {
             let checked = match step {
                 Step::Op(Op::Put(put)) => check_put(&view, put)?,
@@ -300,8 +307,8 @@ impl<'k> TxnRun<'k> {
             Ok(at) => at,
             Err(error) => return Ok(Err(error)),
         };
-        // Its own changes are above everything that was there before.
-        let changes = (at > self.base).then_some(&self.changes);
+        // Its own changes, and those of commands before it, are above everything that was there before.
+        let changes = (query.revision <= 0 || at > self.base).then_some(&self.changes);
         let view = View { layers: ground.layers, changes, pages: ground.pages };
         if query.range_end.is_empty() {
             // A single key takes no walk.

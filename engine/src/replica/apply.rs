@@ -14,11 +14,14 @@ use std::sync::Arc;
 use trilith_raftlog::{Entry as LogEntry, EntryType, Index, Term};
 
 use crate::budget::{Budget, Pause};
-use crate::command::{Alarm, Command, Entry};
+use crate::command::{Alarm, Command, Entry, EntryHeader};
 use crate::lease::TTL_MAX;
 use crate::mvcc::key_tree::KeyTree;
-use crate::mvcc::{CompactOutcome, DeleteOutcome, Keyspace, LeaseRevokeOutcome, MvccError, PutOutcome, TxnOutcome};
+use crate::mvcc::{
+    CompactOutcome, DeleteOutcome, Keyspace, LeaseRevokeOutcome, MvccError, OpOutcome, PutOutcome, TxnOutcome,
+};
 use crate::page_source::{PageSource, Unavailable};
+use crate::shard::{Begun, Installed, ShardJob, ShardOptions, Shards};
 use crate::tables::Tables;
 
 /// etcd's AlarmType NOSPACE.
@@ -91,6 +94,17 @@ pub enum Outcome {
     Published,
 }
 
+impl From<OpOutcome> for Outcome {
+    fn from(outcome: OpOutcome) -> Self {
+        match outcome {
+            OpOutcome::Put(put) => Self::Put(put),
+            OpOutcome::DeleteRange(delete) => Self::DeleteRange(delete),
+            OpOutcome::Txn(txn) => Self::Txn(txn),
+            OpOutcome::Range(_) => unreachable!("a range alone is no command"),
+        }
+    }
+}
+
 /// A command that was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
@@ -113,6 +127,8 @@ pub enum ApplyStep {
     More,
     /// A page is needed first: load it and call again. The command keeps what it has done.
     Suspended(Unavailable),
+    /// Jobs are out ([`Replica::poll_job`](super::Replica::poll_job)); until they are back nothing can be applied.
+    Waiting,
 }
 
 /// An entry on its way through apply.
@@ -122,6 +138,8 @@ struct Cursor {
     term: Term,
     payload: Arc<Vec<u8>>,
     position: usize,
+    /// Commands that begin below it are applied one by one.
+    direct_until: usize,
     next_sequence: u64,
 }
 
@@ -132,6 +150,7 @@ pub struct State<T> {
     pub keyspace: Keyspace<T>,
     /// Members and alarms.
     pub tables: Tables,
+    shards: Shards<T>,
     cursor: Option<Cursor>,
     applied: Index,
 }
@@ -139,8 +158,8 @@ pub struct State<T> {
 impl<T: KeyTree> State<T> {
     /// The state as of `applied`.
     #[must_use]
-    pub fn new(keyspace: Keyspace<T>, tables: Tables, applied: Index) -> Self {
-        Self { keyspace, tables, cursor: None, applied }
+    pub fn new(keyspace: Keyspace<T>, tables: Tables, applied: Index, shards: ShardOptions) -> Self {
+        Self { keyspace, tables, shards: Shards::new(shards), cursor: None, applied }
     }
 
     /// The last index applied whole.
@@ -177,12 +196,29 @@ impl<T: KeyTree> State<T> {
             }
             EntryType::Configuration | EntryType::NoOp => 0,
         };
-        self.cursor = Some(Cursor { index: entry.index, term: entry.term, payload, position: 0, next_sequence });
+        let (index, term) = (entry.index, entry.term);
+        self.cursor = Some(Cursor { index, term, payload, position: 0, direct_until: 0, next_sequence });
+    }
+
+    /// The next job of a round of shards: to be stepped by whoever is to, and handed back.
+    pub fn poll_job(&mut self) -> Option<ShardJob<T>> {
+        self.shards.poll_job()
+    }
+
+    /// Takes a job back, done or not: what is left of it is done here.
+    pub fn handle_job(&mut self, job: ShardJob<T>) {
+        self.shards.handle_job(job);
+    }
+
+    /// Whether the keyspace is lent to jobs: it may be read and not be changed.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.shards.is_lent()
     }
 
     /// Applies the next command of the entry handed in.
     pub fn apply_next(&mut self, budget: &mut Budget, pages: &dyn PageSource) -> ApplyStep {
-        let Some(cursor) = self.cursor.take() else { return ApplyStep::Idle };
+        let Some(mut cursor) = self.cursor.take() else { return ApplyStep::Idle };
         let payload = Arc::clone(&cursor.payload);
         if payload.is_empty() {
             return self.finish_entry(cursor.index);
@@ -191,6 +227,15 @@ impl<T: KeyTree> State<T> {
         let header = entry.header;
         if cursor.position > 0 {
             entry.skip_to(cursor.position);
+        }
+        if entry.position() >= cursor.direct_until && !self.shards.has_round() {
+            match self.begin_round(&payload, entry.clone()) {
+                Begun::Round => {}
+                Begun::Direct { until } => cursor.direct_until = until,
+            }
+        }
+        if self.shards.has_round() {
+            return self.go_on_with_round(cursor, header, budget, pages);
         }
         let Some(command) = entry.next_command() else { return self.finish_entry(cursor.index) };
         let command = command.expect("checked when it was handed in");
@@ -208,6 +253,48 @@ impl<T: KeyTree> State<T> {
                 match pause {
                     Pause::Budget => ApplyStep::More,
                     Pause::Pages(unavailable) => ApplyStep::Suspended(unavailable),
+                }
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_shard_map(&mut self, map: crate::shard::ShardMap) {
+        self.shards.set_map(map);
+    }
+
+    fn begin_round(&mut self, payload: &Arc<Vec<u8>>, entry: Entry<'_>) -> Begun {
+        // What an alarm refuses is not looked at by shards; the commands that change alarms are no round's.
+        if self.tables.alarms().is_empty() {
+            self.shards.begin(payload, entry, &self.keyspace)
+        } else {
+            Begun::Direct { until: usize::MAX }
+        }
+    }
+
+    /// The next command of the round under way, if every job is back.
+    fn go_on_with_round(
+        &mut self,
+        cursor: Cursor,
+        header: EntryHeader,
+        budget: &mut Budget,
+        pages: &dyn PageSource,
+    ) -> ApplyStep {
+        match self.shards.step(pages, budget) {
+            Ok(true) => {
+                let Installed { end, answer } = self.shards.install_next(&mut self.keyspace, budget);
+                self.keyspace.publish(self.applied.0);
+                let id = CommandId { member: header.member, boot: header.boot, sequence: cursor.next_sequence };
+                let result = answer.map(Outcome::from).map_err(ApplyError::Mvcc);
+                self.cursor = Some(Cursor { position: end, next_sequence: cursor.next_sequence + 1, ..cursor });
+                ApplyStep::Applied(Applied { id, result })
+            }
+            waiting => {
+                self.cursor = Some(cursor);
+                match waiting {
+                    Err(Pause::Budget) => ApplyStep::More,
+                    Err(Pause::Pages(unavailable)) => ApplyStep::Suspended(unavailable),
+                    Ok(_) => ApplyStep::Waiting,
                 }
             }
         }
@@ -322,7 +409,7 @@ mod tests {
         let identity = Identity { cluster_id: ClusterId(1), member_id: MemberId(1), incarnation: Incarnation(1) };
         let tree = Store::new(STORE, identity).keys();
         let keyspace = Keyspace::new(tree, RowLog::new(ROWS), KeyspaceState::FRESH, 0);
-        State::new(keyspace, Tables::default(), Index::ZERO)
+        State::new(keyspace, Tables::default(), Index::ZERO, ShardOptions::default())
     }
 
     fn entry(payload: Vec<u8>) -> LogEntry {

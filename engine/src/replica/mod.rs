@@ -11,6 +11,7 @@
 //! - I1: an outcome is yielded only for a command whose entry is committed, hence durable on a quorum.
 //! - I2: a command's sequence in this boot grows by one from command to command, in log order.
 //! - I3: the log is kept from the older retained checkpoint.
+//! - I4: while the state is lent to shards, what would change it waits: completed store effects, new ones, reclaim.
 
 pub mod apply;
 mod batch;
@@ -34,6 +35,7 @@ use crate::command::Command;
 use crate::lease::Leases;
 use crate::mvcc::Keyspace;
 use crate::page_source::{Block, PageSource};
+use crate::shard::{ShardJob, ShardOptions};
 use crate::snapshot::{SnapshotLimits, SnapshotStep, SnapshotStream};
 use crate::store::overlay::Overlay;
 use crate::store::row_log::RowLog;
@@ -59,6 +61,8 @@ pub struct ReplicaOptions {
     pub checkpoint_log_bytes: u64,
     /// Commands waiting for a place in the log, in bytes; beyond it the answer is "too many requests".
     pub pending_bytes_max: usize,
+    /// How commands are shared between cores.
+    pub shards: ShardOptions,
 }
 
 /// What a replica starts from.
@@ -164,6 +168,8 @@ pub struct Replica {
     /// Where the newest checkpoint began.
     checkpoint_index: Index,
     reclaim: Reclaim,
+    /// Store effects that ended while the state was lent.
+    stored: Vec<u64>,
     stopping: bool,
 }
 
@@ -195,7 +201,7 @@ impl Replica {
             batches: Batches::new(member, raft.boot_number(), options.log.entry_bytes_max),
             raft,
             reclaim: Reclaim::default(),
-            state: State::new(boot.keyspace, boot.tables, applied),
+            state: State::new(boot.keyspace, boot.tables, applied, options.shards),
             store: boot.store,
             next_sequence: 1,
             commit: applied,
@@ -204,6 +210,7 @@ impl Replica {
             position: boot.position,
             log_bytes_since_checkpoint: 0,
             checkpoint_index: applied,
+            stored: Vec::new(),
             stopping: false,
         }
     }
@@ -303,6 +310,9 @@ impl Replica {
                 }
             }
         }
+        if self.state.is_lent() {
+            return None;
+        }
         self.store.poll_effect(self.state.keyspace.rows_mut()).map(Effect::Store)
     }
 
@@ -326,7 +336,26 @@ impl Replica {
                 self.begin_checkpoint();
             }
         }
+        self.take_stored();
         step
+    }
+
+    /// The next job of a round of shards, for the core that serves its shard; see [`ShardJob`]. After
+    /// [`Self::apply_step`].
+    pub fn poll_job(&mut self) -> Option<ShardJob<Tree>> {
+        self.state.poll_job()
+    }
+
+    /// Takes a job back, done or not: [`Self::apply_step`] does the rest.
+    pub fn handle_job(&mut self, job: ShardJob<Tree>) {
+        self.state.handle_job(job);
+        self.take_stored();
+    }
+
+    /// Whether jobs are not done: what they read must stay where it is.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.state.is_lent()
     }
 
     fn is_checkpoint_due(&self) -> bool {
@@ -359,8 +388,19 @@ impl Replica {
 
     /// A store effect is done, whole.
     pub fn handle_store_complete(&mut self, token: u64) {
-        self.store.handle_complete(token, self.state.keyspace.rows_mut());
-        self.take_published();
+        self.stored.push(token);
+        self.take_stored();
+    }
+
+    /// What the end of store effects changes, once the state is not lent.
+    fn take_stored(&mut self) {
+        if self.stored.is_empty() || self.state.is_lent() {
+            return;
+        }
+        for token in std::mem::take(&mut self.stored) {
+            self.store.handle_complete(token, self.state.keyspace.rows_mut());
+            self.take_published();
+        }
     }
 
     fn take_published(&mut self) {
@@ -498,7 +538,7 @@ impl Replica {
     /// A range of a store file has left memory: what was verified of it no longer is.
     pub fn handle_released(&mut self, range: Block) {
         self.store.handle_released(range);
-        self.state.keyspace.rows_mut().handle_released(range);
+        self.state.keyspace.rows().handle_released(range);
     }
 
     /// What etcd calls the database size: used store extents, pending rows and the overlay.

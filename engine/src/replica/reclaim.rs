@@ -101,6 +101,9 @@ impl Replica {
             }
             return ReclaimStep::More;
         }
+        if self.state.is_lent() {
+            return ReclaimStep::Waiting;
+        }
         self.begin_defragment();
         let bound = self.reclaim.running.map_or_else(|| self.state.keyspace.reclaim_bound(), |running| running.bound);
         let limits = ReclaimLimits {

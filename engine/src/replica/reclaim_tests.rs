@@ -11,6 +11,7 @@ use super::*;
 use crate::command::{DeleteRange, Put};
 use crate::mvcc::KeyspaceState;
 use crate::page_source::{FileKind, StoreFile, Unavailable};
+use crate::shard::ShardOptions;
 use crate::store::row_log::RowLogOptions;
 use crate::store::test_disk::Disk;
 use crate::store::{CheckpointStep, ReclaimStep, StoreOptions};
@@ -76,6 +77,7 @@ impl World {
             checkpoint_changes: 2000,
             checkpoint_log_bytes: 100 << 20,
             pending_bytes_max: 1 << 20,
+            shards: ShardOptions::default(),
         };
         let replica = Replica::boot(
             options,

@@ -67,18 +67,6 @@ impl Generator<'_> {
         }
     }
 
-    /// A transaction of ranges.
-    pub(super) fn read_txn(&mut self) -> Txn<'static> {
-        let compares = (0..self.random.below(3)).map(|_| self.compare()).collect();
-        let success = self.ranges();
-        let failure = self.ranges();
-        Txn { compares, success, failure }
-    }
-
-    fn ranges(&mut self) -> Vec<Op<'static>> {
-        (0..self.random.below(4)).map(|_| Op::Range(self.query())).collect()
-    }
-
     fn txn(&mut self, depth: u64) -> Txn<'static> {
         if depth == 1 && self.random.one_in(3) {
             return self.guarded_write();

@@ -1,64 +1,41 @@
-//! Shards: one keyspace whose changes are held and evaluated by several owners of keys.
+//! Shards: the commands of a batch evaluated beside each other, each range of keys by one of several owners.
 //!
-//! Owns: how a committed batch is evaluated by several shards with the outcome of one keyspace, to the byte:
-//! responses, rows (and so events), revisions, digest. Does not know: cores, threads, raft, the wire, when a batch or
-//! a checkpoint is due.
-//!
-//! A shard owns ranges of keys of the changes since the last checkpoint, in memory, and nothing on disk: there is one
-//! key index and one row log. The coordinator stands where the batch comes from and the row log is written.
+//! Owns: which commands of an entry are evaluated together, by whom, and how the outcome becomes that of one keyspace,
+//! to the byte: answers, rows (and so events), revisions, digest. Does not know: cores, threads, raft, the wire, when a
+//! batch or a checkpoint is due. `docs/adr/0009-lent-state.md` says why it is built this way.
 //!
 //! ```text
-//! round     commands that concern one shard each -> each shard evaluates its own in log order, numbering as if every
-//!           command changed something -> change counts -> prefix sums give revisions -> rows appended -> `Settle`
-//! two rounds for a command of several shards, alone: `Gather` compares and preconditions of all levels on the state
-//!           before it -> path -> `Run` each shard its part of all ops -> prefix sums over (op, shard) give subs
-//! publish   when everybody has settled: one revision, one applied index, and the answers leave
+//! begin    commands that follow each other in an entry and name single keys -> one job for each shard that owns some of
+//!          the keys; the state is lent: nothing of it changes until every job is back
+//! job      a shard evaluates its commands in log order, reading the lent state and what its own commands before have
+//!          changed, under provisional numbers: as if every command of the round changed something
+//! install  in log order, where the state is: final numbers, rows, overlay; each command is published and answered as if
+//!          it had been applied alone
 //! ```
 //!
-//! What a command names decides whether it may share a round: a revision that commands before it in the round may
-//! take (to compare with, to read at, to filter by) is undecided, so such a command begins the next round, where it
-//! is known. A revision at or below the round's base, or above all that the round can reach, compares alike with
-//! provisional numbers. A compaction and the end of a lease stand between rounds; a lease that begins is noted by all
-//! shards at its place in the round.
+//! Everything else (ranges of keys, leases that begin or end, compactions, alarms) is applied between rounds, to the
+//! keyspace itself. So are batches that are too small to gain from other cores: a put at depth one never leaves its own.
 //!
-//! Carrying messages. [`ShardTask`] and [`ShardReport`] own what they hold or share it immutably, so the mesh between
-//! cores carries them as they are, one batch for each destination and turn: the coordinator's core drains
-//! [`Coordinator::poll_task`] into them, a shard's core hands each to [`Shard::handle_task`], steps, and sends what
-//! [`Shard::poll_report`] yields back. The one thing the mesh must keep is the order between two ends. The row log is
-//! read by all and written by the coordinator between their steps ([`Shared`]); across cores its sealed blocks are
-//! shared as they are and the open block's rows have to travel with `Settle`.
-//!
-//! With one shard none of this runs: a server with one shard applies to [`Keyspace`](crate::mvcc::Keyspace), whose
-//! evaluation (`mvcc::view`, `mvcc::range_walk`, ...) is the same code over the same kind of layers.
+//! A [`ShardJob`] owns what it holds or shares it immutably, so the mesh between cores carries it as it is. Whoever holds
+//! one may step it or not: one that comes back before its end is finished at home.
 //!
 //! Invariants
-//! - I1: what is answered, appended and published does not depend on the number of shards, on boundaries and their
-//!   moves, or on the order in which messages of different shards travel (test: `property_test`).
-//! - I2: ownership changes between batches, never between the freeze and the installation of a checkpoint.
-//! - I3: a reader sees the published revision at which it began, whatever is installed meanwhile.
+//! - I1: what is answered, appended and published does not depend on the number of shards, on boundaries, on where jobs
+//!   run, how far, or in which order they come back (test: `property_test`).
+//! - I2: while a job is out, nothing writes to the state ([`Keyspace`](crate::mvcc::Keyspace) asserts it); readers of the
+//!   published state are served meanwhile.
+//! - I3: a round writes nothing: if the process ends in the middle of one, the entry is applied anew.
 
-mod answer;
-mod append;
-mod balance;
-mod coordinator;
-mod evaluation;
+mod job;
 mod load;
 mod map;
-mod merge;
-mod message;
 mod numbering;
-mod ops;
-mod reader;
-mod revoke;
 mod round;
-mod spanning;
-mod worker;
 
-pub use answer::{Answer, Answered};
-pub use coordinator::{Coordinator, CoordinatorStep, ShardOptions};
-pub use map::{SHARDS_MAX, ShardId, ShardMap, ShardSet};
-pub use message::{FrozenPart, ShardReport, ShardTask, StoredCommand};
-pub use worker::{Shard, ShardStep, Shared};
+pub use job::{JobStep, ShardJob};
+pub use map::{SHARDS_MAX, ShardId, ShardMap};
+pub(crate) use round::{Begun, Installed, Shards};
+pub use round::ShardOptions;
 
 #[cfg(test)]
 mod generator;

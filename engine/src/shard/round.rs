@@ -1,142 +1,315 @@
-//! Commands of one shard each, evaluated beside each other.
+//! Rounds: commands that are evaluated beside each other, and the order in which they are installed.
 //!
-//! Owns: which commands share a round, and their numbers. Does not know: how a shard evaluates, what follows.
+//! Owns: the boundaries between shards, which commands share a round, its jobs on their way out and back. Does not know:
+//! how a job is evaluated, how it travels, who is answered.
 //!
 //! Invariants
-//! - I1: commands of a round stand in log order, and each concerns the keys of one shard.
-//! - I2: no command of a round but the first names a revision that a command of the round may take.
+//! - I1: commands of a round follow each other in one entry, and each touches single keys of one shard alone.
+//! - I2: no command of a round but the first names a revision that a command before it in the round may take: to compare
+//!   with, to read at, to filter by. One at or below the round's base, or above all that the round can reach, compares
+//!   alike with provisional numbers and with final ones.
+//! - I3: nothing is installed before every job is back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::vec::IntoIter;
 
-use crate::command::Command;
-use crate::mvcc::MvccError;
-use crate::mvcc::keyspace::lease_digest;
-use crate::shard::answer::Answer;
-use crate::shard::append::{Answering, Append, Content, List};
-use crate::shard::map::ShardId;
-use crate::shard::merge::{Contribution, Merge};
-use crate::shard::message::{ChangeList, CommandResult, StoredCommand};
+use crate::budget::{Budget, Pause, price};
+use crate::command::{Command, Compare, CompareTarget, Entry, Op, Txn};
+use crate::mvcc::changes::Rest;
+use crate::mvcc::key_tree::KeyTree;
+use crate::mvcc::{Keyspace, MvccError, OpOutcome};
+use crate::page_source::PageSource;
+use crate::shard::job::{JobCommand, JobResult, JobStep, ShardJob};
+use crate::shard::load::LoadSample;
+use crate::shard::map::{SHARDS_MAX, ShardId, ShardMap};
 use crate::shard::numbering::Numbering;
-use crate::shard::ops;
-use crate::store::key_entry::Revision;
 
-/// A round.
+/// Operations of a command, of all branches, beyond which it is applied by itself: a job ends a step between commands.
+const OPERATIONS_MAX: u32 = 256;
+/// Commands of a round after which boundaries are computed anew: first soon, for before all load falls on one shard.
+const FIRST_BALANCE_COMMANDS: u64 = 4096;
+const BALANCE_COMMANDS: u64 = 65_536;
+
+/// How commands are shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardOptions {
+    /// How many shards; one: no rounds at all.
+    pub shards: usize,
+    /// Commands of a round at most.
+    pub round_commands_max: usize,
+    /// A round is worth its messages if so many of its commands are of other shards than the busiest.
+    pub gain_commands_min: usize,
+}
+
+impl Default for ShardOptions {
+    fn default() -> Self {
+        Self { shards: 1, round_commands_max: 1024, gain_commands_min: 32 }
+    }
+}
+
+/// The shards, as whoever applies sees them.
 #[derive(Debug)]
-pub(super) struct Round {
-    /// The newest revision before it.
-    base: i64,
-    commands: Vec<Member>,
-    reports: BTreeMap<ShardId, Option<(Vec<CommandResult>, ChangeList)>>,
+pub(crate) struct Shards<T> {
+    options: ShardOptions,
+    map: ShardMap,
+    load: LoadSample,
+    /// Commands of rounds until boundaries are computed anew.
+    until_balance: u64,
+    outbox: VecDeque<ShardJob<T>>,
+    round: Option<Round<T>>,
 }
 
-/// A command of a round.
+/// What the commands at hand came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// A round: its jobs wait to be carried out.
+    Round,
+    /// They are to be applied one by one, up to this position of the payload.
+    Direct { until: usize },
+}
+
+/// A command of a round, installed.
 #[derive(Debug)]
-enum Member {
-    /// A shard evaluates it.
-    Shard { id: u64, command: StoredCommand, shard: ShardId },
-    /// A lease is granted, or was already; everybody takes note.
-    Grant { id: u64, lease: i64, ttl: i64, is_granted: bool },
+pub(crate) struct Installed {
+    /// Where in the payload the next one stands.
+    pub(crate) end: usize,
+    /// Its answer.
+    pub(crate) answer: Result<OpOutcome, MvccError>,
 }
 
-impl Round {
-    pub(super) fn new(base: i64) -> Self {
-        Self { base, commands: Vec::new(), reports: BTreeMap::new() }
-    }
+#[derive(Debug)]
+struct Round<T> {
+    numbering: Numbering,
+    /// Those not installed yet: whose, and where they end.
+    members: VecDeque<(ShardId, usize)>,
+    /// Jobs that are not at home.
+    out: usize,
+    /// Jobs that came back before their end.
+    unfinished: Vec<ShardJob<T>>,
+    /// By shard.
+    lists: Vec<Option<List>>,
+}
 
-    pub(super) fn len(&self) -> usize {
-        self.commands.len()
-    }
+/// What a shard has evaluated and is not installed yet.
+#[derive(Debug)]
+struct List {
+    results: IntoIter<JobResult>,
+    changes: Rest<'static>,
+}
 
-    /// Whether a command has to begin a round: what it asks is not decided before those of this one have numbers.
-    pub(super) fn is_undecided(&self, command: &Command<'_>) -> bool {
-        let reach = self.base + self.commands.len() as i64 + 1;
-        let is_open = |revision: i64| revision > self.base && revision <= reach;
-        !self.commands.is_empty() && ops::names_revision(command, &is_open)
-    }
-
-    pub(super) fn push(&mut self, id: u64, command: StoredCommand, shard: ShardId) {
-        self.commands.push(Member::Shard { id, command, shard });
-        self.reports.insert(shard, None);
-    }
-
-    pub(super) fn push_grant(&mut self, id: u64, lease: i64, ttl: i64, is_granted: bool) {
-        self.commands.push(Member::Grant { id, lease, ttl, is_granted });
-    }
-
-    /// Waits for the report of one more shard.
-    pub(super) fn expect(&mut self, shard: ShardId) {
-        self.reports.insert(shard, None);
-    }
-
-    pub(super) fn handle_report(&mut self, from: ShardId, results: Vec<CommandResult>, changes: ChangeList) {
-        let before = self.reports.insert(from, Some((results, changes)));
-        assert!(matches!(before, Some(None)), "one report for each round");
-    }
-
-    pub(super) fn is_waiting(&self) -> bool {
-        self.reports.values().any(Option::is_none)
-    }
-
-    /// Every command's change count is known: prefix sums give the revisions. `digest` takes in what is no change of
-    /// a key.
-    pub(super) fn number(self, digest: &mut u128) -> Append {
-        let (mut lists, mut reported) = (BTreeMap::new(), BTreeMap::new());
-        for (shard, report) in self.reports {
-            let (results, changes) = report.expect("all have reported");
-            reported.insert(shard, results.into_iter());
-            lists.insert(shard, changes);
+impl<T: KeyTree> Shards<T> {
+    pub(crate) fn new(options: ShardOptions) -> Self {
+        assert!((1..=SHARDS_MAX).contains(&options.shards), "{} shards", options.shards);
+        assert!(options.gain_commands_min > 0, "a round of one shard gains nothing");
+        Self {
+            options,
+            map: ShardMap::new(options.shards),
+            load: LoadSample::new(),
+            until_balance: FIRST_BALANCE_COMMANDS,
+            outbox: VecDeque::new(),
+            round: None,
         }
-        let mut results = Vec::with_capacity(self.commands.len());
-        for member in &self.commands {
-            results.push(match member {
-                Member::Shard { shard, .. } => reported.get_mut(shard).and_then(Iterator::next),
-                Member::Grant { .. } => None,
-            });
+    }
+
+    /// Whether commands of a round are to be evaluated or installed.
+    pub(crate) fn has_round(&self) -> bool {
+        self.round.is_some()
+    }
+
+    /// Whether the state is lent: nothing may change it.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.round.as_ref().is_some_and(|round| round.out > 0 || !round.unfinished.is_empty())
+    }
+
+    /// Makes a round of the commands from where `entry` stands on, if it is worth it.
+    pub(crate) fn begin(&mut self, payload: &Arc<Vec<u8>>, mut entry: Entry<'_>, keyspace: &Keyspace<T>) -> Begun {
+        assert!(self.round.is_none(), "one round after the other");
+        if self.options.shards == 1 || (entry.header.count as usize) < 2 * self.options.gain_commands_min {
+            return Begun::Direct { until: usize::MAX };
         }
-        let changed = results.iter().map(|result| result.as_ref().is_some_and(|result| result.changes > 0));
-        let numbering = Numbering::new(self.base, changed);
-        let (mut runs, mut answers) = (VecDeque::new(), VecDeque::new());
-        for (index, (member, result)) in self.commands.into_iter().zip(results).enumerate() {
-            let before = numbering.revision(self.base + index as i64);
-            answers.push_back(match member {
-                Member::Grant { id, lease, ttl, is_granted } => {
-                    if is_granted {
-                        *digest = digest.wrapping_add(lease_digest(lease, ttl, true, before));
-                    }
-                    let result = if is_granted { Ok(Answer::LeaseGrant) } else { Err(MvccError::LeaseExists) };
-                    Answering { id, content: Content::Whole(result) }
+        let base = keyspace.state().revision;
+        let mut members = VecDeque::new();
+        let mut commands = vec![Vec::new(); self.options.shards];
+        let mut shares = vec![0_usize; self.options.shards];
+        while members.len() < self.options.round_commands_max
+            && let Some((at, command)) = entry.next_placed()
+        {
+            let reach = base + members.len() as i64 + 1;
+            let is_undecided = !members.is_empty() && names_revision(&command, &|named| named > base && named <= reach);
+            let Some(shard) = self.owner(&command).filter(|_| !is_undecided) else { break };
+            shares[usize::from(shard.0)] += 1;
+            commands[usize::from(shard.0)].push(JobCommand { index: members.len() as u32, at });
+            members.push_back((shard, entry.position()));
+        }
+        let gain = members.len() - shares.iter().max().copied().unwrap_or(0);
+        self.balance(members.len());
+        if gain < self.options.gain_commands_min {
+            return Begun::Direct { until: entry.position() };
+        }
+        let jobs = commands.into_iter().zip(0..).filter(|(commands, _)| !commands.is_empty());
+        let job = |(commands, id)| ShardJob::new(ShardId(id), keyspace.lend(), Arc::clone(payload), commands);
+        self.outbox.extend(jobs.map(job));
+        let lists = (0..self.options.shards).map(|_| None).collect();
+        let (numbering, out) = (Numbering::new(base), self.outbox.len());
+        self.round = Some(Round { numbering, members, out, unfinished: Vec::new(), lists });
+        Begun::Round
+    }
+
+    /// The next job for somebody else, or to be handed straight back.
+    pub(crate) fn poll_job(&mut self) -> Option<ShardJob<T>> {
+        self.outbox.pop_front()
+    }
+
+    /// Takes a job back.
+    pub(crate) fn handle_job(&mut self, job: ShardJob<T>) {
+        let round = self.round.as_mut().expect("jobs are of the round under way");
+        round.out = round.out.checked_sub(1).expect("a job comes back once");
+        if job.is_done() { round.take_in(job) } else { round.unfinished.push(job) }
+    }
+
+    /// Goes on with jobs that came back before their end. False: others are out.
+    ///
+    /// # Errors
+    /// The budget is used up, or a page is needed first: call again.
+    pub(crate) fn step(&mut self, pages: &dyn PageSource, budget: &mut Budget) -> Result<bool, Pause> {
+        let round = self.round.as_mut().expect("a round is under way");
+        while let Some(mut job) = round.unfinished.pop() {
+            match job.step(pages, budget) {
+                JobStep::Done => round.take_in(job),
+                step => {
+                    round.unfinished.push(job);
+                    return Err(match step {
+                        JobStep::NeedPages(unavailable) => Pause::Pages(unavailable),
+                        _ => Pause::Budget,
+                    });
                 }
-                Member::Shard { id, command, shard } => {
-                    let result = result.expect("a result for each command of a shard");
-                    if result.changes > 0 {
-                        runs.push_back((shard, result.changes, Revision { main: before + 1, sub: 0 }));
-                    }
-                    let content = content(result, before, shard, &numbering, command);
-                    Answering { id, content }
-                }
-            });
+            }
         }
-        let newest = numbering.newest();
-        let list = |changes| List { changes, next: 0, numbering: numbering.clone() };
-        let lists = lists.into_iter().map(|(shard, changes)| (shard, list(changes))).collect();
-        Append { runs, lists, newest, answers, ends: None }
+        Ok(round.out == 0)
+    }
+
+    /// Installs the next command of the round.
+    pub(crate) fn install_next(&mut self, keyspace: &mut Keyspace<T>, budget: &mut Budget) -> Installed {
+        let round = self.round.as_mut().filter(|round| round.out == 0 && round.unfinished.is_empty());
+        let round = round.expect("I3: every job is back");
+        let (shard, end) = round.members.pop_front().expect("a round ends with its last command");
+        let List { results, changes } = round.lists[usize::from(shard.0)].as_mut().expect("it had a job");
+        let JobResult { changes: changed, mut answer } = results.next().expect("a result for each command");
+        round.numbering.push(changed > 0);
+        let is_identity = round.numbering.is_identity();
+        for _ in 0..changed {
+            let change = changes.take_next().expect("as many changes as were counted");
+            let change = if is_identity { change } else { round.numbering.change(change) };
+            keyspace.install(&change);
+            budget.spend_bytes(change.value.len());
+        }
+        budget.spend(price::ENTRY + price::CHANGE * changed);
+        if changed > 0 {
+            keyspace.move_to(keyspace.state().revision + 1);
+        }
+        if !is_identity && let Ok(answer) = &mut answer {
+            round.numbering.answer(answer);
+        }
+        if round.members.is_empty() {
+            self.round = None;
+        }
+        Installed { end, answer }
+    }
+
+    /// The shard that owns every key a command may read or write, whichever branches it takes; none if it is to be
+    /// applied by itself.
+    fn owner(&mut self, command: &Command<'_>) -> Option<ShardId> {
+        let mut operations = 0;
+        let Self { map, load, .. } = self;
+        let mut owner = None;
+        let mut first: Option<(&[u8], usize)> = None;
+        let is_single = single_keys(command, &mut |key, bytes| {
+            operations += 1;
+            let (_, all) = first.get_or_insert((key, 0));
+            *all += bytes;
+            let this = map.owner(key);
+            operations <= OPERATIONS_MAX && *owner.get_or_insert(this) == this
+        });
+        let (key, bytes) = first?;
+        load.note(key, bytes);
+        owner.filter(|_| is_single)
+    }
+
+    /// Boundaries follow the load: nobody holds anything by them between rounds.
+    fn balance(&mut self, commands: usize) {
+        self.until_balance = self.until_balance.saturating_sub(commands as u64);
+        if self.until_balance == 0 {
+            self.until_balance = BALANCE_COMMANDS;
+            if let Some(map) = self.load.take_map(self.options.shards) {
+                self.map = map;
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_map(&mut self, map: ShardMap) {
+        assert_eq!(map.shards(), self.options.shards);
+        (self.map, self.until_balance) = (map, u64::MAX);
     }
 }
 
-fn content(
-    result: CommandResult,
-    before: i64,
-    shard: ShardId,
-    numbering: &Numbering,
-    command: StoredCommand,
-) -> Content {
-    match result.result {
-        Err(error) => Content::Whole(Err(error)),
-        Ok(evaluation) => {
-            let (numbering, parts) = (numbering.clone(), evaluation.parts.into());
-            let contribution = Contribution { shard, numbering, parts };
-            let merge = Merge::new(before, evaluation.path, vec![contribution]);
-            Content::Parts { command, map: None, merge: Box::new(merge) }
-        }
+impl<T: KeyTree> Round<T> {
+    fn take_in(&mut self, job: ShardJob<T>) {
+        let shard = usize::from(job.shard().0);
+        let (results, changes) = job.finish();
+        self.lists[shard] = Some(List { results: results.into_iter(), changes: changes.into_rest() });
     }
+}
+
+/// Shows every key that a command may read or write, with the bytes it brings there, until told to stop. False: told
+/// to, or it is not a command of single keys.
+fn single_keys<'c>(command: &'c Command<'c>, show: &mut dyn FnMut(&'c [u8], usize) -> bool) -> bool {
+    match command {
+        Command::Put(put) => show(put.key, put.value.len()),
+        Command::DeleteRange(delete) => delete.range_end.is_empty() && show(delete.key, 0),
+        Command::Txn(txn) => txn_keys(txn, show),
+        _ => false,
+    }
+}
+
+fn txn_keys<'c>(txn: &'c Txn<'c>, show: &mut dyn FnMut(&'c [u8], usize) -> bool) -> bool {
+    let compared = txn.compares.iter().all(|compare| compare.range_end.is_empty() && show(compare.key, 0));
+    compared
+        && txn.success.iter().chain(&txn.failure).all(|op| match op {
+            Op::Range(query) => query.range_end.is_empty() && show(query.key, 0),
+            Op::Put(put) => show(put.key, put.value.len()),
+            Op::DeleteRange(delete) => delete.range_end.is_empty() && show(delete.key, 0),
+            Op::Txn(nested) => txn_keys(nested, show),
+            Op::Unset => false,
+        })
+}
+
+/// Whether a command names a revision for which `named` holds: to compare with, to read at, to filter by.
+fn names_revision(command: &Command<'_>, named: &dyn Fn(i64) -> bool) -> bool {
+    match command {
+        Command::Txn(txn) => txn_names_revision(txn, named),
+        _ => false,
+    }
+}
+
+fn txn_names_revision(txn: &Txn<'_>, named: &dyn Fn(i64) -> bool) -> bool {
+    let in_compare = |compare: &Compare<'_>| match compare.target {
+        CompareTarget::Create(revision) | CompareTarget::Mod(revision) => named(revision),
+        _ => false,
+    };
+    let in_op = |op: &Op<'_>| match op {
+        Op::Range(query) => [
+            query.revision,
+            query.min_mod_revision,
+            query.max_mod_revision,
+            query.min_create_revision,
+            query.max_create_revision,
+        ]
+        .into_iter()
+        .any(named),
+        Op::Txn(nested) => txn_names_revision(nested, named),
+        Op::Put(_) | Op::DeleteRange(_) | Op::Unset => false,
+    };
+    txn.compares.iter().any(in_compare) || txn.success.iter().chain(&txn.failure).any(in_op)
 }

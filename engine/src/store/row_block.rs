@@ -22,7 +22,7 @@
 //! - I1: row offsets ascend and rows ascend in (main, sub).
 //! - I2: reading never panics: a field that does not fit is [`Malformed`], whatever the checksum said.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::store::key_entry::Revision;
 use crate::store::row_log::{ReclaimCursor, RowLogRoot};
@@ -267,8 +267,8 @@ pub(crate) struct DirectoryEntry {
     /// In units.
     len: u16,
     /// Rows, and in the highest bit (zero on file): the bytes were compared with the checksum since they were last
-    /// read in.
-    rows: Cell<u16>,
+    /// read in. Relaxed: whoever misses a mark compares once more.
+    rows: AtomicU16,
 }
 
 const VERIFIED: u16 = 0x8000;
@@ -280,20 +280,24 @@ impl DirectoryEntry {
         let offset = u32::try_from(offset / UNIT_BYTES).expect("a segment is below 16 TiB");
         let len = u16::try_from(len / UNIT_BYTES).expect("a block is below 256 MiB");
         assert!(rows > 0 && rows <= BLOCK_ROWS_MAX, "a block is closed before it holds more rows");
-        Self { main: first.main, sub: first.sub, offset, checksum, len, rows: Cell::new(rows as u16) }
+        Self { main: first.main, sub: first.sub, offset, checksum, len, rows: AtomicU16::new(rows as u16) }
     }
 
     /// Rows in the block.
     pub(crate) fn rows(&self) -> u32 {
-        u32::from(self.rows.get() & !VERIFIED)
+        u32::from(self.rows.load(Ordering::Relaxed) & !VERIFIED)
     }
 
     pub(crate) fn is_verified(&self) -> bool {
-        self.rows.get() & VERIFIED != 0
+        self.rows.load(Ordering::Relaxed) & VERIFIED != 0
     }
 
     pub(crate) fn set_verified(&self, verified: bool) {
-        self.rows.set(self.rows.get() & !VERIFIED | if verified { VERIFIED } else { 0 });
+        if verified {
+            self.rows.fetch_or(VERIFIED, Ordering::Relaxed);
+        } else {
+            self.rows.fetch_and(!VERIFIED, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn first(&self) -> Revision {
@@ -341,7 +345,7 @@ pub(crate) fn directory_entries(bytes: &[u8]) -> Option<Vec<DirectoryEntry>> {
             return None;
         }
         let (offset, checksum) = (u32_at(entry, 12)?, u32_at(entry, 16)?);
-        entries.push(DirectoryEntry { main: first.main, sub: first.sub, offset, checksum, len, rows: Cell::new(rows) });
+        entries.push(DirectoryEntry { main: first.main, sub: first.sub, offset, checksum, len, rows: AtomicU16::new(rows) });
     }
     Some(entries)
 }
