@@ -36,7 +36,7 @@ pub(super) const LEASES: [i64; 4] = [1, 2, 3, -4];
 /// What a generator goes by.
 pub(super) struct Generator<'r> {
     pub(super) random: &'r mut Random,
-    /// The newest revision.
+    /// About the newest revision.
     pub(super) revision: i64,
     /// The compacted revision.
     pub(super) compacted: i64,
@@ -68,7 +68,7 @@ impl Generator<'_> {
     }
 
     fn txn(&mut self, depth: u64) -> Txn<'static> {
-        if depth == 1 && self.random.one_in(3) {
+        if depth == 1 && self.random.one_in(2) {
             return self.guarded_write();
         }
         if depth == 1 && self.random.one_in(20) {

@@ -166,7 +166,9 @@ impl Comparison {
         let KeyspaceState { revision, compacted, .. } = self.single.state.keyspace.state();
         let mut payload = Vec::new();
         begin_entry(&mut payload, 1, 1, 1);
-        for _ in 0..1 + self.random.below(40) {
+        for index in 0..1 + self.random.below(40) {
+            // Often a revision that the entry itself hands out.
+            let revision = revision + self.random.below(index + 2) as i64;
             let mut generator = Generator { random: &mut self.random, revision, compacted };
             append_command(&mut payload, &generator.command());
             self.operations += 1;
