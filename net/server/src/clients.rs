@@ -2,7 +2,7 @@
 //!
 //! Owns: one connection per accepted socket, the one-send-at-a-time rule and the list of touched connections; on the
 //! sequencer also the other cores' connections ([`crate::remote`]), so that who answers need not ask where a connection
-//! is. Does not know: methods, storage, what a request means.
+//! is. Does not know: methods, storage, what a request means, how much of a turn is whose ([`crate::turns`]).
 //!
 //! Invariants
 //! - I1: at most one `send` is outstanding per connection (the port's I3).
@@ -12,13 +12,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trilith_reactor::{ConnectionId, CoreId, Port};
-use trilith_wire::connection::{AssemblyBudget, ConnectionLimits, OutputBudget, StreamId};
+use trilith_wire::connection::{AssemblyBudget, ConnectionEvent, ConnectionLimits, OutputBudget, StreamId};
 
 use crate::answering::Answering;
 use crate::calls::CountedConnection;
 use crate::http::Audience;
 use crate::metrics::calls::CallMetrics;
 use crate::remote::RemoteCore;
+use crate::turns::{Share, Turns};
 
 /// Output buffers kept for reuse.
 const SPARE_BUFFERS_MAX: usize = 64;
@@ -62,6 +63,8 @@ pub struct Clients {
     vacant: Vec<usize>,
     by_id: BTreeMap<ConnectionId, usize>,
     touched: Vec<usize>,
+    /// Slots to be polled.
+    turns: Turns,
     /// All are touched once this turn's output is sent.
     all_next: bool,
     /// Slots whose connections wait for budget, and the highest use of it that made one wait.
@@ -89,6 +92,7 @@ impl Clients {
             vacant: Vec::new(),
             by_id: BTreeMap::new(),
             touched: Vec::new(),
+            turns: Turns::default(),
             all_next: false,
             starved: BTreeSet::new(),
             starved_at: 0,
@@ -222,27 +226,43 @@ impl Clients {
         self.all_next = true;
     }
 
-    /// Touches a slot's connection, whoever it is of by now.
-    pub fn touch_again(&mut self, slot: usize) {
-        if self.slots[slot].is_some() {
-            self.touch(slot);
+    /// A turn of polling begins: with those who were touched since the last [`Self::flush`], those whose share of an
+    /// earlier turn was used up, and those who waited for budget that was returned.
+    pub fn begin_polling(&mut self) {
+        self.revive();
+        for &slot in &self.touched {
+            self.turns.add(slot);
+        }
+        self.turns.begin();
+    }
+
+    /// Whose turn it is, and what it may take; it is marked for output. `None` when the turn is over.
+    pub fn next_to_poll(&mut self) -> Option<(usize, Share)> {
+        loop {
+            let (slot, share) = self.turns.take()?;
+            // It may be vacant by now, or another's.
+            if self.slots[slot].is_some() {
+                self.touch(slot);
+                return Some((slot, share));
+            }
         }
     }
 
-    /// The slot touched as number `position` since the last [`Self::flush`], if there is one: an index, so that the
-    /// list may grow on the way.
-    #[must_use]
-    pub fn touched(&self, position: usize) -> Option<usize> {
-        self.touched.get(position).copied()
-    }
-
-    /// To be called when a slot was polled to the end: whether it waits for budget is remembered.
-    pub fn handle_polled(&mut self, slot: usize) {
+    /// A connection was polled as far as its share and the caller's own bounds allow. Whether it waits for budget is
+    /// remembered.
+    pub fn handle_polled(&mut self, slot: usize, share: &Share) {
+        self.turns.end(slot, share);
         let starved = self.slots[slot].as_ref().is_some_and(|client| client.connection.waits_for_budget());
         if starved {
             self.starved.insert(slot);
             self.starved_at = self.starved_at.max(self.budget.used_bytes());
         }
+    }
+
+    /// Whether connections wait for the next turn of polling.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        self.turns.has_waiting()
     }
 
     /// Whether budget was returned since connections had to wait for it: they must be polled again.
@@ -252,14 +272,16 @@ impl Clients {
     }
 
     /// Touches those that waited for budget, if some was returned.
-    pub fn revive(&mut self) {
+    fn revive(&mut self) {
         if !self.has_revived() {
             return;
         }
         self.starved_at = 0;
         for slot in std::mem::take(&mut self.starved) {
             // It may be vacant by now, or another's.
-            self.touch_again(slot);
+            if self.slots[slot].is_some() {
+                self.touch(slot);
+            }
         }
     }
 
@@ -400,6 +422,28 @@ impl Client {
     #[must_use]
     pub fn id(&self) -> ConnectionId {
         self.id
+    }
+
+    /// The connection's next event, while its share of the turn lasts.
+    #[inline]
+    pub fn poll(&mut self, share: &mut Share, budget: &mut AssemblyBudget, now: u64) -> Option<ConnectionEvent<'_>> {
+        if share.is_used_up() {
+            return None;
+        }
+        let Some(event) = self.connection.poll_event(budget, now) else {
+            share.note_end();
+            return None;
+        };
+        share.spend(match &event {
+            ConnectionEvent::GrpcRequest { message, .. } | ConnectionEvent::GrpcMessage { message, .. } => {
+                message.len()
+            }
+            ConnectionEvent::HttpRequest { body, .. } => body.len(),
+            ConnectionEvent::GrpcHalfClose { .. }
+            | ConnectionEvent::StreamReset { .. }
+            | ConnectionEvent::StreamWritable { .. } => 0,
+        });
+        Some(event)
     }
 }
 

@@ -29,6 +29,7 @@ pub mod remote;
 pub mod scrub;
 pub mod service;
 pub mod surface;
+pub mod turns;
 
 pub use boot::BootError;
 pub use front::Front;

@@ -41,6 +41,7 @@ use crate::metrics::{Metrics, StepKind};
 use crate::scrub::Scrubber;
 use crate::service::{CallFacts, Progress, Service, Verdict, request_timeout};
 use crate::surface;
+use crate::turns::Share;
 
 mod cores;
 mod options;
@@ -297,7 +298,8 @@ impl Node {
         matches!(self.phase, Phase::Serving | Phase::Draining { .. })
     }
 
-    /// Looks at every touched connection for requests, and at what other cores' connections have asked for.
+    /// Looks for requests: at what other cores' connections have asked for, which their credit bounds, and at the own
+    /// connections, in turns.
     fn poll_clients<P: Port>(&mut self, port: &mut P, now: u64) {
         self.clients.wall_now = port.wall_now();
         if !self.parcels.is_empty() {
@@ -306,22 +308,20 @@ impl Node {
         if !self.is_listening() {
             return;
         }
-        self.clients.revive();
-        let mut position = 0;
-        while let Some(slot) = self.clients.touched(position) {
-            self.poll_client(slot, now);
-            self.clients.handle_polled(slot);
-            position += 1;
+        self.clients.begin_polling();
+        while let Some((slot, share)) = self.clients.next_to_poll() {
+            self.poll_client(slot, share, now);
         }
+        self.more |= self.clients.has_waiting();
         self.serve_scrapers(port);
     }
 
-    fn poll_client(&mut self, slot: usize, now: u64) {
+    fn poll_client(&mut self, slot: usize, mut share: Share, now: u64) {
         let Self { clients, service, identity, scrapes, .. } = self;
         let wall_now = clients.wall_now;
         let Some((client, budget)) = clients.connection(slot) else { return };
         let (id, audience) = (client.id(), client.audience);
-        while let Some(event) = client.connection.poll_event(budget, now) {
+        while let Some(event) = client.poll(&mut share, budget, now) {
             match event {
                 ConnectionEvent::GrpcRequest { stream, route, head, message } => {
                     let caller = Caller::new(slot, id, stream);
@@ -369,6 +369,7 @@ impl Node {
                 ConnectionEvent::StreamWritable { stream } => service.handle_writable(Caller::new(slot, id, stream)),
             }
         }
+        clients.handle_polled(slot, &share);
     }
 
     /// Steps the replica: reads are issued, batches proposed, effects carried out, commands applied, reads answered.

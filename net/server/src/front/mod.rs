@@ -11,12 +11,12 @@
 //! - I1: requests of a connection reach the sequencer in their order, and answers the connection in theirs.
 //! - I2: without credit no connection is polled: what a client sends then waits in its connection, which stops being
 //!   read when that is much. Answers are taken all the same, so credit always comes back.
-//! - I3: connections take credit in turns, each a `TURN_MAX`: one that asks without end does not keep the others out.
+//! - I3: connections take credit in turns ([`crate::turns`]): one that asks without end does not keep the others out.
 //! - I4: the sequencer hears of bytes that left a stream's queue whenever it may think the stream full and it is not.
 
 pub mod message;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use trilith_reactor::{ConnectionId, CoreId, CoreLoop, Event, Port, Turn};
 use trilith_wire::api::methods::Method;
@@ -30,13 +30,12 @@ use crate::metrics::calls::CallMetrics;
 use crate::metrics::histogram::{CPU_BOUNDS, Histogram};
 use crate::service::{Admission, CallFacts, encode_put};
 use crate::surface::Surface;
-use message::{Answer, Answers, Credit, Order, REQUEST_BYTES_MAX, REQUESTS_MAX, Request, Requests, Said, Told, take};
+use crate::turns::Share;
+use message::{Answer, Answers, Credit, Order, Request, Requests, Said, Told, take};
 
 /// The sequencer's number.
 pub const SEQUENCER: CoreId = CoreId(0);
 
-/// What one connection may ask for before the others of its core have their turn.
-const TURN_MAX: Credit = Credit { requests: REQUESTS_MAX / 64, bytes: REQUEST_BYTES_MAX / 64 };
 /// What gRPC puts before a message.
 const PREFIX_BYTES: usize = 5;
 
@@ -81,9 +80,6 @@ pub struct Front {
     outgoing: Requests,
     /// Sent, or about to be, and not given back.
     used: Credit,
-    /// Slots to be polled, to the end or as far as the credit reaches, and from which on.
-    waiting: BTreeSet<usize>,
-    next_slot: usize,
     /// Bytes sent on streams of answers, by what the sequencer thinks is still there.
     unreported: BTreeMap<Caller, usize>,
     /// Streams of which something may have to be reported.
@@ -108,8 +104,6 @@ impl Front {
             admission: options.admission,
             outgoing: Requests::default(),
             used: Credit::default(),
-            waiting: BTreeSet::new(),
-            next_slot: 0,
             unreported: BTreeMap::new(),
             moved: Vec::new(),
             is_serving: false,
@@ -235,43 +229,28 @@ impl Front {
         self.outgoing.items.push(request(caller, what));
     }
 
-    /// Looks at every touched connection for requests, as far as the credit reaches; in turns (I3).
+    /// Looks at connections for requests, as far as the credit reaches; in turns (I3).
     fn poll_clients(&mut self, now: u64) {
         if !self.is_serving {
             return;
         }
-        self.clients.revive();
-        let touched = (0..).map_while(|position| self.clients.touched(position));
-        self.waiting.extend(touched);
+        self.clients.begin_polling();
         // I2
         while self.used.has_room()
-            && let Some(slot) = self.take_waiting()
+            && let Some((slot, share)) = self.clients.next_to_poll()
         {
-            self.clients.touch_again(slot);
-            self.poll_client(slot, now);
-            self.clients.handle_polled(slot);
+            self.poll_client(slot, share, now);
         }
+        self.more |= self.used.has_room() && self.clients.has_waiting();
     }
 
-    fn take_waiting(&mut self) -> Option<usize> {
-        let slot = *self.waiting.range(self.next_slot..).next().or_else(|| self.waiting.first())?;
-        self.waiting.remove(&slot);
-        self.next_slot = slot + 1;
-        Some(slot)
-    }
-
-    /// One turn of a connection.
-    fn poll_client(&mut self, slot: usize, now: u64) {
-        let Self { clients, outgoing, used, waiting, moved, admission, unreported, .. } = self;
+    fn poll_client(&mut self, slot: usize, mut share: Share, now: u64) {
+        let Self { clients, outgoing, used, moved, admission, unreported, .. } = self;
         let Some((client, budget)) = clients.connection(slot) else { return };
         let (id, audience) = (client.id(), client.audience);
-        let mut spent = Credit::default();
-        loop {
-            if !used.has_room() || spent.requests >= TURN_MAX.requests || spent.bytes >= TURN_MAX.bytes {
-                waiting.insert(slot);
-                return;
-            }
-            let Some(event) = client.connection.poll_event(budget, now) else { return };
+        while used.has_room()
+            && let Some(event) = client.poll(&mut share, budget, now)
+        {
             let start = outgoing.bytes.len();
             let (stream, what) = match event {
                 ConnectionEvent::GrpcRequest { stream, route, head, message } => {
@@ -304,11 +283,11 @@ impl Front {
             };
             let mut cost = Credit::default();
             cost.add(outgoing.bytes.len() - start);
-            spent.add_all(cost);
             used.add_all(cost);
             outgoing.cost.add_all(cost);
             outgoing.items.push(request(Caller::new(slot, id, stream), what));
         }
+        clients.handle_polled(slot, &share);
     }
 
     /// Tells the sequencer what has left the queues of streams, where it may wait for that (I4). After the output of

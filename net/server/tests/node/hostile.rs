@@ -1,7 +1,8 @@
 //! Hostile clients: they are refused or closed, and others are served meanwhile.
 
-use trilith_reactor::Event;
+use trilith_reactor::{ConnectionId, CoreLoop, Event, Turn};
 
+use crate::cores::Cores;
 use crate::port::MemoryPort;
 use crate::{
     HEADERS, PUT, PUT_PATH, SECOND, SETTINGS, WINDOW_UPDATE, answer, call, frame, frames, greeting, has, head, options,
@@ -14,6 +15,8 @@ const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const ENHANCE_YOUR_CALM: u8 = 11;
 const RANGE_PATH: &str = "/etcdserverpb.KV/Range";
+const STATUS_PATH: &str = "/etcdserverpb.Maintenance/Status";
+const KEEP_ALIVE_PATH: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
 /// What one piece of an attack looks like.
 type Piece = fn(u32) -> Vec<u8>;
@@ -93,4 +96,89 @@ fn requests_left_unfinished_keep_nobody_from_putting_and_give_way() {
     port.run(&mut node, until);
     let granted = |(kind, stream, _): &(u8, u32, Vec<u8>)| (*kind, *stream) == (WINDOW_UPDATE, 3);
     assert!(frames(&port.sent[&other]).iter().any(granted));
+}
+
+/// Many pieces that cost little each.
+const CHEAP: [(&str, Piece); 4] = [
+    ("calls", |stream| call(stream, STATUS_PATH, b"", 0)),
+    ("calls of methods there are not", |stream| call(stream, "/etcdserverpb.KV/Nope", b"", 0)),
+    ("calls that end with their head", |stream| {
+        [head(stream, KEEP_ALIVE_PATH, &[]), frame(0, 1, stream, &[])].concat()
+    }),
+    ("calls that are given up", |stream| {
+        [head(stream, KEEP_ALIVE_PATH, &[]), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+    }),
+];
+
+/// One turn of every core.
+fn turn(node: &mut Cores, port: &mut MemoryPort) {
+    let mut events = port.take_events();
+    assert_eq!(node.handle_turn(port, &mut events), Turn::Continue);
+}
+
+fn is_answered(port: &MemoryPort, connection: ConnectionId, stream: u32) -> bool {
+    !answer(port, connection, stream).is_empty()
+}
+
+#[test]
+fn one_call_is_answered_before_the_thousands_that_another_connection_has_sent() {
+    for (what, piece) in CHEAP {
+        let mut port = MemoryPort::default();
+        let mut node = serving(&mut port, options());
+        let (hostile, other) = (port.accept(1), port.accept(2));
+        for connection in [hostile, other] {
+            port.push(Event::Received { connection, bytes: greeting() });
+        }
+        let until = port.now + SECOND;
+        port.run(&mut node, until);
+        let pieces = (0..4_000).flat_map(|number| piece(2 * number + 1)).collect();
+        port.push(Event::Received { connection: hostile, bytes: pieces });
+        port.push(Event::Received { connection: hostile, bytes: call(8_001, STATUS_PATH, b"", 0) });
+        port.push(Event::Received { connection: other, bytes: call(1, STATUS_PATH, b"", 0) });
+        turn(&mut node, &mut port);
+        if !node.fronts.is_empty() {
+            // To the sequencer and back.
+            turn(&mut node, &mut port);
+        }
+        assert!(is_answered(&port, other, 1), "{what}");
+        assert!(!is_answered(&port, hostile, 8_001), "{what}: the thousands came first");
+        let until = port.now + SECOND;
+        port.run(&mut node, until);
+        assert!(is_answered(&port, hostile, 8_001), "{what}");
+    }
+}
+
+#[test]
+fn a_turn_is_bounded_however_many_connections_ask() {
+    const CONNECTIONS: u64 = 400;
+    const CALLS: u32 = 100;
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, options());
+    let asking: Vec<_> = (1..=CONNECTIONS).map(|number| port.accept(number)).collect();
+    for &connection in &asking {
+        port.push(Event::Received { connection, bytes: greeting() });
+    }
+    let other = port.accept(CONNECTIONS + 1);
+    port.push(Event::Received { connection: other, bytes: greeting() });
+    let until = port.now + SECOND;
+    port.run(&mut node, until);
+    for &connection in &asking {
+        let bytes = (0..CALLS).flat_map(|number| call(2 * number + 1, STATUS_PATH, b"", 0)).collect();
+        port.push(Event::Received { connection, bytes });
+    }
+    // Not all of them have had a share when another one comes.
+    turn(&mut node, &mut port);
+    port.push(Event::Received { connection: other, bytes: call(1, STATUS_PATH, b"", 0) });
+    let begun = |port: &MemoryPort| asking.iter().filter(|it| is_answered(port, **it, 1)).count();
+    let cores = node.fronts.len().max(1);
+    assert!(begun(&port) <= 300 * cores, "{} had a share of one turn", begun(&port));
+    for _ in 0..3 {
+        turn(&mut node, &mut port);
+    }
+    assert!(is_answered(&port, other, 1));
+    let ended = |port: &MemoryPort| asking.iter().filter(|it| is_answered(port, **it, 2 * CALLS - 1)).count();
+    assert_eq!((begun(&port), ended(&port)), (asking.len(), 0), "everybody had a share, nobody had all");
+    let until = port.now + SECOND;
+    port.run(&mut node, until);
+    assert_eq!(ended(&port), asking.len());
 }
