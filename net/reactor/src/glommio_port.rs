@@ -19,7 +19,8 @@ use crate::log::LogSink;
 use crate::mesh::{self, Batch, CoreId, MeshEnd};
 use crate::options::ReactorOptions;
 use crate::port::{
-    BootFiles, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Parcel, Port, Preparation, Token, Turn,
+    BootFiles, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, MappedBytes, Parcel, Port, Preparation,
+    SharedMapping, Token, Turn,
 };
 use crate::process::{self, ProcessStats};
 use crate::ring::{Completion, OperationId, Origin, Ring, target};
@@ -407,6 +408,11 @@ impl Port for GlommioPort {
 
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]> {
         self.file(file).mapping.as_ref()?.bytes(offset, len)
+    }
+
+    fn shared_mapping(&self, file: FileId) -> Option<SharedMapping> {
+        let mapping = Arc::clone(self.file(file).mapping.as_ref()?);
+        Some(mapping)
     }
 
     fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>) {

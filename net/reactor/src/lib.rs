@@ -42,8 +42,8 @@ pub use mesh::CoreId;
 pub use notify::notify_service_manager;
 pub use options::{ListenAddress, ListenOptions, LogOutput, LogRotation, ReactorOptions};
 pub use port::{
-    BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, Parcel, Port, Preparation,
-    Token, Turn,
+    BootFiles, CloseReason, ConnectionId, CoreLoop, Event, FileId, FileMode, ListenerId, MappedBytes, Parcel, Port,
+    Preparation, SharedMapping, Token, Turn,
 };
 pub use process::ProcessStats;
 pub use sys::end_by_signal;

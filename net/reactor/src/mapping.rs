@@ -1,14 +1,16 @@
 //! Read-only mappings of fixed-size files.
 //!
-//! Owns: the mapping's life and the bounds of the slices taken from it. Does not know: what is in a page.
+//! Owns: the mapping's life and the bounds of the slices taken from it. Does not know: what is in a page, which threads
+//! read it.
 //!
 //! Invariants
 //! - I1: a mapped file is never truncated while the mapping lives (files have a fixed size from creation on).
-//! - I2: the shell reads no range that it is writing at the same time: store pages are written before they are named by
-//!   anything and are not rewritten while anything names them. Hence a slice does not change while it is borrowed.
+//! - I2: no thread reads a range while the shell writes it: store pages are written before they are named by anything
+//!   and are not rewritten while anything names them. Hence a slice does not change while it is borrowed.
 //! - I3: pages come in by `populate` alone: the kernel reads nothing around them, so that what is resident is what was
 //!   asked for.
 
+use crate::port::MappedBytes;
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use std::fs::File;
 use std::io;
@@ -17,6 +19,7 @@ use std::io;
 const READ_AHEAD_BYTES: usize = 256 << 10;
 
 /// A whole file, mapped once.
+#[derive(Debug)]
 pub(crate) struct Mapping {
     map: MmapRaw,
 }
@@ -33,14 +36,6 @@ impl Mapping {
         let start = usize::try_from(offset).ok()?;
         let end = start.checked_add(len)?;
         (end <= self.map.len()).then_some(start)
-    }
-
-    /// The bytes of a range, or `None` if it reaches beyond the file. Touches no page.
-    pub(crate) fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        let start = self.range_is_inside(offset, len)?;
-        // SAFETY: the range lies inside the mapping, which lives as long as `self`; the pages stay valid (I1) and do
-        // not change under the borrow (I2).
-        Some(unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(start), len) })
     }
 
     /// Starts reading a range as a whole: populating alone would read one page after the other. What is wrong with the
@@ -67,5 +62,14 @@ impl Mapping {
         // from the file with the same bytes (I2); nothing is lost.
         let released = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
         released.expect("a range inside a mapping of whole pages can be released");
+    }
+}
+
+impl MappedBytes for Mapping {
+    fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let start = self.range_is_inside(offset, len)?;
+        // SAFETY: the range lies inside the mapping, which lives as long as `self`; the pages stay valid (I1) and do
+        // not change under the borrow (I2).
+        Some(unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(start), len) })
     }
 }

@@ -19,7 +19,9 @@
 //! Boot is synchronous: a [`BootFiles`] gives plain blocking calls, used before the first turn only.
 
 use std::any::Any;
+use std::fmt::Debug;
 use std::io;
+use std::sync::Arc;
 
 use crate::mesh::CoreId;
 use crate::process::ProcessStats;
@@ -42,6 +44,16 @@ pub struct ListenerId(pub u32);
 
 /// What one core's shell sends to another's: a whole turn's worth of messages. The shells agree on what is in it.
 pub type Parcel = Box<dyn Any + Send>;
+
+/// The bytes of a mapped file, for any thread.
+pub trait MappedBytes: Send + Sync + Debug {
+    /// The bytes of a range, or `None` if it reaches beyond the file. As with [`Port::mapped`], the call touches no
+    /// page; the reader may fault if the range is not resident.
+    fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]>;
+}
+
+/// A mapping that several threads read. Whoever drops the last one of an unlinked file frees its memory and its room.
+pub type SharedMapping = Arc<dyn MappedBytes>;
 
 /// How a file's writes reach the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +146,8 @@ pub trait Port {
     /// Creates `name` (relative to the data directory, `/`-separated) of `bytes` bytes, off the core loop. An older
     /// file of that name, left over from a crash, is replaced.
     fn create(&mut self, token: Token, name: &str, bytes: u64, mode: FileMode, preparation: Preparation);
-    /// Closes `file` and removes its name, off the core loop; its mapping lives until the call and is gone after it.
+    /// Closes `file` and removes its name, off the core loop; for this port its mapping lives until the call and is
+    /// gone after it. Who has a [`SharedMapping`] of it may read on; until the last one is dropped it keeps its room.
     fn unlink(&mut self, token: Token, file: FileId, name: &str);
     /// Makes a range of a [`FileMode::Store`] file resident in its mapping (`MADV_POPULATE_READ`), off the core loop.
     fn populate(&mut self, token: Token, file: FileId, offset: u64, len: usize);
@@ -148,6 +161,11 @@ pub trait Port {
     /// The bytes of a mapped range. `None` beyond the file's end or for a file that is not mapped. The call itself
     /// touches no page; the reader may fault if the range is not resident.
     fn mapped(&self, file: FileId, offset: u64, len: usize) -> Option<&[u8]>;
+    /// The mapping of a file, to be read by other threads. What is released leaves it as well. `None` for a file that
+    /// is not mapped, and always from a backend of one core, which shares with nobody.
+    fn shared_mapping(&self, _file: FileId) -> Option<SharedMapping> {
+        None
+    }
 
     /// Hands `bytes` to the connection; one coalesced write a turn. See I3.
     fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>);

@@ -245,6 +245,59 @@ fn created_files_are_mapped_populated_and_unlinked() {
     .unwrap();
 }
 
+/// Whether this process maps `path`, under this name or after its removal.
+fn is_mapped(path: &Path) -> bool {
+    fs::read_to_string("/proc/self/maps").unwrap().contains(path.to_str().unwrap())
+}
+
+#[test]
+fn who_shares_the_mapping_of_an_unlinked_file_reads_on() {
+    let scratch = Scratch::new();
+    let path = scratch.0.join("segments/rows-0001");
+    let mut shared = None;
+    run(&options(&scratch.0), |port| {
+        boot(port).create_directory("segments").unwrap();
+        let log = boot(port).create("log", 4096, FileMode::Log, Preparation::Reserve).unwrap();
+        assert!(port.shared_mapping(log).is_none(), "a log is not mapped");
+        let file = boot(port).create("segments/rows-0001", 1 << 20, FileMode::Store, Preparation::Reserve).unwrap();
+        let (shared, path) = (&mut shared, &path);
+        each(move |port: &mut GlommioPort, event| {
+            match event {
+                None => Port::write(port, Token(1), file, 8192, block(9, 2)),
+                Some(Event::Written { token: Token(1), result }) => {
+                    result.unwrap();
+                    port.populate(Token(2), file, 0, 65_536);
+                }
+                Some(Event::Populated { token: Token(2), result }) => {
+                    result.unwrap();
+                    *shared = port.shared_mapping(file);
+                    Port::unlink(port, Token(3), file, "segments/rows-0001");
+                }
+                Some(Event::Renamed { token: Token(3), result }) => {
+                    result.unwrap();
+                    assert!(!path.exists());
+                    return Turn::Stop(0);
+                }
+                other => panic!("{other:?}"),
+            }
+            Turn::Continue
+        })
+    })
+    .unwrap();
+    let shared = shared.unwrap();
+    let reader = thread::spawn(move || {
+        assert_eq!(shared.bytes(8192, 8192), Some(&block(9, 2)[..]));
+        assert_eq!(shared.bytes((1 << 20) - 16, 16), Some(&[0; 16][..]));
+        assert_eq!(shared.bytes((1 << 20) - 16, 17), None, "beyond the end");
+        assert_eq!(shared.bytes(u64::MAX, 1), None);
+        shared
+    });
+    let shared = reader.join().unwrap();
+    assert!(is_mapped(&path));
+    drop(shared);
+    assert!(!is_mapped(&path), "the last one frees it");
+}
+
 /// Resident bytes of the mappings of `path` in this process.
 fn mapped_resident_bytes(path: &Path) -> u64 {
     let maps = fs::read_to_string("/proc/self/smaps").unwrap();
