@@ -1,7 +1,8 @@
 //! The data directory at run time: which effect goes to which file, and what its completion means.
 //!
 //! Owns: open files and outstanding submissions; [`residency`] which pages are in memory, [`loads`] which are on their
-//! way, [`space`] what to do on a full disk. Does not know: raft, pages' contents, when anything is written.
+//! way, [`shared`] what other threads read, [`space`] what to do on a full disk. Does not know: raft, pages' contents,
+//! when anything is written.
 //!
 //! Invariants
 //! - I1: every submission has one purpose and is completed once.
@@ -11,8 +12,12 @@
 
 mod direct;
 mod loads;
+mod marks;
 mod names;
 mod residency;
+mod shared;
+#[cfg(test)]
+mod shared_tests;
 mod space;
 
 use std::collections::BTreeMap;
@@ -31,6 +36,7 @@ use loads::Loads;
 use names::describe_block;
 pub use names::{store_file, store_file_name};
 use residency::{CHUNK_BYTES, Residency};
+pub use shared::SharedPages;
 pub use space::RESERVE_FILE_NAME;
 use space::{Space, SpaceStep, is_full};
 
@@ -403,7 +409,8 @@ impl Disk {
     }
 
     /// Between steps: takes what is cold out of memory until everything fits the budget, `other_bytes` of the engine's
-    /// own included. What was verified of the ranges named no longer is.
+    /// own included. What was verified of the ranges named no longer is. Not while another thread reads what
+    /// [`Self::share`] gave it.
     pub fn release_cold<P: Port>(&mut self, port: &mut P, other_bytes: u64) -> Vec<Block> {
         let bytes_max = self.cache_bytes.saturating_sub(other_bytes).max(MAPPED_BYTES_MIN.min(self.cache_bytes));
         if self.store.bytes() <= bytes_max {

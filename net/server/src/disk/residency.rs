@@ -1,7 +1,8 @@
 //! Which store files are open, and which chunks of them are in memory.
 //!
-//! Owns: one mark per chunk of 64 KiB (when it was last read), and the choice of what leaves memory: a second chance
-//! for what was read since the choice last fell on it. Does not know: the port, what the bytes mean, who waits.
+//! Owns: the [`marks`] of every chunk of 64 KiB (when it was last read), which readers on other threads share, and the
+//! choice of what leaves memory: a second chance for what was read since the choice last fell on it.
+//! Does not know: the port, what the bytes mean, who waits.
 //!
 //! Invariants
 //! - I1: a block is given out only from chunks that were populated and not overwritten since.
@@ -9,13 +10,18 @@
 //! - I3: a chunk that is in memory stands in the queue of candidates exactly once.
 //! - I4: what was read since `protected_since` stays, however little the budget, up to [`OVERSHOOT_CHUNKS_MAX`] more
 //!   than it: an evaluation that waits for its last page must find the ones before.
+//! - I5: the snapshot that is kept for the next sharing has just the files that are open.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use trilith_engine::page_source::{Block, FileKind, StoreFile, Unavailable};
-use trilith_reactor::FileId;
+use trilith_reactor::{FileId, SharedMapping};
+
+use super::marks::{Mark, marks};
+use super::shared::{SharedFile, SharedPages};
 
 /// Residency is tracked, and pages are loaded and released, in chunks of this size.
 pub(super) const CHUNK_BYTES: u64 = 64 << 10;
@@ -30,10 +36,9 @@ const MISSED_MAX: usize = 128;
 /// A chunk of a store file.
 pub(super) type ChunkId = (StoreFile, u64);
 
+/// What the sequencer alone knows of a chunk.
 #[derive(Clone, Debug, Default)]
 struct Chunk {
-    /// The turn of the last read; 0: not in memory.
-    touched: Cell<u64>,
     /// Completed writes, wrapping: a populate counts only if none ended while it was under way.
     writes: u32,
     /// Stands in the queue of candidates.
@@ -45,7 +50,15 @@ struct Chunk {
 pub(super) struct OpenStoreFile {
     pub(super) id: FileId,
     pub(super) bytes: u64,
+    /// As many as `chunks`.
+    marks: Arc<[Mark]>,
     chunks: Vec<Chunk>,
+}
+
+impl OpenStoreFile {
+    fn share(&self, mapping: SharedMapping) -> SharedFile {
+        SharedFile { bytes: self.bytes, marks: Arc::clone(&self.marks), mapping }
+    }
 }
 
 #[derive(Debug)]
@@ -66,12 +79,22 @@ pub(super) struct Residency {
     turn: u64,
     /// Blocks that were read in vain: an evaluation looks ahead for what it will need next.
     missed: RefCell<Vec<Block>>,
+    /// What was shared last, unless a file was added or removed since.
+    shared: Option<Arc<SharedPages>>,
 }
 
 impl Default for Residency {
     fn default() -> Self {
-        let (superblocks, index, rows) = (Vec::new(), Vec::new(), Vec::new());
-        Self { superblocks, index, rows, candidates: VecDeque::new(), resident: 0, turn: 1, missed: RefCell::default() }
+        Self {
+            superblocks: Vec::new(),
+            index: Vec::new(),
+            rows: Vec::new(),
+            candidates: VecDeque::new(),
+            resident: 0,
+            turn: 1,
+            missed: RefCell::default(),
+            shared: None,
+        }
     }
 }
 
@@ -79,20 +102,24 @@ impl Residency {
     /// A file was opened or created; nothing of it is in memory.
     pub(super) fn add(&mut self, file: StoreFile, id: FileId, bytes: u64) {
         let chunks = usize::try_from(bytes.div_ceil(CHUNK_BYTES)).expect("a file's chunks fit memory");
+        self.shared = None;
         let family = self.family_mut(file.kind);
         let number = file.number as usize;
         if family.len() <= number {
             family.resize_with(number + 1, || None);
         }
         assert!(family[number].is_none(), "I2: {file:?} is opened or created once");
-        family[number] = Some(OpenStoreFile { id, bytes, chunks: vec![Chunk::default(); chunks] });
+        family[number] =
+            Some(OpenStoreFile { id, bytes, marks: marks(chunks), chunks: vec![Chunk::default(); chunks] });
     }
 
     /// Forgets a file that is about to be removed; its descriptor.
     pub(super) fn remove(&mut self, file: StoreFile) -> FileId {
+        // Before the port is told: its mapping is freed off the core, unless others still read it.
+        self.shared = None;
         let open = self.family_mut(file.kind).get_mut(file.number as usize).and_then(Option::take);
         let open = open.expect("only an open file is removed");
-        self.resident -= open.chunks.iter().filter(|chunk| chunk.touched.get() > 0).count() as u64;
+        self.resident -= open.marks.iter().filter(|mark| mark.turn() > 0).count() as u64;
         self.candidates.retain(|candidate| candidate.chunk.0 != file);
         open.id
     }
@@ -125,17 +152,23 @@ impl Residency {
         }
     }
 
-    fn chunks_mut(&mut self, block: Block) -> &mut [Chunk] {
-        let Some(open) = self.family_mut(block.file.kind).get_mut(block.file.number as usize).and_then(Option::as_mut)
-        else {
-            return &mut [];
-        };
-        let Range { start, end } = positions(block, open.chunks.len());
-        &mut open.chunks[start..end]
+    fn chunks_mut(&mut self, block: Block) -> impl Iterator<Item = (&Mark, &mut Chunk)> {
+        let open = self.family_mut(block.file.kind).get_mut(block.file.number as usize).and_then(Option::as_mut);
+        open.into_iter().flat_map(move |OpenStoreFile { marks, chunks, .. }| {
+            let inside = positions(block, chunks.len());
+            marks[inside.clone()].iter().zip(&mut chunks[inside])
+        })
     }
 
-    fn chunks(&self, block: Block) -> &[Chunk] {
-        self.file(block.file).map_or(&[], |open| &open.chunks[positions(block, open.chunks.len())])
+    /// The open files for other threads. `mapping`: where one is to be read from, if it can be shared.
+    pub(super) fn share(&mut self, mapping: impl Fn(FileId) -> Option<SharedMapping>) -> Arc<SharedPages> {
+        let table = |family: &[Option<OpenStoreFile>]| {
+            family.iter().map(|open| open.as_ref().and_then(|open| Some(open.share(mapping(open.id)?)))).collect()
+        };
+        let (index, rows) = (&self.index, &self.rows);
+        let shared = self.shared.get_or_insert_with(|| Arc::new(SharedPages::new(table(index), table(rows))));
+        shared.set_turn(self.turn);
+        Arc::clone(shared)
     }
 
     /// Notes that a block is read now; where it is to be read from.
@@ -144,19 +177,16 @@ impl Residency {
     /// It is not in memory, or no file holds it.
     pub(super) fn touch(&self, block: Block) -> Result<FileId, Unavailable> {
         let open = self.file(block.file).ok_or(Unavailable::Corrupt(block))?;
-        let end = block.offset.checked_add(u64::from(block.len)).ok_or(Unavailable::Corrupt(block))?;
-        if end > open.bytes {
-            return Err(Unavailable::Corrupt(block));
-        }
-        for chunk in &open.chunks[positions(block, open.chunks.len())] {
-            if chunk.touched.get() == 0 {
+        let inside = chunks_inside(block, open.bytes).ok_or(Unavailable::Corrupt(block))?;
+        for mark in &open.marks[inside] {
+            if mark.turn() == 0 {
                 let mut missed = self.missed.borrow_mut();
                 if missed.len() < MISSED_MAX {
                     missed.push(block);
                 }
                 return Err(Unavailable::Missing(block));
             }
-            chunk.touched.set(self.turn);
+            mark.set(self.turn);
         }
         Ok(open.id)
     }
@@ -168,7 +198,8 @@ impl Residency {
 
     /// Whether all of a block is in memory.
     pub(super) fn holds(&self, block: Block) -> bool {
-        self.chunks(block).iter().all(|chunk| chunk.touched.get() > 0)
+        self.file(block.file)
+            .is_none_or(|open| open.marks[positions(block, open.marks.len())].iter().all(|mark| mark.turn() > 0))
     }
 
     /// Whether a chunk is in memory.
@@ -178,7 +209,8 @@ impl Residency {
 
     /// Writes so far to the chunks a block touches; differs before and after any of them was written.
     pub(super) fn writes(&self, block: Block) -> u32 {
-        self.chunks(block).iter().map(|chunk| chunk.writes).fold(0, u32::wrapping_add)
+        let chunks = self.file(block.file).map_or(&[][..], |open| &open.chunks[positions(block, open.chunks.len())]);
+        chunks.iter().map(|chunk| chunk.writes).fold(0, u32::wrapping_add)
     }
 
     /// A populate that began at `writes` has ended. It counts unless a write ended meanwhile.
@@ -188,8 +220,8 @@ impl Residency {
         }
         let turn = self.turn;
         let (mut came, mut queued) = (0, Vec::new());
-        for (chunk, number) in self.chunks_mut(block).iter_mut().zip(block.offset / CHUNK_BYTES..) {
-            came += u64::from(chunk.touched.replace(turn) == 0);
+        for ((mark, chunk), number) in self.chunks_mut(block).zip(block.offset / CHUNK_BYTES..) {
+            came += u64::from(!mark.replace(turn));
             if !std::mem::replace(&mut chunk.queued, true) {
                 queued.push(Candidate { chunk: (block.file, number), seen: 0 });
             }
@@ -201,8 +233,8 @@ impl Residency {
     /// What the mapping held of a block is gone: it was written, discarded, or is to be read again.
     pub(super) fn forget(&mut self, block: Block) {
         let mut gone = 0;
-        for chunk in self.chunks_mut(block) {
-            gone += u64::from(chunk.touched.replace(0) > 0);
+        for (mark, chunk) in self.chunks_mut(block) {
+            gone += u64::from(mark.replace(0));
             chunk.writes = chunk.writes.wrapping_add(1);
         }
         self.resident -= gone;
@@ -247,8 +279,8 @@ impl Residency {
     fn judge(&mut self, candidate: Candidate, protected_since: u64, ignore_reads: bool) -> Option<ChunkId> {
         let Candidate { chunk: (file, number), seen } = candidate;
         let block = Block { file, offset: number * CHUNK_BYTES, len: 1 };
-        let chunk = self.chunks_mut(block).first_mut().expect("I3: candidates are chunks of open files");
-        let touched = chunk.touched.get();
+        let (mark, chunk) = self.chunks_mut(block).next().expect("I3: candidates are chunks of open files");
+        let touched = mark.turn();
         let is_protected = touched >= protected_since;
         if touched > 0 && !ignore_reads && (is_protected || touched > seen) {
             let seen = if is_protected { seen } else { touched };
@@ -256,7 +288,7 @@ impl Residency {
             return None;
         }
         chunk.queued = false;
-        chunk.touched.set(0);
+        mark.set(0);
         if touched == 0 {
             return None;
         }
@@ -278,6 +310,13 @@ impl Residency {
         }
         blocks
     }
+}
+
+/// The positions of the chunks a block touches; `None` if it reaches beyond the end of a file of so many bytes.
+pub(super) fn chunks_inside(block: Block, file_bytes: u64) -> Option<Range<usize>> {
+    let end = block.offset.checked_add(u64::from(block.len)).filter(|end| *end <= file_bytes)?;
+    let position = |chunk: u64| usize::try_from(chunk).ok();
+    Some(position(block.offset / CHUNK_BYTES)?..position(end.div_ceil(CHUNK_BYTES))?)
 }
 
 /// The positions of the chunks a block touches, as far as the file goes.
