@@ -147,10 +147,10 @@ impl CountedConnection {
 
     /// The connection is gone, and its calls with it.
     pub fn settle_closed(mut self, metrics: &mut CallMetrics, now: u64) {
-        for call in std::mem::take(&mut self.account.open).into_iter().flatten() {
-            self.account.ended.push(EndedCall { code: Code::Canceled as u32, ..call.call });
-        }
         self.account.settle(metrics, now);
+        for open in self.account.open.iter().flatten() {
+            metrics.observe_end(&EndedCall { code: Code::Canceled as u32, ..open.call }, now);
+        }
     }
 }
 

@@ -185,6 +185,12 @@ impl Node {
         self.service.deadlines_kept()
     }
 
+    /// Open calls that are remembered, for inspection.
+    #[must_use]
+    pub fn calls_kept(&self) -> usize {
+        self.service.calls_kept()
+    }
+
     fn handle_event<P: Port>(&mut self, port: &mut P, event: Event, now: u64) {
         let event = match self.disk.handle_event(port, event) {
             Ok(completion) => return self.handle_completion(port, completion, now),
@@ -659,6 +665,7 @@ impl Node {
         self.service.replica.handle_tick(now);
         self.clients.handle_time(now);
         self.service.handle_time(&mut self.clients, now);
+        self.more |= self.service.forget_calls();
         self.mind_space(port, now);
         self.poll_clients(port, now);
         self.step(port, now);

@@ -6,6 +6,8 @@
 //! Invariants
 //! - I1: a call is listed from its head until it ends from either side; nothing is sent to one that is not listed.
 //! - I2: an open call alone keeps nobody from stopping: a drain ends it, and its client comes back elsewhere.
+//! - I3: calls of a connection that is gone are struck off some at a time: there may be a hundred thousand. Until then
+//!   what is sent to them has no effect.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,6 +18,9 @@ use trilith_wire::connection::StreamId;
 
 use crate::clients::{Caller, Clients};
 use crate::service::{Service, refuse};
+
+/// Calls of connections that are gone which are struck off at a time: half a millisecond.
+const FORGOTTEN_AT_A_TIME: usize = 1_024;
 
 /// An open call.
 #[derive(Debug)]
@@ -43,6 +48,8 @@ pub(super) struct KeepAlive {
 #[derive(Debug, Default)]
 pub(super) struct OpenCalls {
     calls: BTreeMap<(ConnectionId, StreamId), (Caller, OpenCall)>,
+    /// Connections that are gone and may have calls here.
+    gone: VecDeque<ConnectionId>,
 }
 
 impl OpenCalls {
@@ -59,16 +66,24 @@ impl OpenCalls {
 
     /// Strikes a call off the list.
     pub(super) fn remove(&mut self, caller: Caller) -> Option<OpenCall> {
-        self.calls.remove(&caller.key()).map(|(_, call)| call)
+        self.remove_key(caller.key())
     }
 
-    /// Strikes off the first call of a connection.
-    fn remove_first_of(&mut self, connection: ConnectionId) -> Option<OpenCall> {
-        let (&key, _) = self.calls.range((connection, StreamId::default())..).next()?;
-        if key.0 != connection {
-            return None;
-        }
+    fn remove_key(&mut self, key: (ConnectionId, StreamId)) -> Option<OpenCall> {
         self.calls.remove(&key).map(|(_, call)| call)
+    }
+
+    /// Strikes off a call of a connection that is gone.
+    fn remove_gone(&mut self) -> Option<OpenCall> {
+        loop {
+            let connection = *self.gone.front()?;
+            let first = self.calls.range((connection, StreamId::default())..).next();
+            let Some(key) = first.map(|(&key, _)| key).filter(|key| key.0 == connection) else {
+                self.gone.pop_front();
+                continue;
+            };
+            return self.remove_key(key);
+        }
     }
 
     /// Strikes off any call.
@@ -129,12 +144,25 @@ impl Service {
         }
     }
 
-    /// A connection is gone.
+    /// A connection is gone, and by and by its calls with it ([`Self::forget_calls`]).
     pub fn handle_connection_closed(&mut self, connection: ConnectionId) {
-        while let Some(call) = self.open_calls.remove_first_of(connection) {
+        self.open_calls.gone.push_back(connection);
+        self.jobs.handle_closed(connection);
+    }
+
+    /// Forgets calls of connections that are gone, a number of them (I3). Whether there may be more.
+    pub fn forget_calls(&mut self) -> bool {
+        for _ in 0..FORGOTTEN_AT_A_TIME {
+            let Some(call) = self.open_calls.remove_gone() else { break };
             self.drop_call(call);
         }
-        self.jobs.handle_closed(connection);
+        !self.open_calls.gone.is_empty()
+    }
+
+    /// Open calls that are listed, for inspection.
+    #[must_use]
+    pub fn calls_kept(&self) -> usize {
+        self.open_calls.calls.len()
     }
 
     /// Ends all open calls: the server stops (I2).

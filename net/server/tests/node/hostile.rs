@@ -1,6 +1,6 @@
 //! Hostile clients: they are refused or closed, and others are served meanwhile.
 
-use trilith_reactor::{ConnectionId, CoreLoop, Event, Turn};
+use trilith_reactor::{CloseReason, ConnectionId, CoreLoop, Event, Turn};
 
 use crate::cores::Cores;
 use crate::port::MemoryPort;
@@ -16,6 +16,7 @@ const CONTINUATION: u8 = 9;
 const ENHANCE_YOUR_CALM: u8 = 11;
 const RANGE_PATH: &str = "/etcdserverpb.KV/Range";
 const STATUS_PATH: &str = "/etcdserverpb.Maintenance/Status";
+const WATCH_PATH: &str = "/etcdserverpb.Watch/Watch";
 const KEEP_ALIVE_PATH: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
 /// What one piece of an attack looks like.
@@ -181,4 +182,28 @@ fn a_turn_is_bounded_however_many_connections_ask() {
     let until = port.now + SECOND;
     port.run(&mut node, until);
     assert_eq!(ended(&port), asking.len());
+}
+
+#[test]
+fn thousands_of_open_calls_that_end_with_their_connection_are_forgotten_some_at_a_time() {
+    const CALLS: u32 = 5_000;
+    let mut port = MemoryPort::default();
+    let mut node = serving(&mut port, options());
+    let hostile = port.accept(1);
+    let calls = (0..CALLS).flat_map(|number| head(2 * number + 1, WATCH_PATH, &[])).collect();
+    port.push(Event::Received { connection: hostile, bytes: [greeting(), calls].concat() });
+    let until = port.now + SECOND;
+    port.run(&mut node, until);
+    assert_eq!(node.calls_kept(), CALLS as usize);
+    port.push(Event::Closed { connection: hostile, reason: CloseReason::Failed });
+    while node.calls_kept() == CALLS as usize {
+        turn(&mut node, &mut port);
+    }
+    assert!(node.calls_kept() > CALLS as usize / 2, "{} are left after a turn", node.calls_kept());
+    let other = port.accept(2);
+    port.push(Event::Received { connection: other, bytes: [greeting(), call(1, PUT_PATH, PUT, 0)].concat() });
+    let until = port.now + SECOND;
+    port.run(&mut node, until);
+    assert!(has(&answer(&port, other, 1), "grpc-status: 0"));
+    assert_eq!(node.calls_kept(), 0);
 }
