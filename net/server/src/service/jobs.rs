@@ -12,14 +12,18 @@
 //! - I2: a job that waits for its client is looked at again when the client took bytes; one that waits for its client
 //!   or for the store, when the client reset the stream or is gone.
 //! - I3: a job ends by [`AGE_MAX`] at the latest, and what all jobs hold in memory is bounded
-//!   (`Admission::rows_held_max`), answers of writes included: a slow reader costs itself.
+//!   (`Admission::rows_held_max`), answers of writes included: a slow reader costs itself. Of those that go over the
+//!   whole store there are [`WHOLE_STORE_JOBS_MAX`] at most.
+//! - I4: a call has one job at most, so a turn finds those of a stream or a connection, and the oldest, without a look
+//!   at all of them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use trilith_engine::mvcc::{HashCursor, Pin, RangeCursor, TxnCursor, TxnRange};
 use trilith_engine::page_source::Block;
 use trilith_reactor::ConnectionId;
 use trilith_wire::api::status::Status;
+use trilith_wire::connection::StreamId;
 
 use crate::api::parts::{Answer, Parts};
 use crate::clients::Caller;
@@ -34,6 +38,9 @@ pub(super) const WHOLE_BYTES_MAX: usize = 256 << 10;
 pub(super) const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 /// A job that is not done after this long ends with an error, in nanoseconds.
 pub(super) const AGE_MAX: u64 = 600 * 1_000_000_000;
+/// Hashes and defragmentations at once: each holds a revision, or sends the store to work, and all of them share the time
+/// that a turn has for jobs.
+pub(super) const WHOLE_STORE_JOBS_MAX: usize = 64;
 /// An address of a row.
 pub(super) const ROW_ADDRESS_BYTES: usize = 16;
 
@@ -105,6 +112,11 @@ impl Work {
         }
     }
 
+    /// Whether it goes over the whole store.
+    fn is_of_whole_store(&self) -> bool {
+        matches!(self, Self::Hash { .. } | Self::Defragment { .. })
+    }
+
     /// Addresses it holds.
     pub(super) fn rows(&self) -> usize {
         match self {
@@ -152,8 +164,13 @@ pub(super) enum Wait {
 pub(super) struct Jobs {
     ready: VecDeque<Job>,
     lacking: Vec<(Block, Job)>,
-    blocked: Vec<Job>,
-    storing: Vec<Job>,
+    /// By the names of their callers (I4).
+    blocked: BTreeMap<(ConnectionId, StreamId), Job>,
+    storing: BTreeMap<(ConnectionId, StreamId), Job>,
+    /// When the jobs in the queues began, and how many at a time.
+    starts: BTreeMap<u64, usize>,
+    /// Those that go over the whole store.
+    of_whole_store: usize,
     /// Addresses held by the jobs in the queues.
     rows_held: usize,
     /// And how many they may hold; no further one begins above.
@@ -163,13 +180,21 @@ pub(super) struct Jobs {
 impl Jobs {
     /// No jobs, which may hold so many addresses of rows.
     pub(super) fn new(rows_held_max: usize) -> Self {
-        let (ready, lacking, blocked, storing) = (VecDeque::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { ready, lacking, blocked, storing, rows_held: 0, rows_held_max }
+        Self {
+            ready: VecDeque::new(),
+            lacking: Vec::new(),
+            blocked: BTreeMap::new(),
+            storing: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            of_whole_store: 0,
+            rows_held: 0,
+            rows_held_max,
+        }
     }
 
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
-        self.all().next().is_none()
+        self.starts.is_empty()
     }
 
     /// How many hold a revision.
@@ -187,6 +212,11 @@ impl Jobs {
         self.rows_held < self.rows_held_max
     }
 
+    /// Whether another one that goes over the whole store may begin.
+    pub(super) fn has_room_for_whole_store(&self) -> bool {
+        self.of_whole_store < WHOLE_STORE_JOBS_MAX
+    }
+
     /// Whether a job that holds so many addresses, and was taken out, would hold too much together with the others.
     pub(super) fn is_too_much(&self, rows: usize) -> bool {
         self.rows_held.saturating_add(rows) > self.rows_held_max
@@ -195,18 +225,33 @@ impl Jobs {
     /// Puts a job into the queue of what it waits for.
     pub(super) fn push(&mut self, job: Job, wait: Wait) {
         self.rows_held += job.work.rows();
-        match wait {
-            Wait::Turn => self.ready.push_back(job),
-            Wait::Page(block) => self.lacking.push((block, job)),
-            Wait::Client => self.blocked.push(job),
-            Wait::Store => self.storing.push(job),
-        }
+        self.of_whole_store += usize::from(job.work.is_of_whole_store());
+        *self.starts.entry(job.started).or_default() += 1;
+        let earlier = match wait {
+            Wait::Turn => {
+                self.ready.push_back(job);
+                None
+            }
+            Wait::Page(block) => {
+                self.lacking.push((block, job));
+                None
+            }
+            Wait::Client => self.blocked.insert(job.caller.key(), job),
+            Wait::Store => self.storing.insert(job.caller.key(), job),
+        };
+        assert!(earlier.is_none(), "I4: a call has one job");
     }
 
     /// Takes the job whose turn it is.
     pub(super) fn take(&mut self) -> Option<Job> {
         let job = self.ready.pop_front()?;
         self.rows_held -= job.work.rows();
+        self.of_whole_store -= usize::from(job.work.is_of_whole_store());
+        let alike = self.starts.get_mut(&job.started).expect("a job in a queue is counted");
+        *alike -= 1;
+        if *alike == 0 {
+            self.starts.remove(&job.started);
+        }
         Some(job)
     }
 
@@ -223,53 +268,57 @@ impl Jobs {
 
     /// The store has moved on: who waits for what is done by now goes on.
     pub(super) fn handle_stored(&mut self, is_done: impl Fn(&Work) -> bool) {
-        self.ready.extend(self.storing.extract_if(.., |job| is_done(&job.work)));
+        self.ready.extend(self.storing.extract_if(.., |_, job| is_done(&job.work)).map(|(_, job)| job));
     }
 
     /// A client took bytes of a stream, or gave it up.
     pub(super) fn handle_stream(&mut self, caller: Caller) {
-        self.unblock(|job| job.caller == caller);
+        for queue in [&mut self.blocked, &mut self.storing] {
+            self.ready.extend(queue.remove(&caller.key()));
+        }
     }
 
     /// A connection is gone.
     pub(super) fn handle_closed(&mut self, connection: ConnectionId) {
-        self.unblock(|job| job.caller.is_of(connection));
+        let first = (connection, StreamId::default());
+        for queue in [&mut self.blocked, &mut self.storing] {
+            while let Some((&key, _)) = queue.range(first..).next().filter(|(key, _)| key.0 == connection) {
+                self.ready.extend(queue.remove(&key));
+            }
+        }
     }
 
     /// Lets every job that began before `time` be looked at, so that it can end.
     pub(super) fn wake_started_before(&mut self, time: u64) {
+        if self.oldest().is_none_or(|oldest| oldest >= time) {
+            return;
+        }
         self.ready.extend(self.lacking.extract_if(.., |(_, job)| job.started < time).map(|(_, job)| job));
         for queue in [&mut self.blocked, &mut self.storing] {
-            self.ready.extend(queue.extract_if(.., |job| job.started < time));
+            self.ready.extend(queue.extract_if(.., |_, job| job.started < time).map(|(_, job)| job));
         }
     }
 
     /// When the oldest job began.
     pub(super) fn oldest(&self) -> Option<u64> {
-        self.all().map(|job| job.started).min()
+        self.starts.first_key_value().map(|(&started, _)| started)
     }
 
     /// Takes all of them.
     pub(super) fn take_all(&mut self) -> Vec<Job> {
         let Self { ready, lacking, blocked, storing, .. } = std::mem::replace(self, Self::new(self.rows_held_max));
-        ready.into_iter().chain(lacking.into_iter().map(|(_, job)| job)).chain(blocked).chain(storing).collect()
+        let lacking = lacking.into_iter().map(|(_, job)| job);
+        ready.into_iter().chain(lacking).chain(blocked.into_values()).chain(storing.into_values()).collect()
     }
 
     fn all(&self) -> impl Iterator<Item = &Job> {
-        self.ready.iter().chain(self.lacking.iter().map(|(_, job)| job)).chain(&self.blocked).chain(&self.storing)
-    }
-
-    fn unblock(&mut self, which: impl Fn(&Job) -> bool) {
-        for queue in [&mut self.blocked, &mut self.storing] {
-            self.ready.extend(queue.extract_if(.., |job| which(job)));
-        }
+        let lacking = self.lacking.iter().map(|(_, job)| job);
+        self.ready.iter().chain(lacking).chain(self.blocked.values()).chain(self.storing.values())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use trilith_wire::connection::StreamId;
-
     use super::*;
 
     fn defragment(connection: u64, ticket: u64) -> Job {
@@ -297,5 +346,22 @@ mod tests {
         jobs.handle_stream(defragment(3, 0).caller);
         assert_eq!(taken(&mut jobs), [3]);
         assert!(jobs.is_empty());
+    }
+    #[test]
+    fn those_over_the_whole_store_are_counted_and_the_oldest_is_known() {
+        let mut jobs = Jobs::new(1);
+        for number in 0..WHOLE_STORE_JOBS_MAX as u64 {
+            assert!(jobs.has_room_for_whole_store(), "{number}");
+            let job = Job { started: 7 + number / 2, ..defragment(number, number) };
+            jobs.push(job, if number % 2 == 0 { Wait::Store } else { Wait::Turn });
+        }
+        assert!(!jobs.has_room_for_whole_store());
+        assert_eq!(jobs.oldest(), Some(7));
+        jobs.wake_started_before(7);
+        jobs.handle_closed(ConnectionId(2));
+        assert_eq!(taken(&mut jobs).len(), WHOLE_STORE_JOBS_MAX / 2 + 1);
+        assert!(jobs.has_room_for_whole_store() && jobs.oldest() == Some(7), "of the first two, one waits");
+        jobs.wake_started_before(8);
+        assert_eq!((taken(&mut jobs), jobs.oldest()), (vec![0], Some(9)), "of the second two, both are taken");
     }
 }

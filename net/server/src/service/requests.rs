@@ -101,6 +101,7 @@ impl Service {
 
     pub(super) fn handle_hash(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
         decode::<pb::HashRequest>(message)?;
+        self.admit_whole_store()?;
         let cursor = HashCursor::whole(self.replica.keyspace());
         self.begin_hash(caller, cursor, false, now);
         Ok(Verdict::Pending)
@@ -109,15 +110,22 @@ impl Service {
     pub(super) fn handle_hash_kv(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
         let request = decode::<pb::HashKVRequest>(message)?;
         let cursor = HashCursor::new(self.replica.keyspace(), request.revision).map_err(api::mvcc_status)?;
+        self.admit_whole_store()?;
         self.begin_hash(caller, cursor, true, now);
         Ok(Verdict::Pending)
     }
 
     pub(super) fn handle_defragment(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {
         decode::<pb::DefragmentRequest>(message)?;
+        self.admit_whole_store()?;
         let work = Work::Defragment { ticket: self.replica.defragment() };
         self.jobs.push(Job { caller, pin: None, started: now, work }, Wait::Turn);
         Ok(Verdict::Pending)
+    }
+
+    /// Refuses work on the whole store while much of it is under way.
+    fn admit_whole_store(&self) -> Result<(), Status> {
+        if self.jobs.has_room_for_whole_store() { Ok(()) } else { Err(status::TOO_MANY_REQUESTS) }
     }
 
     pub(super) fn handle_member_list(&mut self, caller: Caller, message: &[u8], now: u64) -> Result<Verdict, Status> {

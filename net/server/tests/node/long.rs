@@ -322,25 +322,44 @@ fn a_physical_compaction_waits_for_no_slow_reader() {
 }
 
 #[test]
-fn many_that_wait_for_the_store_leave_the_node_at_rest() {
+fn many_that_wait_for_the_store_are_bounded_and_leave_the_node_at_rest() {
     let mut bench = Bench::new();
     let path = "/etcdserverpb.Maintenance/Defragment";
     bench.port.is_stalled = true;
-    // More than a turn looks at.
     let connections: Vec<_> = (10..16).map(|number| bench.port.accept(number)).collect();
     for &connection in &connections {
-        let calls = (0..80).flat_map(|stream| call(2 * stream + 1, path, &[], 0));
+        let calls = (0..20).flat_map(|stream| call(2 * stream + 1, path, &[], 0));
         let bytes = greeting().into_iter().chain(calls).collect();
         bench.port.push(Event::Received { connection, bytes });
     }
     // The loop that never rests fails in there.
     bench.run();
-    assert!(connections.iter().all(|&connection| answer(&bench.port, connection, 159).is_empty()));
+    let count = |bench: &Bench, field: &str| {
+        let calls = connections.iter().flat_map(|&connection| (0..20).map(move |stream| (connection, 2 * stream + 1)));
+        calls.filter(|&(connection, stream)| has(&answer(&bench.port, connection, stream), field)).count()
+    };
+    let refusal = "grpc-message: etcdserver: too many requests";
+    assert_eq!((count(&bench, refusal), count(&bench, "grpc-status: 0")), (120 - 64, 0));
+    let waits = (0..20).filter(|stream| answer(&bench.port, connections[0], 2 * stream + 1).is_empty()).count();
     bench.port.push(Event::Closed { connection: connections[0], reason: CloseReason::Failed });
     bench.port.end_stall();
     bench.run();
-    for &connection in &connections[1..] {
-        assert!((0..80).all(|stream| has(&answer(&bench.port, connection, 2 * stream + 1), "grpc-status: 0")));
+    assert_eq!((count(&bench, refusal), count(&bench, "grpc-status: 0")), (120 - 64, 64 - waits));
+}
+
+#[test]
+fn hashes_that_are_computed_at_once_are_bounded() {
+    let mut bench = Bench::new();
+    for path in ["/etcdserverpb.Maintenance/HashKV", "/etcdserverpb.Maintenance/Hash"] {
+        let streams: Vec<u32> = (0..100).map(|number| bench.next_stream + 2 * number).collect();
+        bench.next_stream += 200;
+        let bytes = streams.iter().flat_map(|&stream| call(stream, path, &[], 0)).collect();
+        bench.port.push(Event::Received { connection: bench.writer, bytes });
+        bench.run();
+        let count = |field| streams.iter().filter(|&&it| has(&answer(&bench.port, bench.writer, it), field)).count();
+        let refused = count("grpc-message: etcdserver: too many requests");
+        assert_eq!((refused, count("grpc-status: 0")), (100 - 64, 64), "{path}");
+        assert_eq!(bench.pinned(), None);
     }
 }
 
