@@ -178,6 +178,7 @@ impl Shard<'_> {
                     }
                 }
                 ApplyStep::Suspended(unavailable) => return self.load(port, unavailable),
+                ApplyStep::Waiting => unreachable!("one shard has no jobs"),
             }
         }
     }

@@ -341,7 +341,10 @@ impl<T: KeyTree> Keyspace<T> {
 
     /// Reads between apply and publication would see a half-installed batch.
     fn assert_published(&self) {
-        assert_eq!(self.published.revision, self.held.state.revision, "I3: what is applied is published before it is read");
+        assert_eq!(
+            self.published.revision, self.held.state.revision,
+            "I3: what is applied is published before it is read"
+        );
     }
 }
 

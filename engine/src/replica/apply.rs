@@ -210,6 +210,18 @@ impl<T: KeyTree> State<T> {
         self.shards.handle_job(job);
     }
 
+    /// Rounds of shards so far.
+    #[must_use]
+    pub fn shard_rounds(&self) -> u64 {
+        self.shards.rounds()
+    }
+
+    /// Whether the round under way has nothing to do before a job comes back.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.shards.is_waiting()
+    }
+
     /// Whether the keyspace is lent to jobs: it may be read and not be changed.
     #[must_use]
     pub fn is_lent(&self) -> bool {

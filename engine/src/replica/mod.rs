@@ -352,6 +352,18 @@ impl Replica {
         self.take_stored();
     }
 
+    /// Rounds of shards so far.
+    #[must_use]
+    pub fn shard_rounds(&self) -> u64 {
+        self.state.shard_rounds()
+    }
+
+    /// Whether there is nothing to be done for the round under way: its jobs are elsewhere.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.state.is_waiting()
+    }
+
     /// Whether jobs are not done: what they read must stay where it is.
     #[must_use]
     pub fn is_lent(&self) -> bool {

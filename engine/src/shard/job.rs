@@ -4,8 +4,8 @@
 //! changed under provisional numbers. Does not know: other shards, final numbers, which thread it is on.
 //!
 //! Invariants
-//! - I1: a command sees the lent state and what the commands of this job before it have changed: no other command of the
-//!   round touches its keys.
+//! - I1: a command sees the lent state and what the commands of this job before it have changed: no other command of
+//!   the round touches its keys.
 //! - I2: a command that fails leaves no change.
 
 use std::ops::Range;
@@ -161,13 +161,7 @@ impl<T: KeyTree> ShardJob<T> {
         }))
     }
 
-    fn txn(
-        &mut self,
-        txn: &Txn<'_>,
-        base: i64,
-        pages: &dyn PageSource,
-        budget: &mut Budget,
-    ) -> Evaluated<OpOutcome> {
+    fn txn(&mut self, txn: &Txn<'_>, base: i64, pages: &dyn PageSource, budget: &mut Budget) -> Evaluated<OpOutcome> {
         let layers = self.lent.layers();
         let mut run = self.txn.take().unwrap_or_else(|| {
             let changes = std::mem::replace(&mut self.changes, Changes::new(base + 1));

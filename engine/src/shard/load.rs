@@ -3,7 +3,7 @@
 //! Owns: a sample of the keys that commands touched, each with a weight. Does not know: shards' contents, messages,
 //! when boundaries move.
 //!
-//! Every `STRIDE`-th operation is kept, so the sample follows the load and costs nothing between; when it is full,
+//! Every so many-th operation is kept, so the sample follows the load and costs nothing between; when it is full,
 //! every second entry goes and the stride doubles, so it covers everything since the last boundaries alike. No chance
 //! is involved: the same operations leave the same sample.
 
@@ -11,14 +11,12 @@ use crate::shard::map::ShardMap;
 
 /// Entries at most; halved when reached.
 const SAMPLE_MAX: usize = 2048;
-/// The first stride, in operations.
-const STRIDE: u64 = 8;
 /// A sampled key is cut to this length: a boundary may be any string of bytes.
 const KEY_BYTES_MAX: usize = 256;
 /// What an operation weighs beside its bytes: about the bytes that copying costs as much as finding the key.
 const OPERATION_BYTES: u64 = 512;
 /// Fewer entries than this a shard say nothing.
-const ENTRIES_MIN: usize = 16;
+pub(super) const SAMPLE_MIN_PER_SHARD: usize = 16;
 
 /// A sample of the load since boundaries were last computed.
 #[derive(Debug)]
@@ -31,8 +29,9 @@ pub(super) struct LoadSample {
 }
 
 impl LoadSample {
-    pub(super) fn new() -> Self {
-        Self { entries: Vec::with_capacity(SAMPLE_MAX), stride: STRIDE, until_next: STRIDE, bytes: 0 }
+    /// An empty sample that keeps every `stride`-th operation at first.
+    pub(super) fn new(stride: u64) -> Self {
+        Self { entries: Vec::with_capacity(SAMPLE_MAX), stride, until_next: stride, bytes: 0 }
     }
 
     /// Notes an operation on `key` that carries so many bytes.
@@ -55,13 +54,13 @@ impl LoadSample {
         self.until_next = self.stride;
     }
 
-    /// The map that would have shared the sampled load evenly, as far as single keys allow; starts a new sample.
-    /// `None` if too little was seen.
-    pub(super) fn take_map(&mut self, shards: usize) -> Option<ShardMap> {
-        if self.entries.len() < ENTRIES_MIN * shards {
+    /// The map that would have shared the sampled load evenly, as far as single keys allow. `None` if too little was
+    /// seen.
+    pub(super) fn map(&self, shards: usize) -> Option<ShardMap> {
+        if self.entries.len() < SAMPLE_MIN_PER_SHARD * shards {
             return None;
         }
-        let mut entries = std::mem::replace(self, Self::new()).entries;
+        let mut entries = self.entries.clone();
         entries.sort();
         let total: u64 = entries.iter().map(|(_, weight)| weight).sum();
         let mut boundaries: Vec<Vec<u8>> = Vec::new();
@@ -86,9 +85,9 @@ mod tests {
     use super::*;
 
     fn shares(shards: usize, loads: impl Iterator<Item = (Vec<u8>, usize)> + Clone) -> Vec<u64> {
-        let mut sample = LoadSample::new();
+        let mut sample = LoadSample::new(8);
         loads.clone().for_each(|(key, bytes)| sample.note(&key, bytes));
-        let map = sample.take_map(shards).unwrap();
+        let map = sample.map(shards).unwrap();
         assert_eq!(map.shards(), shards);
         let mut shares = vec![0; shards];
         loads.for_each(|(key, bytes)| shares[usize::from(map.owner(&key).0)] += bytes as u64 + OPERATION_BYTES);
@@ -116,14 +115,14 @@ mod tests {
             .map(|index| (if index % 10 > 0 { b"hot".to_vec() } else { vec![b'a' + (index / 10 % 26) as u8] }, 0));
         let shares = shares(4, loads);
         assert!(shares.iter().max().unwrap() >= &(9000 * OPERATION_BYTES), "{shares:?}");
-        let mut sample = LoadSample::new();
+        let mut sample = LoadSample::new(8);
         (0..100).for_each(|_| sample.note(b"k", 1));
-        assert_eq!(sample.take_map(2), None);
+        assert_eq!(sample.map(2), None);
     }
 
     #[test]
     fn the_sample_stays_small() {
-        let mut sample = LoadSample::new();
+        let mut sample = LoadSample::new(8);
         for index in 0..1_000_000_u64 {
             sample.note(&[(index % 251) as u8; 1000], 10);
         }

@@ -41,7 +41,6 @@ impl ShardMap {
         self.boundaries.len() + 1
     }
 
-
     /// The owner of a key.
     #[must_use]
     pub fn owner(&self, key: &[u8]) -> ShardId {

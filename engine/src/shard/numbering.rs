@@ -1,6 +1,7 @@
 //! From provisional revisions to final ones.
 //!
-//! Owns: the arithmetic, and its way through changes and answers. Does not know: who evaluates, what is installed where.
+//! Owns: the arithmetic, and its way through changes and answers. Does not know: who evaluates, what is installed
+//! where.
 //!
 //! Shards evaluate a round without knowing which commands of other shards change something. So they number as if every
 //! command did: command i of a round over revision `base` (i from 0) reads at `base + i` and writes at `base + i + 1`.

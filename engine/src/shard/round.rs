@@ -1,13 +1,13 @@
 //! Rounds: commands that are evaluated beside each other, and the order in which they are installed.
 //!
-//! Owns: the boundaries between shards, which commands share a round, its jobs on their way out and back. Does not know:
-//! how a job is evaluated, how it travels, who is answered.
+//! Owns: the boundaries between shards, which commands share a round, its jobs on their way out and back. Does not
+//! know: how a job is evaluated, how it travels, who is answered.
 //!
 //! Invariants
 //! - I1: commands of a round follow each other in one entry, and each touches single keys of one shard alone.
-//! - I2: no command of a round but the first names a revision that a command before it in the round may take: to compare
-//!   with, to read at, to filter by. One at or below the round's base, or above all that the round can reach, compares
-//!   alike with provisional numbers and with final ones.
+//! - I2: no command of a round but the first names a revision that a command before it in the round may take: to
+//!   compare with, to read at, to filter by. One at or below the round's base, or above all that the round can reach,
+//!   compares alike with provisional numbers and with final ones.
 //! - I3: nothing is installed before every job is back.
 
 use std::collections::VecDeque;
@@ -21,15 +21,15 @@ use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::{Keyspace, MvccError, OpOutcome};
 use crate::page_source::PageSource;
 use crate::shard::job::{JobCommand, JobResult, JobStep, ShardJob};
-use crate::shard::load::LoadSample;
+use crate::shard::load::{LoadSample, SAMPLE_MIN_PER_SHARD};
 use crate::shard::map::{SHARDS_MAX, ShardId, ShardMap};
 use crate::shard::numbering::Numbering;
 
 /// Operations of a command, of all branches, beyond which it is applied by itself: a job ends a step between commands.
 const OPERATIONS_MAX: u32 = 256;
-/// Commands of a round after which boundaries are computed anew: first soon, for before all load falls on one shard.
-const FIRST_BALANCE_COMMANDS: u64 = 4096;
-const BALANCE_COMMANDS: u64 = 65_536;
+/// Boundaries are computed anew after so many commands at most. First, when all load falls on one shard, as soon as
+/// there is a sample; then after twice as many each time.
+const BALANCE_COMMANDS_MAX: u64 = 65_536;
 
 /// How commands are shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +40,13 @@ pub struct ShardOptions {
     pub round_commands_max: usize,
     /// A round is worth its messages if so many of its commands are of other shards than the busiest.
     pub gain_commands_min: usize,
+    /// Every so many-th operation goes into the sample by which boundaries are set.
+    pub load_stride: u64,
 }
 
 impl Default for ShardOptions {
     fn default() -> Self {
-        Self { shards: 1, round_commands_max: 1024, gain_commands_min: 32 }
+        Self { shards: 1, round_commands_max: 1024, gain_commands_min: 32, load_stride: 8 }
     }
 }
 
@@ -54,10 +56,12 @@ pub(crate) struct Shards<T> {
     options: ShardOptions,
     map: ShardMap,
     load: LoadSample,
-    /// Commands of rounds until boundaries are computed anew.
+    /// Commands until boundaries are computed anew, and from one time to the next.
     until_balance: u64,
+    balance_interval: u64,
     outbox: VecDeque<ShardJob<T>>,
     round: Option<Round<T>>,
+    rounds: u64,
 }
 
 /// What the commands at hand came to.
@@ -102,14 +106,22 @@ impl<T: KeyTree> Shards<T> {
     pub(crate) fn new(options: ShardOptions) -> Self {
         assert!((1..=SHARDS_MAX).contains(&options.shards), "{} shards", options.shards);
         assert!(options.gain_commands_min > 0, "a round of one shard gains nothing");
+        let first_balance = options.load_stride * SAMPLE_MIN_PER_SHARD as u64 * options.shards as u64;
         Self {
             options,
             map: ShardMap::new(options.shards),
-            load: LoadSample::new(),
-            until_balance: FIRST_BALANCE_COMMANDS,
+            load: LoadSample::new(options.load_stride),
+            until_balance: first_balance,
+            balance_interval: first_balance,
             outbox: VecDeque::new(),
             round: None,
+            rounds: 0,
         }
+    }
+
+    /// Rounds so far.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.rounds
     }
 
     /// Whether commands of a round are to be evaluated or installed.
@@ -120,6 +132,11 @@ impl<T: KeyTree> Shards<T> {
     /// Whether the state is lent: nothing may change it.
     pub(crate) fn is_lent(&self) -> bool {
         self.round.as_ref().is_some_and(|round| round.out > 0 || !round.unfinished.is_empty())
+    }
+
+    /// Whether nothing can be done before a job comes back.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.outbox.is_empty() && self.round.as_ref().is_some_and(|round| round.out > 0 && round.unfinished.is_empty())
     }
 
     /// Makes a round of the commands from where `entry` stands on, if it is worth it.
@@ -152,6 +169,7 @@ impl<T: KeyTree> Shards<T> {
         self.outbox.extend(jobs.map(job));
         let lists = (0..self.options.shards).map(|_| None).collect();
         let (numbering, out) = (Numbering::new(base), self.outbox.len());
+        self.rounds += 1;
         self.round = Some(Round { numbering, members, out, unfinished: Vec::new(), lists });
         Begun::Round
     }
@@ -240,10 +258,11 @@ impl<T: KeyTree> Shards<T> {
     fn balance(&mut self, commands: usize) {
         self.until_balance = self.until_balance.saturating_sub(commands as u64);
         if self.until_balance == 0 {
-            self.until_balance = BALANCE_COMMANDS;
-            if let Some(map) = self.load.take_map(self.options.shards) {
-                self.map = map;
+            if let Some(map) = self.load.map(self.options.shards) {
+                (self.map, self.load) = (map, LoadSample::new(self.options.load_stride));
+                self.balance_interval = (2 * self.balance_interval).min(BALANCE_COMMANDS_MAX);
             }
+            self.until_balance = self.balance_interval;
         }
     }
 

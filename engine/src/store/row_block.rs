@@ -345,7 +345,14 @@ pub(crate) fn directory_entries(bytes: &[u8]) -> Option<Vec<DirectoryEntry>> {
             return None;
         }
         let (offset, checksum) = (u32_at(entry, 12)?, u32_at(entry, 16)?);
-        entries.push(DirectoryEntry { main: first.main, sub: first.sub, offset, checksum, len, rows: AtomicU16::new(rows) });
+        entries.push(DirectoryEntry {
+            main: first.main,
+            sub: first.sub,
+            offset,
+            checksum,
+            len,
+            rows: AtomicU16::new(rows),
+        });
     }
     Some(entries)
 }

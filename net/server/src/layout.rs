@@ -2,19 +2,25 @@
 //!
 //! Owns: the table of defaults and the text form of `--cores`. Does not know: threads, how many processors there are.
 //!
-//! | processors | cores |
-//! |---|---|
-//! | 1, 2 | one, which does everything |
-//! | 3, 4 | the sequencer, which serves connections too, and one or two connection cores |
-//! | from 5 on | the sequencer and three fewer connection cores than processors, at most 13 |
+//! | processors | cores | shards |
+//! |---|---|---|
+//! | 1, 2 | one, which does everything | 1 |
+//! | 3, 4 | the sequencer, which serves connections too, and one or two connection cores | 1 |
+//! | from 5 on | the sequencer and three fewer connection cores than processors, at most 13 | a third of those, 1-4 |
 //!
 //! With eight connection cores or more the sequencer serves none itself. A helper thread for files goes with the
 //! sequencer, and the kernel's own work wants room, too: both are why the table leaves processors over.
+//!
+//! Shards are numbered through the connection cores: shard i is evaluated by core 1 + i, beginning again where there
+//! are fewer cores; without connection cores the sequencer evaluates all of them.
 
 /// Cores of a process.
 pub const CORES_MAX: usize = 64;
 /// Connection cores by default.
 const CONNECTION_CORES_MAX: usize = 13;
+/// Connection cores for each shard by default, and shards at most.
+const CONNECTION_CORES_PER_SHARD: usize = 3;
+const SHARDS_MAX: usize = 4;
 /// With so many connection cores the sequencer serves no connections.
 const SEQUENCER_ALONE_FROM: usize = 8;
 
@@ -75,6 +81,12 @@ impl Layout {
     pub fn connection_cores(&self) -> usize {
         self.cpus.len() - 1
     }
+
+    /// How many shards there are unless `--shards` says it.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        (self.connection_cores() / CONNECTION_CORES_PER_SHARD).clamp(1, SHARDS_MAX)
+    }
 }
 
 #[cfg(test)]
@@ -84,21 +96,22 @@ mod tests {
     #[test]
     fn the_table() {
         let expected = [
-            (1, 0, true),
-            (2, 0, true),
-            (3, 1, true),
-            (4, 2, true),
-            (5, 2, true),
-            (8, 5, true),
-            (10, 7, true),
-            (11, 8, false),
-            (16, 13, false),
-            (128, 13, false),
+            (1, 0, true, 1),
+            (2, 0, true, 1),
+            (3, 1, true, 1),
+            (4, 2, true, 1),
+            (5, 2, true, 1),
+            (8, 5, true, 1),
+            (9, 6, true, 2),
+            (10, 7, true, 2),
+            (11, 8, false, 2),
+            (16, 13, false, 4),
+            (128, 13, false, 4),
         ];
-        for (processors, connection_cores, serves) in expected {
+        for (processors, connection_cores, serves, shards) in expected {
             let layout = Layout::for_processors(processors);
-            let found = (layout.connection_cores(), layout.sequencer_serves);
-            assert_eq!(found, (connection_cores, serves), "{processors} processors");
+            let found = (layout.connection_cores(), layout.sequencer_serves, layout.shards());
+            assert_eq!(found, (connection_cores, serves, shards), "{processors} processors");
         }
     }
 

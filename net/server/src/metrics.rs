@@ -52,10 +52,12 @@ pub enum StepKind {
     Scrub,
     /// Events for those who watch.
     Watch,
+    /// Jobs of shards on connection cores.
+    Shard,
 }
 
 impl StepKind {
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 9] = [
         (Self::Apply, "apply"),
         (Self::Read, "read"),
         (Self::Answer, "answer"),
@@ -64,6 +66,7 @@ impl StepKind {
         (Self::Reclaim, "reclaim"),
         (Self::Scrub, "scrub"),
         (Self::Watch, "watch"),
+        (Self::Shard, "shard"),
     ];
 }
 
@@ -175,7 +178,7 @@ impl Metrics {
         }
         self.watch.render(&mut out);
         calls.render(&mut out);
-        self.render_turns(&mut out, &turn);
+        self.render_turns(&mut out, &turn, &others.shard);
         out.finish()
     }
 
@@ -197,13 +200,14 @@ impl Metrics {
         out.histogram(name, "Time of syncs of the store, by checkpoints.", Unit::Seconds, &self.commit);
     }
 
-    fn render_turns(&self, out: &mut Exposition, turn: &Histogram) {
+    fn render_turns(&self, out: &mut Exposition, turn: &Histogram, shard: &Histogram) {
         let name = "trilith_turn_cpu_seconds";
         out.histogram(name, "CPU time of the turns of all cores.", Unit::Seconds, turn);
         let name = "trilith_step_cpu_seconds";
         out.family(name, Kind::Histogram, "CPU time of the steps of a turn that work in slices.");
         for (kind, label) in StepKind::ALL {
-            out.buckets(name, &format!("kind=\"{label}\""), Unit::Seconds, &self.steps[kind as usize]);
+            let steps = if kind == StepKind::Shard { shard } else { &self.steps[kind as usize] };
+            out.buckets(name, &format!("kind=\"{label}\""), Unit::Seconds, steps);
         }
         let name = "trilith_turn_cpu_seconds_max";
         out.gauge(name, "The longest turn since the start.", exposition::seconds(turn.max()));

@@ -45,6 +45,7 @@ use crate::turns::Share;
 
 mod cores;
 mod options;
+mod shards;
 mod upkeep;
 
 use cores::{Busy, Scrapes};
@@ -518,6 +519,9 @@ impl Node {
             if let Some(unavailable) = pause {
                 return self.load(port, unavailable);
             }
+            if self.service.replica.is_waiting() {
+                return;
+            }
         }
         self.more |= self.service.replica.has_committed();
     }
@@ -529,6 +533,10 @@ impl Node {
             let pages = Pages { port: &*port, disk: &self.disk };
             match self.service.apply_step(&mut self.clients, &pages, &mut budget, now) {
                 Ok(Progress::Idle) | Err(Pause::Budget) => return None,
+                Ok(Progress::Waiting) => {
+                    self.send_jobs(&*port);
+                    return None;
+                }
                 Ok(Progress::Moved) => self.note_applied(port, now),
                 Ok(Progress::Own(sequence)) => {
                     self.note_applied(port, now);

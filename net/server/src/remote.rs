@@ -15,6 +15,7 @@ use trilith_wire::connection::StreamId;
 use trilith_wire::connection::limits::{GRANTED_BYTES_MAX, STREAM_BACKLOG_LOW_BYTES};
 
 use crate::clients::Caller;
+use crate::front::errands::Errand;
 use crate::front::message::{
     ANSWER_BYTES_MAX, Answer, Answers, Credit, Order, REQUEST_BYTES_MAX, REQUESTS_MAX, Requests, Told,
 };
@@ -165,6 +166,11 @@ impl RemoteCore {
     /// Orders the core as a whole.
     pub(crate) fn order(&mut self, order: Order) {
         self.outgoing.orders.push(order);
+    }
+
+    /// Gives the core a job.
+    pub(crate) fn send_job(&mut self, errand: Errand) {
+        self.outgoing.errands.push(errand);
     }
 
     /// Sends what the turn has for this core.

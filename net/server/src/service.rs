@@ -230,6 +230,7 @@ impl Service {
             compacted: self.replica.keyspace().state().compacted,
             open_reads: self.jobs.pins() as u64,
             rounds_refused: self.rounds_refused,
+            shard_rounds: self.replica.shard_rounds(),
             alarms: alarms.map(|alarm| (alarm.member, alarm_name(alarm).unwrap_or("UNKNOWN"))).collect(),
             ..Moment::default()
         }
@@ -442,6 +443,7 @@ impl Service {
             ApplyStep::EntryDone(_) => Ok(Progress::Moved),
             ApplyStep::More => Err(Pause::Budget),
             ApplyStep::Suspended(unavailable) => Err(Pause::Pages(unavailable)),
+            ApplyStep::Waiting => Ok(Progress::Waiting),
             ApplyStep::Applied(applied) => {
                 self.applied.observe(&applied.result, clients.wall_now);
                 self.note_lease_outcome(clients, &applied, now);
@@ -630,6 +632,8 @@ impl Service {
 pub enum Progress {
     /// There is nothing to apply.
     Idle,
+    /// Jobs of shards have to come back first.
+    Waiting,
     /// Something was applied.
     Moved,
     /// A command of this boot with this sequence was applied.

@@ -52,6 +52,7 @@ const COINCIDENCES: &[&str] = &[
     "(restart during a checkpoint)",
     "(torn superblock)",
     "(large read in slices)",
+    "(commands evaluated by shards)",
     "(events watched)",
     "(progress answered)",
     "(progress notice)",

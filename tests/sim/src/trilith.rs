@@ -3,6 +3,7 @@
 //! Owns: the translation of drawn limits into the server's options. Does not know: faults, clients, checks.
 
 use trilith_engine::replica::ReplicaOptions;
+use trilith_engine::shard::ShardOptions;
 use trilith_engine::store::StoreOptions;
 use trilith_engine::store::row_log::RowLogOptions;
 use trilith_reactor::{CoreLoop, Event, Turn};
@@ -17,7 +18,11 @@ use crate::weather::{Limits, SECOND};
 
 /// One member, the real shell over the simulated port.
 #[derive(Debug)]
-pub struct Trilith(Node);
+pub struct Trilith {
+    node: Node,
+    /// Rounds of shards seen so far.
+    rounds: u64,
+}
 
 fn options(limits: &Limits) -> NodeOptions {
     let mut log = trilith_raftlog::Options::standard();
@@ -45,6 +50,12 @@ fn options(limits: &Limits) -> NodeOptions {
             checkpoint_changes: limits.checkpoint_changes,
             checkpoint_log_bytes: limits.checkpoint_log_bytes,
             pending_bytes_max: 64 << 20,
+            shards: ShardOptions {
+                shards: limits.shards,
+                gain_commands_min: 1,
+                load_stride: 1,
+                ..ShardOptions::default()
+            },
         },
         store: StoreOptions {
             index_file_bytes: limits.index_file_bytes,
@@ -80,12 +91,17 @@ fn options(limits: &Limits) -> NodeOptions {
 
 impl Subject for Trilith {
     fn boot(limits: &Limits, port: &mut SimPort) -> Result<Self, String> {
-        Node::boot(options(limits), port).map(Self).map_err(|error| error.to_string())
+        Node::boot(options(limits), port).map(|node| Self { node, rounds: 0 }).map_err(|error| error.to_string())
     }
 }
 
 impl CoreLoop<SimPort> for Trilith {
     fn handle_turn(&mut self, port: &mut SimPort, events: &mut Vec<Event>) -> Turn {
-        self.0.handle_turn(port, events)
+        let turn = self.node.handle_turn(port, events);
+        let rounds = self.node.replica().shard_rounds();
+        if rounds > std::mem::replace(&mut self.rounds, rounds) {
+            port.cover("(commands evaluated by shards)");
+        }
+        turn
     }
 }

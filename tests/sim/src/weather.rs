@@ -208,6 +208,8 @@ pub struct Limits {
     pub watch_progress_interval: u64,
     /// Events that are handed to all who watch at once, in encoded bytes.
     pub watch_block_bytes_max: usize,
+    /// Ranges of keys whose commands are evaluated apart.
+    pub shards: usize,
 }
 
 /// What the clients do.
@@ -339,6 +341,9 @@ impl Swarm {
         }
         if rng.chance(500) {
             self.limits.watch_block_bytes_max = rng.log_between(200, 1 << 16) as usize;
+        }
+        if rng.chance(400) {
+            self.limits.shards = rng.between(2, 5) as usize;
         }
     }
 
@@ -484,6 +489,7 @@ fn draw_limits(large_values: bool, rng: &mut Rng) -> Limits {
         scrub_interval: 0,
         watch_progress_interval: 600 * SECOND,
         watch_block_bytes_max: 1 << 20,
+        shards: 1,
     }
 }
 

@@ -17,11 +17,14 @@
 
 use std::collections::BTreeMap;
 
+use trilith_engine::shard::ShardJob;
+use trilith_engine::store::Tree;
 use trilith_reactor::ConnectionId;
 use trilith_wire::api::methods::Method;
 use trilith_wire::connection::StreamId;
 
 use crate::front::FrontMetrics;
+use crate::front::errands::Errand;
 use crate::http::{Audience, Response};
 use crate::metrics::calls::SlowCall;
 use crate::service::CallFacts;
@@ -112,6 +115,8 @@ pub struct Requests {
     pub(crate) slow: Vec<SlowCall>,
     /// The counters, for those who asked by these numbers.
     pub(crate) counters: Vec<(u64, Box<FrontMetrics>)>,
+    /// Jobs of shards, done or in want of a page.
+    pub(crate) jobs: Vec<ShardJob<Tree>>,
 }
 
 impl Requests {
@@ -120,6 +125,7 @@ impl Requests {
         !self.items.is_empty()
             || !self.slow.is_empty()
             || !self.counters.is_empty()
+            || !self.jobs.is_empty()
             || self.answers_taken >= ANSWERS_TOLD_BYTES
     }
 
@@ -174,12 +180,14 @@ pub struct Answers {
     pub(crate) bytes: Vec<u8>,
     pub(crate) credit: Credit,
     pub(crate) orders: Vec<Order>,
+    /// Jobs of shards: one round's at most, so they need no credit.
+    pub(crate) errands: Vec<Errand>,
 }
 
 impl Answers {
     /// Whether there is nothing in it.
     pub(crate) fn is_empty(&self) -> bool {
-        self.items.is_empty() && self.orders.is_empty() && self.credit == Credit::default()
+        self.items.is_empty() && self.orders.is_empty() && self.errands.is_empty() && self.credit == Credit::default()
     }
 
     /// Bytes of messages in it, for inspection; bodies that answers share count once.

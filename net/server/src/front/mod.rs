@@ -1,11 +1,11 @@
 //! A connection core: the turn of a core that serves connections beside the sequencer.
 //!
 //! Owns: the protocol state of its connections, what of it need not be known elsewhere (unknown methods, the log form
-//! of puts), and its side of the exchange with the sequencer. Does not know: the replica, what a request means, when
-//! service begins: the sequencer says so.
+//! of puts), its side of the exchange with the sequencer, and jobs of shards that the sequencer gives it. Does not
+//! know: the replica, what a request means, when service begins: the sequencer says so.
 //!
-//! A turn handles what came from the sequencer and the sockets, polls the connections as far as its credit reaches,
-//! sends each connection's output in one write, and posts at most one parcel.
+//! A turn handles what came from the sequencer and the sockets, works on jobs, polls the connections as far as its
+//! credit reaches, sends each connection's output in one write, and posts at most one parcel.
 //!
 //! Invariants
 //! - I1: requests of a connection reach the sequencer in their order, and answers the connection in theirs.
@@ -14,6 +14,7 @@
 //! - I3: connections take credit in turns ([`crate::turns`]): one that asks without end does not keep the others out.
 //! - I4: the sequencer hears of bytes that left a stream's queue whenever it may think the stream full and it is not.
 
+pub(crate) mod errands;
 pub mod message;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use crate::metrics::histogram::{CPU_BOUNDS, Histogram};
 use crate::service::{Admission, CallFacts, encode_put};
 use crate::surface::Surface;
 use crate::turns::Share;
+use errands::Errands;
 use message::{Answer, Answers, Credit, Order, Request, Requests, Said, Told, take};
 
 /// The sequencer's number.
@@ -46,6 +48,8 @@ pub struct FrontMetrics {
     pub calls: CallMetrics,
     /// CPU time of whole turns.
     pub turn: Histogram,
+    /// CPU time of the steps of shards' jobs.
+    pub shard: Histogram,
 }
 
 impl FrontMetrics {
@@ -53,7 +57,7 @@ impl FrontMetrics {
     #[must_use]
     pub fn new(surface: &Surface) -> Self {
         let calls = CallMetrics::new(surface.is_extensive, surface.slow_call_after);
-        Self { calls, turn: Histogram::new(CPU_BOUNDS) }
+        Self { calls, turn: Histogram::new(CPU_BOUNDS), shard: Histogram::new(CPU_BOUNDS) }
     }
 }
 
@@ -77,6 +81,7 @@ pub struct Front {
     admission: Admission,
     clients: Clients,
     metrics: FrontMetrics,
+    errands: Errands,
     outgoing: Requests,
     /// Sent, or about to be, and not given back.
     used: Credit,
@@ -102,6 +107,7 @@ impl Front {
             metrics: FrontMetrics::new(&options.surface),
             surface: options.surface,
             admission: options.admission,
+            errands: Errands::default(),
             outgoing: Requests::default(),
             used: Credit::default(),
             unreported: BTreeMap::new(),
@@ -145,7 +151,7 @@ impl Front {
             Event::Closed { connection, .. } => self.handle_closed(connection, now),
             Event::Parcel { parcel, .. } => {
                 let answers = parcel.downcast::<Answers>().expect("the sequencer sends answers");
-                self.handle_answers(&answers, now);
+                self.handle_answers(*answers, now);
             }
             Event::Timer | Event::StopRequested { .. } => {}
             other => unreachable!("{other:?} is about files"),
@@ -163,13 +169,14 @@ impl Front {
         self.say(first, Said::Closed);
     }
 
-    fn handle_answers(&mut self, answers: &Answers, now: u64) {
+    fn handle_answers(&mut self, answers: Answers, now: u64) {
         self.outgoing.answers_taken += answers.weight();
         let mut bytes = answers.bytes.as_slice();
         for answer in &answers.items {
             self.handle_answer(answer, &mut bytes);
         }
         self.used.give_back(answers.credit);
+        self.errands.take_in(answers.errands);
         for order in &answers.orders {
             match *order {
                 Order::Serve { member_id } => {
@@ -323,6 +330,9 @@ impl Front {
         for event in events.drain(..) {
             self.handle_event(event, now);
         }
+        // All clients of the process wait for them.
+        self.errands.step(&*port, &mut self.outgoing.jobs, &mut self.metrics.shard);
+        self.more |= self.errands.has_work();
         self.clients.handle_time(now);
         self.poll_clients(now);
         self.more |= self.is_serving && self.clients.has_revived();

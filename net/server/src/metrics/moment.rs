@@ -37,6 +37,8 @@ pub struct Moment {
     pub open_reads: u64,
     /// Rounds of linearizable reads that raft refused.
     pub rounds_refused: u64,
+    /// Batches whose commands shards have evaluated.
+    pub shard_rounds: u64,
     /// Active alarms: member, and etcd's name of the alarm.
     pub alarms: Vec<(u64, &'static str)>,
     /// `--feature-gates`.
@@ -68,6 +70,8 @@ impl Moment {
         out.gauge("etcd_server_proposals_committed_total", "The commit index of raft.", self.committed);
         out.gauge("etcd_server_proposals_applied_total", "The applied index of raft.", self.applied);
         out.gauge("etcd_server_proposals_pending", "Commands without an outcome.", self.pending);
+        let name = "trilith_shard_rounds_total";
+        out.counter(name, "Batches whose commands shards have evaluated beside each other.", self.shard_rounds);
         let name = "etcd_server_read_indexes_failed_total";
         out.counter(name, "Rounds of linearizable reads that were refused.", self.rounds_refused);
         let name = "etcd_server_quota_backend_bytes";

@@ -104,6 +104,7 @@ impl Node {
         for request in &requests.items {
             self.handle_request(from, request, &mut bytes, (now, wall_now));
         }
+        requests.jobs.into_iter().for_each(|job| self.service.replica.handle_job(job));
         self.log_slow(port, &requests.slow);
         for (number, counters) in requests.counters {
             self.take_counters(port, number, &counters);
@@ -211,6 +212,7 @@ impl Node {
         if let Some(scrape) = self.scrapes.under_way.as_mut().filter(|scrape| scrape.number == number) {
             scrape.gathered.calls.merge(&counters.calls);
             scrape.gathered.turn.merge(&counters.turn);
+            scrape.gathered.shard.merge(&counters.shard);
             scrape.missing -= 1;
             self.answer_scrapers(port);
         }

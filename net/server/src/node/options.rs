@@ -4,6 +4,7 @@
 //! know: the text of a flag ([`crate::options`]).
 
 use trilith_engine::replica::ReplicaOptions;
+use trilith_engine::shard::ShardOptions;
 use trilith_engine::store::StoreOptions;
 use trilith_engine::store::row_log::RowLogOptions;
 use trilith_reactor::Port;
@@ -94,6 +95,8 @@ impl NodeOptions {
         let cache_bytes = if options.cache_bytes == 0 { u64::MAX } else { options.cache_bytes };
         let index_file_bytes =
             (8 * (options.max_request_bytes as u64 + (8 << 10))).next_multiple_of(1 << 20).max(64 << 20);
+        let suggested = options.cores.as_ref().map_or(1, Layout::shards);
+        let shards = if options.shards == 0 { suggested } else { options.shards };
         Self {
             name: options.name.clone(),
             client_urls: options.advertise_client_urls.clone(),
@@ -107,6 +110,7 @@ impl NodeOptions {
                 // A start holds the log above a checkpoint in memory, twice as much while one was under way.
                 checkpoint_log_bytes: (128 << 20).min(cache_bytes.saturating_mul(2).max(64 << 20)),
                 pending_bytes_max: 64 << 20,
+                shards: ShardOptions { shards, ..ShardOptions::default() },
             },
             store: StoreOptions {
                 index_file_bytes,

@@ -112,6 +112,9 @@ impl Node {
     /// Keeps memory within its budget; between steps, since nobody reads a page then.
     pub(super) fn release_cold<P: Port>(&mut self, port: &mut P) {
         let replica = &mut self.service.replica;
+        if replica.is_lent() {
+            return;
+        }
         for range in self.disk.release_cold(port, replica.memory_bytes()) {
             replica.handle_released(range);
         }

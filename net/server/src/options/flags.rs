@@ -257,7 +257,12 @@ pub const FLAGS: &[Flag] = &[
         "0",
         "Threads that serve: a number, or processors to bind one each to (0,2,3); 0: by the processors at hand.",
     ),
-    absent("shards", Kind::Integer { min: 1, max: 64 }, "1", "several shards"),
+    used(
+        "shards",
+        Kind::Integer { min: 0, max: 64 },
+        "0",
+        "Ranges of keys whose writes cores evaluate beside each other; 0: by the number of cores.",
+    ),
     used("cache-bytes", COUNT, "0", "Memory for pages and rows in bytes; 0 means a quarter of the memory available."),
     used("scrub-interval", Kind::Duration, "24h", "Time of one background pass over everything stored; 0 is off."),
     used(

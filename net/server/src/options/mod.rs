@@ -105,6 +105,8 @@ pub struct Options {
     pub wal_discard_from_lsn: Option<u64>,
     /// The cores of the process; `None`: as the processors at hand suggest.
     pub cores: Option<Layout>,
+    /// How many shards; 0: as the cores suggest.
+    pub shards: usize,
     /// Things to log once the journal exists.
     pub notes: Vec<Note>,
 }
@@ -498,6 +500,7 @@ fn build(values: &Values, gates: Gates, is_file: bool, notes: Vec<Note>) -> Resu
         scrub_interval: duration_of(values, "scrub-interval"),
         wal_discard_from_lsn: (discard > 0).then_some(discard),
         cores: Layout::parse(text_of(values, "cores"))?,
+        shards: usize::try_from(unsigned_of(values, "shards")).map_err(|_| "--shards: too many".to_owned())?,
         name,
         notes,
     })

@@ -1,6 +1,7 @@
 //! Tests of option parsing, against etcd's messages.
 
 use super::*;
+use crate::NodeOptions;
 
 fn arguments(list: &[&str]) -> Vec<String> {
     list.iter().map(|&text| text.to_owned()).collect()
@@ -342,12 +343,12 @@ fn cores_and_shards() {
     assert_eq!(cores("1,0").expect("legal"), Some(vec![Some(1), Some(0)]));
     let twice = OptionsError::Invalid("--cores=1,1 names processor 1 twice".to_owned());
     assert_eq!(cores("1,1").expect_err("illegal"), twice);
-    assert!(serve(&["--shards=1"]).is_ok());
-    let refused = serve(&["--shards=2"]).expect_err("there is one");
-    assert!(
-        matches!(&refused, OptionsError::Invalid(text) if text.contains("no support for several shards")),
-        "{refused:?}"
-    );
+    let shards = |arguments: &[&str]| serve(arguments).map(|options| NodeOptions::new(&options).replica.shards.shards);
+    assert_eq!(shards(&[]).expect("legal"), 1);
+    assert_eq!(shards(&["--cores=7"]).expect("legal"), 2, "by the cores");
+    assert_eq!(shards(&["--cores=7", "--shards=1"]).expect("legal"), 1);
+    assert_eq!(shards(&["--shards=64"]).expect("legal"), 64, "on one core as well");
+    assert!(shards(&["--shards=65"]).is_err() && shards(&["--shards=-1"]).is_err());
 }
 
 /// The lists of docs/compat.md, from the tables. Where the page differs, the failure prints what belongs there.

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::Deref;
 
+use trilith_engine::shard::ShardOptions;
 use trilith_reactor::{CloseReason, ConnectionId, CoreId, CoreLoop, Event, Port, Turn};
 use trilith_server::front::message::{REQUEST_BYTES_MAX, REQUESTS_MAX};
 use trilith_server::{BootError, Front, Node, NodeOptions};
@@ -44,6 +45,9 @@ impl Cores {
         let wanted = std::env::var("TRILITH_TEST_CORES").ok().and_then(|text| text.parse::<usize>().ok());
         if let Some(cores) = wanted.filter(|&cores| cores > 1 && options.connection_cores == 0) {
             (options.connection_cores, options.sequencer_serves) = (cores - 1, false);
+            // As small as they may be: most batches of a test are.
+            options.replica.shards =
+                ShardOptions { shards: cores, gain_commands_min: 1, load_stride: 1, ..ShardOptions::default() };
         }
         let fronts: Vec<Front> = (0..options.connection_cores).map(|_| Front::new(options.front())).collect();
         let deadlines = vec![None; 1 + fronts.len()];

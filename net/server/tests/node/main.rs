@@ -16,6 +16,7 @@ mod surface;
 use cores::Cores;
 use port::MemoryPort;
 use trilith_engine::replica::ReplicaOptions;
+use trilith_engine::shard::ShardOptions;
 use trilith_engine::store::StoreOptions;
 use trilith_engine::store::row_log::RowLogOptions;
 use trilith_reactor::{CloseReason, ConnectionId, Event};
@@ -49,6 +50,7 @@ fn options() -> NodeOptions {
             checkpoint_changes: 1000,
             checkpoint_log_bytes: 1 << 20,
             pending_bytes_max: 1 << 20,
+            shards: ShardOptions::default(),
         },
         store: StoreOptions {
             index_file_bytes: 256 << 10,
