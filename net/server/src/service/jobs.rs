@@ -38,8 +38,8 @@ pub(super) const WHOLE_BYTES_MAX: usize = 256 << 10;
 pub(super) const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 /// A job that is not done after this long ends with an error, in nanoseconds.
 pub(super) const AGE_MAX: u64 = 600 * 1_000_000_000;
-/// Hashes and defragmentations at once: each holds a revision, or sends the store to work, and all of them share the time
-/// that a turn has for jobs.
+/// Hashes and defragmentations at once: each holds a revision, or sends the store to work, and all of them share the
+/// time that a turn has for jobs.
 pub(super) const WHOLE_STORE_JOBS_MAX: usize = 64;
 /// An address of a row.
 pub(super) const ROW_ADDRESS_BYTES: usize = 16;

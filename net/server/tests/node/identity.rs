@@ -1,5 +1,7 @@
 //! Whose data a directory holds, whatever the options say of a new member.
 
+use std::collections::BTreeMap;
+
 use trilith_server::initial::Initial;
 use trilith_server::journal::{Format, Journal, Level};
 use trilith_server::{BootError, NodeOptions};
@@ -7,7 +9,7 @@ use trilith_server::{BootError, NodeOptions};
 use crate::cores::Cores;
 use crate::open::World;
 use crate::port::MemoryPort;
-use crate::{PUT, PUT_PATH, SECOND, call, options, serving};
+use crate::{PUT, PUT_PATH, SECOND, call, cut_starts_short, options, serving};
 
 const DEFRAGMENT_PATH: &str = "/etcdserverpb.Maintenance/Defragment";
 
@@ -102,16 +104,7 @@ fn a_token_that_was_given_must_be_the_clusters() {
 #[test]
 fn a_first_start_that_was_cut_short_binds_nothing_or_says_so() {
     let mut seen = [0; 3];
-    for steps in 0.. {
-        let mut port = MemoryPort::default();
-        port.changes_left = Some(steps);
-        if let Ok(mut node) = Cores::boot(options(), &mut port) {
-            port.run(&mut node, 3 * SECOND);
-            if !port.is_dead() {
-                break;
-            }
-        }
-        let mut port = port.restarted();
+    cut_starts_short(&BTreeMap::new(), |mut port, steps| {
         match Cores::boot(others(Initial { token: "test".to_owned(), ..Initial::default() }), &mut port) {
             Ok(mut node) => {
                 port.run(&mut node, 3 * SECOND);
@@ -129,7 +122,7 @@ fn a_first_start_that_was_cut_short_binds_nothing_or_says_so() {
                 serving(&mut port.restarted(), options());
             }
         }
-    }
+    });
     assert!(seen.iter().all(|&count| count > 0), "new, old, refused: {seen:?}");
 }
 

@@ -13,6 +13,8 @@ mod open;
 mod port;
 mod surface;
 
+use std::collections::BTreeMap;
+
 use cores::Cores;
 use port::MemoryPort;
 use trilith_engine::replica::ReplicaOptions;
@@ -90,6 +92,26 @@ fn serving(port: &mut MemoryPort, options: NodeOptions) -> Cores {
     assert_eq!(port.run(&mut node, until), None);
     assert!(node.is_serving());
     node
+}
+
+/// Starts on these files, each cut short after more changes of files than the one before, until one is not. What each
+/// of them leaves goes to `next`, with the number of changes; returns the last number.
+fn cut_starts_short(files: &BTreeMap<String, Vec<u8>>, mut next: impl FnMut(MemoryPort, usize)) -> usize {
+    for steps in 0.. {
+        let mut port = MemoryPort::default();
+        (port.files, port.changes_left) = (files.clone(), Some(steps));
+        let serves = Cores::boot(options(), &mut port).is_ok_and(|mut node| {
+            port.run(&mut node, 3 * SECOND);
+            node.is_serving()
+        });
+        let is_done = !port.is_dead();
+        assert!(serves || !is_done, "{steps} steps");
+        next(port.restarted(), steps);
+        if is_done {
+            return steps;
+        }
+    }
+    unreachable!("there are as many numbers as changes")
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -183,19 +205,8 @@ const PUT_PATH: &str = "/etcdserverpb.KV/Put";
 
 #[test]
 fn a_start_that_dies_between_any_two_steps_is_followed_by_one_that_serves() {
-    for steps in 0.. {
-        let mut port = MemoryPort::default();
-        port.changes_left = Some(steps);
-        if let Ok(mut node) = Cores::boot(options(), &mut port) {
-            port.run(&mut node, 3 * SECOND);
-            if !port.is_dead() {
-                assert!(node.is_serving() && steps > 10, "{steps} steps");
-                return;
-            }
-        }
-        assert!(port.is_dead(), "{steps} steps");
-        serving(&mut port.restarted(), options());
-    }
+    let steps = cut_starts_short(&BTreeMap::new(), |mut port, _| drop(serving(&mut port, options())));
+    assert!(steps > 10, "{steps} steps");
 }
 
 #[test]
