@@ -402,7 +402,7 @@ impl<B: Backing> Machine<B> {
             }
             if let Some((keys, leases)) = self.backing.go_on(&mut self.space, &mut self.pages) {
                 let mut retired = self.space.install_trees(keys, leases).unwrap();
-                while !retired.free_slice(1) {}
+                while !retired.free_slice() {}
                 self.note("checkpoint");
             }
         }

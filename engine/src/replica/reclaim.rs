@@ -27,8 +27,6 @@ use crate::store::{CheckpointStep, ReclaimLimits, ReclaimStep, reclaim};
 const ERASED_WORTH_CHECKPOINT: usize = 4096;
 /// Checkpoints after which no retained one names what was replaced before, or needs the log of before.
 const CHECKPOINTS_TO_RELEASE: u64 = 2;
-/// Parts of a retired overlay that are freed in one step: such a part costs some 100 us.
-const CHUNKS_FREED_PER_STEP: usize = 1;
 
 /// What reclaim remembers between steps.
 #[derive(Debug, Default)]
@@ -96,7 +94,7 @@ impl Replica {
             return ReclaimStep::Idle;
         }
         if let Some(overlay) = self.reclaim.retired.front_mut() {
-            if overlay.free_slice(CHUNKS_FREED_PER_STEP) {
+            if overlay.free_slice() {
                 self.reclaim.retired.pop_front();
             }
             return ReclaimStep::More;

@@ -217,13 +217,11 @@ impl Overlay {
         self.len == 0
     }
 
-    /// Frees a part of a retired overlay, at most `chunks_max` chunks (some 100 us each): a whole one at once would
-    /// hold the core for tens of milliseconds. Returns whether all is freed; nothing may be read in between.
-    pub fn free_slice(&mut self, chunks_max: usize) -> bool {
-        for _ in 0..chunks_max {
-            if self.entries.pop().is_none() && self.keys.pop().is_none() {
-                self.nodes.truncate(self.nodes.len().saturating_sub(NODES_FREED_AT_ONCE));
-            }
+    /// Frees a part of a retired overlay, some 100 us: a whole one at once would hold the core for tens of
+    /// milliseconds. Returns whether all is freed; nothing may be read in between.
+    pub fn free_slice(&mut self) -> bool {
+        if self.entries.pop().is_none() && self.keys.pop().is_none() {
+            self.nodes.truncate(self.nodes.len().saturating_sub(NODES_FREED_AT_ONCE));
         }
         self.entries.is_empty() && self.keys.is_empty() && self.nodes.is_empty()
     }
@@ -572,7 +570,7 @@ mod tests {
                 cursor = after;
             }
             assert!(overlay.next(cursor).is_none());
-            while !overlay.free_slice(3) {}
+            while !overlay.free_slice() {}
         }
     }
 
