@@ -11,11 +11,11 @@
 
 use crate::h2::{self, Frame, Frames, flag, frame, setting};
 use crate::hpack::{Decoder, RequestHeaders, TABLE_BYTES_MAX};
+use crate::unsent::{PREFIX_BYTES, Unsent};
 use std::collections::{HashMap, VecDeque};
 
 const STREAM_WINDOW: i64 = 4 << 20;
 const CONNECTION_WINDOW: i64 = 16 << 20;
-const PREFIX_BYTES: usize = 5;
 
 /// How a call ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +41,7 @@ pub struct Finished<T> {
 
 struct Stream<T> {
     tag: T,
-    /// Request bytes that no window allowed yet.
-    unsent: Vec<u8>,
-    window: i64,
+    unsent: Unsent,
     /// What the server may still send.
     granted: i64,
     body: Vec<u8>,
@@ -114,13 +112,9 @@ impl<T> Client<T> {
         self.next_stream += 2;
         h2::put_head(out, block.len(), frame::HEADERS, flag::END_HEADERS, id);
         out.extend_from_slice(block);
-        let mut unsent = Vec::with_capacity(PREFIX_BYTES + message.len());
-        unsent.push(0);
-        unsent.extend_from_slice(&(message.len() as u32).to_be_bytes());
-        unsent.extend_from_slice(message);
-        let window = self.stream_window;
-        let stream =
-            Stream { tag, unsent, window, granted: STREAM_WINDOW, body: Vec::new(), http_ok: false, status: None };
+        let mut unsent = Unsent::new(self.stream_window);
+        unsent.push(message);
+        let stream = Stream { tag, unsent, granted: STREAM_WINDOW, body: Vec::new(), http_ok: false, status: None };
         self.streams.insert(id, stream);
         self.blocked.push_back(id);
         self.send_blocked(out);
@@ -131,18 +125,7 @@ impl<T> Client<T> {
         for _ in 0..self.blocked.len() {
             let Some(id) = self.blocked.pop_front() else { return };
             let Some(stream) = self.streams.get_mut(&id) else { continue };
-            while !stream.unsent.is_empty() {
-                let window = self.send_window.min(stream.window).max(0) as usize;
-                let len = stream.unsent.len().min(window).min(self.frame_bytes_max);
-                if len == 0 {
-                    break;
-                }
-                let flags = if len == stream.unsent.len() { flag::END_STREAM } else { 0 };
-                h2::put_head(out, len, frame::DATA, flags, id);
-                out.extend(stream.unsent.drain(..len));
-                self.send_window -= len as i64;
-                stream.window -= len as i64;
-            }
+            stream.unsent.send(id, &mut self.send_window, self.frame_bytes_max, flag::END_STREAM, out);
             if !stream.unsent.is_empty() {
                 self.blocked.push_back(id);
             }
@@ -187,7 +170,7 @@ impl<T> Client<T> {
                 if frame.stream == 0 {
                     self.send_window += increment;
                 } else if let Some(stream) = self.streams.get_mut(&frame.stream) {
-                    stream.window += increment;
+                    stream.unsent.shift_window(increment);
                 }
                 self.send_blocked(out);
                 Ok(())
@@ -218,7 +201,7 @@ impl<T> Client<T> {
                     let change = i64::from(value) - self.stream_window;
                     self.stream_window = i64::from(value);
                     for stream in self.streams.values_mut() {
-                        stream.window += change;
+                        stream.unsent.shift_window(change);
                     }
                 }
                 setting::MAX_FRAME_SIZE => self.frame_bytes_max = value as usize,

@@ -10,17 +10,16 @@
 
 use crate::h2::{self, Frame, Frames, flag, frame, setting};
 use crate::hpack::RequestHeaders;
-use std::collections::{BTreeMap, VecDeque};
+use crate::unsent::{PREFIX_BYTES, Unsent};
+use std::collections::BTreeMap;
 
 /// What a stream may send before it is given more.
 pub const STREAM_WINDOW: i64 = 256 << 10;
 const CONNECTION_WINDOW: i64 = 64 << 20;
-const PREFIX_BYTES: usize = 5;
 
 #[derive(Default)]
 struct Feed {
-    unsent: VecDeque<u8>,
-    window: i64,
+    unsent: Unsent,
     /// Received and not given back.
     credit: i64,
     is_held: bool,
@@ -73,33 +72,21 @@ impl Feeds {
         self.next_stream += 2;
         h2::put_head(out, block.len(), frame::HEADERS, flag::END_HEADERS, id);
         out.extend_from_slice(block);
-        self.streams.insert(id, Feed { window: self.stream_window, ..Feed::default() });
+        self.streams.insert(id, Feed { unsent: Unsent::new(self.stream_window), ..Feed::default() });
         id
     }
 
     /// Sends a message on a call.
     pub fn send(&mut self, id: u32, message: &[u8], out: &mut Vec<u8>) {
         let stream = self.streams.get_mut(&id).expect("the call is open");
-        stream.unsent.push_back(0);
-        stream.unsent.extend((message.len() as u32).to_be_bytes());
-        stream.unsent.extend(message);
+        stream.unsent.push(message);
         self.send_blocked(id, out);
     }
 
     /// I1.
     fn send_blocked(&mut self, id: u32, out: &mut Vec<u8>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        while !stream.unsent.is_empty() {
-            let window = self.send_window.min(stream.window).max(0) as usize;
-            let len = stream.unsent.len().min(window).min(self.frame_bytes_max);
-            if len == 0 {
-                return;
-            }
-            h2::put_head(out, len, frame::DATA, 0, id);
-            out.extend(stream.unsent.drain(..len));
-            self.send_window -= len as i64;
-            stream.window -= len as i64;
-        }
+        stream.unsent.send(id, &mut self.send_window, self.frame_bytes_max, 0, out);
     }
 
     /// Gives no window back on a call any more, or does again (I2).
@@ -150,7 +137,7 @@ impl Feeds {
                     let blocked: Vec<u32> = self.streams.keys().copied().collect();
                     blocked.into_iter().for_each(|id| self.send_blocked(id, out));
                 } else if let Some(stream) = self.streams.get_mut(&frame.stream) {
-                    stream.window += increment;
+                    stream.unsent.shift_window(increment);
                     self.send_blocked(frame.stream, out);
                 }
             }
@@ -167,7 +154,7 @@ impl Feeds {
                 setting::INITIAL_WINDOW_SIZE => {
                     let change = i64::from(value) - self.stream_window;
                     self.stream_window = i64::from(value);
-                    self.streams.values_mut().for_each(|stream| stream.window += change);
+                    self.streams.values_mut().for_each(|stream| stream.unsent.shift_window(change));
                 }
                 setting::MAX_FRAME_SIZE => self.frame_bytes_max = value as usize,
                 _ => {}

@@ -14,5 +14,6 @@ pub mod hpack;
 pub mod messages;
 pub mod options;
 pub mod sockets;
+pub mod unsent;
 pub mod watch_messages;
 pub mod worker;
