@@ -11,6 +11,7 @@ mod leases;
 mod long;
 mod open;
 mod port;
+mod shards;
 mod surface;
 
 use std::collections::BTreeMap;
