@@ -1,7 +1,7 @@
 //! A keyspace over files in memory: what the micro-benchmarks of the engine work on.
 //!
-//! Owns: one shard's keyspace and store, the bytes of its files, and the sequence of calls a checkpoint consists of.
-//! Does not know: the log, the clock of a benchmark, what is measured.
+//! Owns: one replicated state and its store, the bytes of its files, and the sequence of calls a checkpoint consists of.
+//! Does not know: the log, threads, the clock of a benchmark, what is measured.
 //!
 //! Invariants
 //! - I1: every effect completes at once and whole, so nothing here waits and no disk is in the figures.
@@ -13,11 +13,14 @@ use trilith_engine::budget::Budget;
 use trilith_engine::command::Put;
 use trilith_engine::mvcc::{Keyspace, KeyspaceState, PutOutcome};
 use trilith_engine::page_source::{Block, FileKind, PageSource, StoreFile, Unavailable};
+use trilith_engine::replica::apply::State;
+use trilith_engine::shard::ShardOptions;
 use trilith_engine::store::row_log::{RowLog, RowLogOptions};
 use trilith_engine::store::verified::Verified;
 use trilith_engine::store::{
     CheckpointRequest, CheckpointStep, SUPERBLOCK_BYTES, Store, StoreEffect, StoreOptions, Tree, TreeId,
 };
+use trilith_engine::tables::Tables;
 use trilith_raftlog::{ClusterId, Digest, Identity, Incarnation, Index, LogPosition, MemberId, Term};
 
 /// Bytes of a key, as in the figures this project compares itself by.
@@ -42,6 +45,9 @@ pub(crate) const ROWS: RowLogOptions = RowLogOptions {
     rows_resident_bytes_max: 64 << 20,
     write_bytes_max: 256 << 10,
 };
+
+/// A fresh overlay after so many changes, as a checkpoint would give one.
+pub(crate) const OVERLAY_CHANGES: usize = 350_000;
 
 /// Merge work of one step, as the server's loop asks for it.
 const STEP_UNITS: u32 = 5_000;
@@ -97,13 +103,13 @@ impl PageSource for Files {
     }
 }
 
-/// One shard and its files.
+/// A state and its files.
 #[derive(Debug)]
 pub(crate) struct Bed {
-    pub(crate) keyspace: Keyspace<Tree>,
-    pub(crate) files: Files,
+    pub(crate) state: State<Tree>,
+    /// Whoever evaluates elsewhere reads them too; they change when nobody does.
+    pub(crate) files: Arc<Files>,
     store: Store,
-    applied: u64,
 }
 
 impl Bed {
@@ -111,7 +117,14 @@ impl Bed {
     pub(crate) fn new() -> Self {
         let store = Store::new(STORE, IDENTITY);
         let keyspace = Keyspace::new(store.keys(), RowLog::new(ROWS), KeyspaceState::FRESH, 0);
-        Self { keyspace, files: Files::new(), store, applied: 0 }
+        let state = State::new(keyspace, Tables::default(), Index::ZERO, ShardOptions::default());
+        Self { state, files: Arc::new(Files::new()), store }
+    }
+
+    /// The same, whose batches are evaluated by so many shards.
+    pub(crate) fn with_shards(self, shards: usize) -> Self {
+        let (applied, options) = (self.state.applied(), ShardOptions { shards, ..ShardOptions::default() });
+        Self { state: State::new(self.state.keyspace, Tables::default(), applied, options), ..self }
     }
 
     /// A store of `keys` keys, all of them in the index.
@@ -124,9 +137,7 @@ impl Bed {
         for _ in 0..keys {
             bed.put(&key(number));
             number = (number + stride) % keys;
-            if bed.keyspace.overlay().len() >= 350_000 {
-                bed.checkpoint();
-            }
+            bed.checkpoint_if_due();
         }
         bed.checkpoint();
         bed
@@ -136,7 +147,7 @@ impl Bed {
     pub(crate) fn put(&mut self, key: &[u8]) -> PutOutcome {
         let value = [b'v'; VALUE_BYTES];
         let put = Put { key, value: &value, ..Put::default() };
-        let outcome = self.keyspace.apply_put(&put, &mut Budget::unlimited(), &self.files);
+        let outcome = self.state.keyspace.apply_put(&put, &mut Budget::unlimited(), &*self.files);
         let outcome = outcome.expect("all is in memory").expect("a plain put");
         self.publish();
         outcome
@@ -144,47 +155,62 @@ impl Bed {
 
     /// Makes what was applied visible.
     pub(crate) fn publish(&mut self) {
-        self.applied += 1;
-        self.keyspace.publish(self.applied);
-        if self.keyspace.rows().unwritten_bytes() > 1 << 20 {
+        self.state.keyspace.publish(self.state.applied().0);
+        self.write_ahead();
+    }
+
+    /// Writes full blocks of rows, if they are many.
+    pub(crate) fn write_ahead(&mut self) {
+        if self.state.keyspace.rows().unwritten_bytes() > 1 << 20 {
             self.carry_out();
         }
     }
 
+    /// Takes a checkpoint where the server's trigger would ask for one. Returns the time all of it took.
+    pub(crate) fn checkpoint_if_due(&mut self) -> Duration {
+        let started = Instant::now();
+        if self.state.keyspace.overlay().len() >= OVERLAY_CHANGES {
+            self.checkpoint();
+        }
+        started.elapsed()
+    }
+
     /// Merges the overlay into a new tree. Returns the time the merge itself took.
     pub(crate) fn checkpoint(&mut self) -> Duration {
-        self.keyspace.freeze();
-        let rows = self.keyspace.rows_mut().handle_checkpoint();
+        let (index, keyspace) = (self.state.applied(), &mut self.state.keyspace);
+        keyspace.freeze();
+        let rows = keyspace.rows_mut().handle_checkpoint();
         self.store.begin_checkpoint(CheckpointRequest {
-            position: LogPosition { index: Index(self.applied), term: Term(2), digest: Digest(1) },
-            keyspace: self.keyspace.state(),
+            position: LogPosition { index, term: Term(2), digest: Digest(1) },
+            keyspace: keyspace.state(),
             rows,
             leases: Arc::default(),
             tables: Vec::new(),
         });
         let mut took = Duration::ZERO;
         loop {
-            let frozen = self.keyspace.frozen().expect("frozen above");
+            let frozen = self.state.keyspace.frozen().expect("frozen above");
             let started = Instant::now();
-            let step = self.store.step(STEP_UNITS, frozen, &self.files);
+            let step = self.store.step(STEP_UNITS, frozen, &*self.files);
             took += started.elapsed();
             assert!(!matches!(step, CheckpointStep::NeedPages(_)), "all is in memory");
             self.carry_out();
             if let Some(published) = self.store.take_published() {
-                drop(self.keyspace.install_trees(published.keys, published.leases));
+                drop(self.state.keyspace.install_trees(published.keys, published.leases));
                 return took;
             }
         }
     }
 
     fn carry_out(&mut self) {
-        while let Some(effect) = self.store.poll_effect(self.keyspace.rows_mut()) {
+        let files = Arc::get_mut(&mut self.files).expect("nobody evaluates elsewhere while files change");
+        while let Some(effect) = self.store.poll_effect(self.state.keyspace.rows_mut()) {
             match &effect {
-                StoreEffect::CreateFile { file, bytes, .. } => self.files.create(*file, *bytes),
-                StoreEffect::Write(write) => self.files.write(write.file, write.offset, write.bytes.as_slice()),
+                StoreEffect::CreateFile { file, bytes, .. } => files.create(*file, *bytes),
+                StoreEffect::Write(write) => files.write(write.file, write.offset, write.bytes.as_slice()),
                 _ => {}
             }
-            self.store.handle_complete(effect.token(), self.keyspace.rows_mut());
+            self.store.handle_complete(effect.token(), self.state.keyspace.rows_mut());
         }
     }
 

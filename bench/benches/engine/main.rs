@@ -1,16 +1,17 @@
-//! What single parts of the engine cost: one shard, one thread, files in memory.
+//! What single parts of the engine cost: one thread (but for `batch`), files in memory.
 //!
 //! Owns: the cases. Does not know: raft, the wire, the disk. `cargo bench --package trilith-bench` measures,
 //! `cargo bench --package trilith-bench -- --test` runs every case once.
 //!
 //! Keys of 64 bytes, values of 256 bytes; "a million" is the number of keys in the index where a case has one.
 
+mod batch;
 mod bed;
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use bed::{Bed, ROWS, Random, VALUE_BYTES, key};
+use bed::{Bed, OVERLAY_CHANGES, ROWS, Random, VALUE_BYTES, key};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trilith_engine::budget::Budget;
 use trilith_engine::command::{Compare, CompareResult, CompareTarget, Op, Put, RangeQuery, Txn};
@@ -19,8 +20,6 @@ use trilith_engine::store::overlay::Overlay;
 use trilith_engine::store::row_log::{Row, RowEffect, RowLog};
 
 const KEYS: u64 = 1_000_000;
-/// A fresh overlay after so many changes, as a checkpoint would give one.
-const OVERLAY_CHANGES: usize = 350_000;
 
 criterion_group! {
     name = benches;
@@ -99,6 +98,7 @@ fn on_a_million(criterion: &mut Criterion) {
     index_lookup(criterion, &bed);
     range_thousand(criterion, &bed);
     put(criterion, &mut bed);
+    bed = batch::batch(criterion, bed);
     txn(criterion, &mut bed);
     merge(criterion, &mut bed);
 }
@@ -107,9 +107,9 @@ fn index_lookup(criterion: &mut Criterion, bed: &Bed) {
     let mut random = Random::new(5);
     let mut group = criterion.benchmark_group("engine");
     group.throughput(Throughput::Elements(1));
-    let tree = bed.keyspace.tree();
+    let tree = bed.state.keyspace.tree();
     group.bench_function("index lookup, warm", |bencher| {
-        bencher.iter(|| tree.get(&key(random.below(KEYS)), &bed.files).expect("in memory").expect("it was put").len());
+        bencher.iter(|| tree.get(&key(random.below(KEYS)), &*bed.files).expect("in memory").expect("it was put").len());
     });
     // Cold: every page on the path has its checksum and structure verified first. Reading it from a disk would come
     // on top.
@@ -117,7 +117,7 @@ fn index_lookup(criterion: &mut Criterion, bed: &Bed) {
     group.bench_function("index lookup, unverified pages", |bencher| {
         bencher.iter_batched(
             || verified.clear_all(),
-            |()| tree.get(&key(random.below(KEYS)), &bed.files).expect("in memory").expect("it was put").len(),
+            |()| tree.get(&key(random.below(KEYS)), &*bed.files).expect("in memory").expect("it was put").len(),
             BatchSize::PerIteration,
         );
     });
@@ -141,7 +141,7 @@ fn range_thousand(criterion: &mut Criterion, bed: &Bed) {
 
 /// The number of rows a range answers.
 fn range_rows(bed: &Bed, query: &RangeQuery<'_>) -> usize {
-    let outcome = bed.keyspace.range(query, &mut Budget::unlimited(), &bed.files);
+    let outcome = bed.state.keyspace.range(query, &mut Budget::unlimited(), &*bed.files);
     let outcome = outcome.expect("in memory").expect("a valid range");
     black_box(&outcome.rows).len()
 }
@@ -157,11 +157,7 @@ fn put(criterion: &mut Criterion, bed: &mut Bed) {
             let mut checkpoints = Duration::ZERO;
             for _ in 0..count {
                 bed.put(&key(random.below(KEYS)));
-                if bed.keyspace.overlay().len() >= OVERLAY_CHANGES {
-                    let from = Instant::now();
-                    bed.checkpoint();
-                    checkpoints += from.elapsed();
-                }
+                checkpoints += bed.checkpoint_if_due();
             }
             started.elapsed() - checkpoints
         });
@@ -191,14 +187,12 @@ fn txn(criterion: &mut Criterion, bed: &mut Bed) {
                 let get = Op::Range(RangeQuery { key: &key, ..RangeQuery::default() });
                 let txn = Txn { compares: vec![compare], success: vec![put], failure: vec![get] };
                 let started = Instant::now();
-                let outcome = bed.keyspace.apply_txn(&txn, &mut Budget::unlimited(), &bed.files);
+                let outcome = bed.state.keyspace.apply_txn(&txn, &mut Budget::unlimited(), &*bed.files);
                 took += started.elapsed();
                 let outcome = outcome.expect("in memory").expect("a valid txn");
                 assert!(outcome.succeeded, "every key exists");
                 bed.publish();
-                if bed.keyspace.overlay().len() >= OVERLAY_CHANGES {
-                    bed.checkpoint();
-                }
+                bed.checkpoint_if_due();
             }
             took
         });
@@ -218,7 +212,7 @@ fn merge(criterion: &mut Criterion, bed: &mut Bed) {
             bencher.iter_custom(|count| {
                 let mut took = Duration::ZERO;
                 for _ in 0..count {
-                    while (bed.keyspace.overlay().len() as u64) < changes {
+                    while (bed.state.keyspace.overlay().len() as u64) < changes {
                         bed.put(&key(random.below(KEYS)));
                     }
                     took += bed.checkpoint();
