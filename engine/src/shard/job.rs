@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::budget::{Budget, Pause};
 use crate::command::{Command, DeleteRange, Op, Put, Txn, decode_command};
+use crate::mvcc::change_bytes::Source;
 use crate::mvcc::changes::{Change, Changes};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::Lent;
@@ -56,7 +57,7 @@ pub(super) struct JobResult {
 pub struct ShardJob<T> {
     shard: ShardId,
     lent: Lent<T>,
-    payload: Arc<Vec<u8>>,
+    payload: Source,
     commands: Vec<JobCommand>,
     results: Vec<JobResult>,
     changes: Changes<'static>,
@@ -67,7 +68,8 @@ pub struct ShardJob<T> {
 impl<T: KeyTree> ShardJob<T> {
     pub(super) fn new(shard: ShardId, lent: Lent<T>, payload: Arc<Vec<u8>>, commands: Vec<JobCommand>) -> Self {
         let changes = Changes::new(lent.revision() + 1);
-        Self { shard, lent, payload, results: Vec::with_capacity(commands.len()), commands, changes, txn: None }
+        let (payload, results) = (Arc::new(payload), Vec::with_capacity(commands.len()));
+        Self { shard, lent, payload, commands, results, changes, txn: None }
     }
 
     /// Whose it is.
@@ -140,7 +142,7 @@ impl<T: KeyTree> ShardJob<T> {
         let view = View { layers: self.lent.layers(), changes: Some(&self.changes), pages };
         let evaluated = view.evaluate_put(put, self.changes.next_at(), budget)?;
         Ok(evaluated.map(|(change, prev)| {
-            self.changes.push(change.into_owned());
+            self.changes.push(change.into_shared(&self.payload));
             OpOutcome::Put(PutOutcome { revision: self.changes.revision(), prev })
         }))
     }
