@@ -7,12 +7,11 @@
 //! - I2: nothing here borrows the keyspace, so a complete list can be installed into it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::ops::Bound;
 
 use crate::mvcc::KeyRange;
 use crate::mvcc::change_bytes::{Bytes, Source};
 use crate::mvcc::change_list::{ChangeList, ChangesLeft};
+use crate::mvcc::key_index::{KeyIndex, Span};
 use crate::store::key_entry::{Chain, KeyEntry, Revision};
 
 /// One change, ready to be installed.
@@ -88,20 +87,13 @@ pub(crate) struct Changes<'c> {
     /// Where the changes of revision `main` begin in the list.
     first: usize,
     list: ChangeList<'c>,
-    by_key: BTreeMap<Vec<u8>, Span>,
-}
-
-/// The first and the last change of a key, as indices.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    first: usize,
-    last: usize,
+    by_key: KeyIndex,
 }
 
 impl<'c> Changes<'c> {
     /// An empty list whose changes will be of revision `main`.
     pub(crate) fn new(main: i64) -> Self {
-        Self { main, first: 0, list: ChangeList::default(), by_key: BTreeMap::new() }
+        Self { main, first: 0, list: ChangeList::default(), by_key: KeyIndex::default() }
     }
 
     /// The revision a reader of this transaction stands at.
@@ -134,26 +126,31 @@ impl<'c> Changes<'c> {
             return;
         }
         self.list.truncate(self.first);
-        self.by_key.clear();
-        for (last, change) in self.list.iter().enumerate() {
-            self.by_key.entry(change.key.to_vec()).or_insert(Span { first: last, last }).last = last;
+        let list = &self.list;
+        self.by_key = KeyIndex::default();
+        for (at, change) in list.iter().enumerate() {
+            self.by_key.note(&change.key, at, &|index| &list[index].key);
         }
     }
 
     pub(crate) fn push(&mut self, change: Change<'c>) {
         assert_eq!(change.entry.row, self.next_at(), "I1: changes stand in order");
-        let last = self.list.len();
-        if let Some(span) = self.by_key.get_mut(&*change.key) {
-            span.last = last;
-        } else {
-            self.by_key.insert(change.key.to_vec(), Span { first: last, last });
-        }
+        let list = &self.list;
+        self.by_key.note(&change.key, list.len(), &|index| &list[index].key);
         self.list.push(change);
     }
 
     /// The newest entry of a key this transaction changed.
     pub(crate) fn get(&self, key: &[u8]) -> Option<&KeyEntry> {
-        self.by_key.get(key).map(|span| &self.list[span.last].entry)
+        self.span(key).map(|span| &self.list[span.last].entry)
+    }
+
+    fn span(&self, key: &[u8]) -> Option<Span> {
+        self.by_key.get(key, &|index| &self.list[index].key)
+    }
+
+    fn walk<'s>(&'s self, from: &[u8]) -> impl Iterator<Item = (&'s [u8], Span)> + use<'s, 'c> {
+        self.by_key.walk(from, &|index| &self.list[index].key)
     }
 
     /// A change by its future address.
@@ -167,18 +164,21 @@ impl<'c> Changes<'c> {
 
     /// Changed keys at or above `from`, in order.
     pub(crate) fn scan<'s>(&'s self, from: &[u8]) -> ChangeScan<'s> {
-        let range = (Bound::Included(from), Bound::Unbounded);
-        Box::new(self.by_key.range::<[u8], _>(range).map(|(key, span)| (key.as_slice(), &self.list[span.last].entry)))
+        Box::new(self.walk(from).map(|(key, span)| (key, &self.list[span.last].entry)))
     }
 
     /// Keys of the range that came alive less those that went.
     pub(crate) fn live_delta(&self, range: KeyRange<'_>) -> i64 {
-        let from = (Bound::Included(range.start()), Bound::Unbounded);
-        let inside = self.by_key.range::<[u8], _>(from).take_while(|(key, _)| !range.is_past(key));
-        let delta = |span: &Span| {
+        let delta = |span: Span| {
             i64::from(!self.list[span.last].entry.is_tombstone()) - i64::from(self.list[span.first].was_live)
         };
-        inside.map(|(_, span)| delta(span)).sum()
+        match range {
+            KeyRange::Single(key) => self.span(key).map_or(0, delta),
+            range => {
+                let inside = self.walk(range.start()).take_while(|(key, _)| !range.is_past(key));
+                inside.map(|(_, span)| delta(span)).sum()
+            }
+        }
     }
 
     /// The same, with nothing borrowed from the command.
@@ -201,12 +201,12 @@ impl<'c> Changes<'c> {
 #[derive(Debug)]
 pub(crate) struct Rest<'c> {
     list: ChangesLeft<'c>,
-    by_key: BTreeMap<Vec<u8>, Span>,
+    by_key: KeyIndex,
 }
 
 impl<'c> Rest<'c> {
     pub(crate) fn take_next(&mut self) -> Option<Change<'c>> {
-        drop(self.by_key.pop_first());
+        self.by_key.free_one();
         self.list.next()
     }
 

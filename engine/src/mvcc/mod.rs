@@ -20,6 +20,7 @@ pub mod check;
 pub(crate) mod compare;
 pub(crate) mod delete;
 pub(crate) mod hash;
+mod key_index;
 pub mod key_range;
 pub mod key_tree;
 pub mod keyspace;
