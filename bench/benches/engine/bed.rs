@@ -1,7 +1,7 @@
 //! A keyspace over files in memory: what the micro-benchmarks of the engine work on.
 //!
-//! Owns: one replicated state and its store, the bytes of its files, and the sequence of calls a checkpoint consists of.
-//! Does not know: the log, threads, the clock of a benchmark, what is measured.
+//! Owns: one replicated state and its store, the bytes of its files, and the sequence of calls a checkpoint consists
+//! of. Does not know: the log, threads, the clock of a benchmark, what is measured.
 //!
 //! Invariants
 //! - I1: every effect completes at once and whole, so nothing here waits and no disk is in the figures.
