@@ -72,7 +72,9 @@ impl Setup {
         let data = self.fresh_folder("data")?;
         std::fs::remove_dir(&data)?;
         let cores = self.cores.filter(|_| subject == Subject::Trilithd);
-        let flags = cores.map(|cores| format!("--cores={cores}")).into_iter().collect();
+        // As many shards as there are cores to evaluate them.
+        let on_cores = |cores: u64| [format!("--cores={cores}"), format!("--shards={}", cores.max(2) - 1)];
+        let flags = cores.into_iter().flat_map(on_cores).collect();
         Ok(Launch { subject, program, data, ports, flags })
     }
 

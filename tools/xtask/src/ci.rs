@@ -29,10 +29,14 @@ const CORRUPTIONS: &str = "2000";
 const MUTANTS: usize = 2;
 /// Cycles of kill -9 that every run tries.
 const KILL_CYCLES: &str = "50";
+const CORES_KILL_CYCLES: &str = "10";
 
 /// Scenarios that every run tries on several cores, too, and on how many: the sequencer serves no client then.
-const ON_CORES: &str = "etcdctl_current_keys,etcdctl_leases,go_clientv3,http_,malformed_calls,graceful_stop";
+const ON_CORES: &str = "etcdctl_current_keys,etcdctl_leases,go_clientv3,http_,malformed_calls,graceful_stop,\
+     kill_under_load";
 const CORES: &str = "9";
+/// Cores of the node's tests.
+const NODE_CORES: &str = "4";
 
 /// How often the processes of a stage are ended whose time is up, for it may start others.
 const END_EVERY: Duration = Duration::from_secs(1);
@@ -194,8 +198,12 @@ fn docs(context: &Context) -> Result<Tally> {
 fn tests(context: &Context) -> Result<Tally> {
     let mut cargo = context.workspace.cargo();
     cargo.args(["test", "--workspace", "--locked", "--no-fail-fast", "--exclude", "trilith-fuzz"]);
-    let tally = rust_tests(&mut cargo)?;
+    let mut tally = rust_tests(&mut cargo)?;
     context.tests_passed.set(tally.failed == 0);
+    // The turns of a whole process once more, on several cores and shards.
+    let mut cargo = context.workspace.cargo();
+    cargo.args(["test", "--package", "trilith-server", "--test", "node", "--locked", "--no-fail-fast"]);
+    tally.add(rust_tests(cargo.env("TRILITH_TEST_CORES", NODE_CORES))?);
     Ok(tally)
 }
 
@@ -240,7 +248,7 @@ fn end_to_end(context: &Context) -> Result<Tally> {
     }
     let flags = ["--cycles", KILL_CYCLES].map(str::to_owned);
     let mut tally = e2e::test(&context.workspace, &clients, &flags, e2e::GATE_SECONDS_MAX)?;
-    let flags = ["--cores", CORES, "--only", ON_CORES].map(str::to_owned);
+    let flags = ["--cores", CORES, "--cycles", CORES_KILL_CYCLES, "--only", ON_CORES].map(str::to_owned);
     tally.add(e2e::test(&context.workspace, &clients, &flags, e2e::GATE_SECONDS_MAX)?);
     Ok(tally)
 }
