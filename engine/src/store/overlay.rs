@@ -350,7 +350,7 @@ impl Overlay {
         sibling.entries[..moved].copy_from_slice(&node.entries[cut..cut + moved]);
         sibling.children[..moved].copy_from_slice(&node.children[cut..cut + moved]);
         sibling.deltas[..moved].copy_from_slice(&node.deltas[cut..cut + moved]);
-        sibling.len = moved as u32;
+        (sibling.len, sibling.shared) = (moved as u32, node.shared);
         sibling.low = sibling.entries[0];
         sibling.high = std::mem::replace(&mut node.high, sibling.low);
         node.len = cut as u32;
@@ -359,18 +359,28 @@ impl Overlay {
             node.next = right;
         }
         assert_eq!(self.push_node(sibling), right, "nodes are numbered in order");
-        self.rehead(id);
-        self.rehead(right);
+        for half in [id, right] {
+            // Often it shares no more than the whole did: then its heads are right, and its keys need not be read.
+            if self.shared_by_bounds(self.node(half)) != self.node(half).shared as usize {
+                self.rehead(half);
+            }
+        }
         right
+    }
+
+    /// How many bytes a node's keys share, by its bounds.
+    fn shared_by_bounds(&self, node: &Node) -> usize {
+        let last = node.len as usize - 1;
+        let bounds = if node.is_inner() { [node.low, node.high] } else { [node.entries[0], node.entries[last]] };
+        let [low, high] = bounds.map(|entry| self.key(self.slot(entry)));
+        common_prefix(low, high)
     }
 
     /// Recomputes a node's shared prefix and heads.
     fn rehead(&mut self, id: u32) {
         let node = self.node(id);
         let len = node.len as usize;
-        let bounds = if node.is_inner() { [node.low, node.high] } else { [node.entries[0], node.entries[len - 1]] };
-        let [first, last] = bounds.map(|entry| self.key(self.slot(entry)));
-        let shared = common_prefix(first, last);
+        let shared = self.shared_by_bounds(node);
         let mut heads = [0; FANOUT];
         for (slot, head_out) in heads[..len].iter_mut().enumerate() {
             *head_out = head(self.key(self.slot(node.entries[slot])), shared);
@@ -547,6 +557,17 @@ mod tests {
         }
     }
 
+    /// I4; and a node whose bounds are known compares by all that they share.
+    fn check_heads(overlay: &Overlay) {
+        for node in &overlay.nodes {
+            let shared = overlay.shared_by_bounds(node);
+            assert!(node.shared as usize == shared || !node.is_inner() && (node.shared as usize) < shared);
+            for (head_held, entry) in node.heads.iter().zip(node.entries).take(node.len as usize) {
+                assert_eq!(*head_held, head(overlay.key(overlay.slot(entry)), node.shared as usize));
+            }
+        }
+    }
+
     #[test]
     fn agrees_with_an_ordered_map() {
         for seed in 1..5 {
@@ -563,6 +584,7 @@ mod tests {
                 }
             }
             assert_eq!(overlay.len(), model.len());
+            check_heads(&overlay);
             let mut cursor = overlay.seek(&[]);
             for key in model.keys() {
                 let (found, _, after) = overlay.next(cursor).unwrap();
@@ -607,6 +629,7 @@ mod tests {
             overlay.put(format!("/registry/pods/{main:017}").as_bytes(), entry(main, true), false);
         }
         assert_eq!(overlay.live_delta(KeyRange::From(b"")), 100_000);
+        check_heads(&overlay);
         let each = overlay.bytes() / 100_000;
         assert!((100..160).contains(&each), "{each} bytes a key of 32");
     }
