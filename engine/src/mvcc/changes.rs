@@ -9,7 +9,6 @@
 use std::borrow::Cow;
 
 use crate::mvcc::KeyRange;
-use crate::mvcc::change_bytes::{Bytes, Source};
 use crate::mvcc::change_list::{ChangeList, ChangesLeft};
 use crate::mvcc::key_index::{KeyIndex, Span};
 use crate::store::key_entry::{Chain, KeyEntry, Revision};
@@ -17,8 +16,8 @@ use crate::store::key_entry::{Chain, KeyEntry, Revision};
 /// One change, ready to be installed.
 #[derive(Debug)]
 pub(crate) struct Change<'c> {
-    pub(crate) key: Bytes<'c>,
-    pub(crate) value: Bytes<'c>,
+    pub(crate) key: Cow<'c, [u8]>,
+    pub(crate) value: Cow<'c, [u8]>,
     pub(crate) entry: KeyEntry,
     pub(crate) prev: Revision,
     pub(crate) jump: Revision,
@@ -43,8 +42,7 @@ impl<'c> Change<'c> {
         let (create, version) = live.map_or((at.main, 1), |entry| (entry.create, entry.version + 1));
         let entry = KeyEntry { row: at, create, version, lease, chain: link.chain };
         let (was_live, lease_before) = (live.is_some(), live.map_or(0, |entry| entry.lease));
-        let (key, value) = (Bytes::Borrowed(key), value.into());
-        Self { key, value, entry, prev: link.prev, jump: link.jump, was_live, lease_before }
+        Self { key: Cow::Borrowed(key), value, entry, prev: link.prev, jump: link.jump, was_live, lease_before }
     }
 
     /// A tombstone over a live key.
@@ -52,25 +50,15 @@ impl<'c> Change<'c> {
         assert!(!before.is_tombstone(), "only a live key is deleted");
         let link = Chain::link(Some(before), floor);
         let entry = KeyEntry { row: at, create: 0, version: 0, lease: 0, chain: link.chain };
-        let (key, value) = (key.into(), Bytes::Borrowed(&[]));
         let lease_before = before.lease;
-        Self { key, value, entry, prev: link.prev, jump: link.jump, was_live: true, lease_before }
+        Self { key, value: Cow::Borrowed(&[]), entry, prev: link.prev, jump: link.jump, was_live: true, lease_before }
     }
 
     /// The same, with nothing borrowed from the command.
     pub(crate) fn into_owned(self) -> Change<'static> {
-        self.with_bytes(Bytes::into_owned)
-    }
-
-    /// The same; what the command borrows from `source` is shared with it.
-    pub(crate) fn into_shared(self, source: &Source) -> Change<'static> {
-        self.with_bytes(|bytes| bytes.into_shared(source))
-    }
-
-    fn with_bytes(self, keep: impl Fn(Bytes<'c>) -> Bytes<'static>) -> Change<'static> {
         Change {
-            key: keep(self.key),
-            value: keep(self.value),
+            key: Cow::Owned(self.key.into_owned()),
+            value: Cow::Owned(self.value.into_owned()),
             entry: self.entry,
             prev: self.prev,
             jump: self.jump,

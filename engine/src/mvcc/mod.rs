@@ -13,7 +13,6 @@
 //! - I5: while the state is lent (to shards), nothing in it changes.
 
 mod apply;
-pub(crate) mod change_bytes;
 mod change_list;
 pub(crate) mod changes;
 pub mod check;

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use crate::budget::{Budget, Pause};
 use crate::command::{Command, DeleteRange, Op, Put, Txn, decode_command};
-use crate::mvcc::change_bytes::Source;
 use crate::mvcc::changes::{Change, Changes};
 use crate::mvcc::key_tree::KeyTree;
 use crate::mvcc::keyspace::Lent;
@@ -57,7 +56,7 @@ pub(super) struct JobResult {
 pub struct ShardJob<T> {
     shard: ShardId,
     lent: Lent<T>,
-    payload: Source,
+    payload: Arc<Vec<u8>>,
     commands: Vec<JobCommand>,
     results: Vec<JobResult>,
     changes: Changes<'static>,
@@ -68,8 +67,7 @@ pub struct ShardJob<T> {
 impl<T: KeyTree> ShardJob<T> {
     pub(super) fn new(shard: ShardId, lent: Lent<T>, payload: Arc<Vec<u8>>, commands: Vec<JobCommand>) -> Self {
         let changes = Changes::new(lent.revision() + 1);
-        let (payload, results) = (Arc::new(payload), Vec::with_capacity(commands.len()));
-        Self { shard, lent, payload, commands, results, changes, txn: None }
+        Self { shard, lent, payload, results: Vec::with_capacity(commands.len()), commands, changes, txn: None }
     }
 
     /// Whose it is.
@@ -142,7 +140,7 @@ impl<T: KeyTree> ShardJob<T> {
         let view = View { layers: self.lent.layers(), changes: Some(&self.changes), pages };
         let evaluated = view.evaluate_put(put, self.changes.next_at(), budget)?;
         Ok(evaluated.map(|(change, prev)| {
-            self.changes.push(change.into_shared(&self.payload));
+            self.changes.push(change.into_owned());
             OpOutcome::Put(PutOutcome { revision: self.changes.revision(), prev })
         }))
     }
