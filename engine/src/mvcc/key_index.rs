@@ -1,7 +1,7 @@
 //! Where in a list of changes a key's are.
 //!
-//! Owns: each changed key's first and last change, found by the key and walked in key order. Does not know: what a change
-//! is; its callers say which key an index of their list has.
+//! Owns: each changed key's first and last change, found by the key and walked in key order. Does not know: what a
+//! change is; its callers say which key an index of their list has.
 //!
 //! As long as keys are few, they are found by their hashes, and the order of keys is made when somebody first walks it:
 //! puts and reads of single keys never do. Beyond `HASHED_MAX` keys all of them are in a tree, so that no step has to
