@@ -54,6 +54,7 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("flate2", &["trilith-reactor", "trilith-wire"]),
     ("glommio", &["trilith-reactor"]),
     ("h2", &["trilith-e2e"]),
+    ("hashbrown", &["trilith-engine"]),
     ("hdrhistogram", &["trilith-bench"]),
     ("heed", &["trilith-bench-stores"]),
     ("http", &["trilith-e2e"]),
