@@ -22,6 +22,8 @@ pub(crate) mod price {
     pub(crate) const COUNT: u32 = 40;
     /// A change: evaluated, appended to the row log, installed in the overlay.
     pub(crate) const CHANGE: u32 = 15;
+    /// A command of a batch that is given to its shard.
+    pub(crate) const PLACE: u32 = 1;
     /// A comparison while sorting.
     pub(crate) const COMPARISON: u32 = 1;
     /// Bytes copied, hashed or compared for one unit.

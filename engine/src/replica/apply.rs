@@ -241,7 +241,7 @@ impl<T: KeyTree> State<T> {
             entry.skip_to(cursor.position);
         }
         if entry.position() >= cursor.direct_until && !self.shards.has_round() {
-            match self.begin_round(&payload, entry.clone()) {
+            match self.begin_round(&payload, entry.clone(), budget) {
                 Begun::Round => {}
                 Begun::Direct { until } => cursor.direct_until = until,
             }
@@ -275,10 +275,10 @@ impl<T: KeyTree> State<T> {
         self.shards.set_map(map);
     }
 
-    fn begin_round(&mut self, payload: &Arc<Vec<u8>>, entry: Entry<'_>) -> Begun {
+    fn begin_round(&mut self, payload: &Arc<Vec<u8>>, entry: Entry<'_>, budget: &mut Budget) -> Begun {
         // What an alarm refuses is not looked at by shards; the commands that change alarms are no round's.
         if self.tables.alarms().is_empty() {
-            self.shards.begin(payload, entry, &self.keyspace)
+            self.shards.begin(payload, entry, &self.keyspace, budget)
         } else {
             Begun::Direct { until: usize::MAX }
         }

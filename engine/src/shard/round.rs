@@ -140,7 +140,13 @@ impl<T: KeyTree> Shards<T> {
     }
 
     /// Makes a round of the commands from where `entry` stands on, if it is worth it.
-    pub(crate) fn begin(&mut self, payload: &Arc<Vec<u8>>, mut entry: Entry<'_>, keyspace: &Keyspace<T>) -> Begun {
+    pub(crate) fn begin(
+        &mut self,
+        payload: &Arc<Vec<u8>>,
+        mut entry: Entry<'_>,
+        keyspace: &Keyspace<T>,
+        budget: &mut Budget,
+    ) -> Begun {
         assert!(self.round.is_none(), "one round after the other");
         if self.options.shards == 1 || (entry.header.count as usize) < 2 * self.options.gain_commands_min {
             return Begun::Direct { until: usize::MAX };
@@ -161,6 +167,7 @@ impl<T: KeyTree> Shards<T> {
         }
         let gain = members.len() - shares.iter().max().copied().unwrap_or(0);
         self.balance(members.len());
+        budget.spend(price::PLACE * members.len() as u32);
         if gain < self.options.gain_commands_min {
             return Begun::Direct { until: entry.position() };
         }
