@@ -233,6 +233,12 @@ impl Replica {
         self.store.step(work_units, frozen, pages)
     }
 
+    /// Whether a checkpoint is under way.
+    #[must_use]
+    pub fn is_checkpointing(&self) -> bool {
+        self.store.is_checkpointing()
+    }
+
     /// How many steps of the running checkpoint are due in a turn.
     #[must_use]
     pub fn checkpoint_steps(&self) -> u32 {

@@ -447,7 +447,8 @@ impl Node {
     /// Steps long jobs, one after the other.
     fn step_jobs<P: Port>(&mut self, port: &mut P, now: u64) {
         let mut turn = Budget::new(JOB_UNITS_PER_TURN);
-        while turn.left() > 0 {
+        // Looked at before the clock is, which is a system call.
+        while turn.left() > 0 && self.service.has_ready_job() {
             let units = turn.left().min(JOB_UNITS_PER_STEP);
             let mut budget = Budget::new(units);
             let started = port.cpu_now();

@@ -35,6 +35,11 @@ impl Node {
     /// Steps the running checkpoint: when nothing presses, one step at a time with a pause after it, so that its pages
     /// reach the disk in between the log's records and not in one long row.
     pub(super) fn checkpoint<P: Port>(&mut self, port: &mut P, now: u64) {
+        // Looked at before the clock is, which is a system call.
+        if !self.service.replica.is_checkpointing() {
+            self.checkpoint_at = 0;
+            return;
+        }
         let steps = self.service.replica.checkpoint_steps();
         if steps == 1 && self.checkpoint_at > now {
             return;
