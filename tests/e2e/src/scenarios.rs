@@ -16,6 +16,7 @@ mod powercut;
 mod process;
 mod regressions;
 mod residency;
+mod shards;
 mod watch;
 
 use anyhow::Result;
@@ -113,6 +114,7 @@ pub const SCENARIOS: &[Scenario] = &[
     short("deleted_keys_after_restart", regressions::deleted_keys_after_restart),
     short("disk_full", diskfull::disk_full),
     long("kill_under_load", kill::kill_under_load),
+    long("writes_by_shards", shards::writes_by_shards),
     short("watch_from_compacted", watch::watch_from_compacted),
     long("watch_campaign", watch::watch_campaign),
 ];
