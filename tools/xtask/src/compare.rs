@@ -148,6 +148,7 @@ fn measure(plan: &Plan<'_>, systems: &[System]) -> Result<Vec<Measurement>> {
                 let server = site.start(&[])?;
                 if group[0].operation == Operation::Range {
                     fill(plan, &server, group[0]).with_context(|| format!("filling {}", system.name()))?;
+                    settle(plan, &server).with_context(|| format!("reading from {}", system.name()))?;
                 }
                 for case in group {
                     let measurement = measure_one(plan, &server, case, *system);
@@ -184,6 +185,13 @@ fn number(value: &Value, name: &str) -> Result<f64> {
 /// Puts every key once.
 fn fill(plan: &Plan<'_>, server: &Server, case: &'static Case) -> Result<Value> {
     drive(plan, server, &Drive { seconds: 0.1, preload: true, ..Drive::of(case) })
+}
+
+/// Reads from everywhere until what is read has been read before: the first reads after so many puts are of pages that
+/// no one has looked at, and a case at depth one would be made of them.
+fn settle(plan: &Plan<'_>, server: &Server) -> Result<Value> {
+    let case = CASES.iter().find(|case| case.name == "range-10x100").context("a case of many ranges")?;
+    drive(plan, server, &Drive { seconds: 4.0 * plan.warmup_seconds, ..Drive::of(case) })
 }
 
 /// One run of the load generator.
