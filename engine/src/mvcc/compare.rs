@@ -13,18 +13,18 @@ use crate::mvcc::range_walk::{key_after, look_ahead};
 use crate::mvcc::view::{Scan, View};
 use crate::store::key_entry::KeyEntry;
 
-/// What a compare met in a range, or in the part of it that one shard owns.
+/// What a compare met in its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Compared {
     /// A live key was there.
-    pub(crate) found: bool,
+    found: bool,
     /// The compare holds for every key there, as far as was looked.
-    pub(crate) all: bool,
+    all: bool,
 }
 
 impl Compared {
     /// Of no key.
-    pub(crate) const NOTHING: Self = Self { found: false, all: true };
+    const NOTHING: Self = Self { found: false, all: true };
 
     /// What the whole compare comes to.
     pub(crate) fn holds(self, compare: &Compare<'_>) -> bool {

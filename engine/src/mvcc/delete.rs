@@ -130,8 +130,7 @@ impl RevokeWalk {
         budget: &mut Budget,
     ) -> Result<(), Pause> {
         budget.spend(price::SEEK);
-        let Some(leases) = view.layers.leases else { return Ok(()) };
-        let mut attached = leases.attached(id, &self.from, view.pages)?;
+        let mut attached = view.layers.leases.attached(id, &self.from, view.pages)?;
         while let Some(key) = attached.next_key()? {
             let entry = match view.entry(key) {
                 Ok(entry) => entry,

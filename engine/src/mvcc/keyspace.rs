@@ -98,8 +98,7 @@ impl<T> Held<T> {
             frozen: self.frozen.as_ref(),
             fresh: &self.overlay,
             rows: &self.rows,
-            newest: self.rows.newest(),
-            leases: Some(&self.leases),
+            leases: &self.leases,
             state: self.state,
             floor,
         }

@@ -445,7 +445,7 @@ impl RangeWalk {
 impl NewerRows {
     /// Looks at the next newer row. False: there is none.
     fn step<T: KeyTree>(&mut self, view: &View<'_, T>, range: KeyRange<'_>) -> Result<bool, Pause> {
-        let newest = view.layers.newest;
+        let newest = view.layers.rows.newest();
         if newest < self.next {
             return Ok(false);
         }

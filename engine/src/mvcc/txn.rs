@@ -371,7 +371,7 @@ impl<'k> TxnRun<'k> {
     }
 }
 
-pub(crate) fn check_put<T: KeyTree>(view: &View<'_, T>, put: &Put<'_>) -> Evaluated<()> {
+fn check_put<T: KeyTree>(view: &View<'_, T>, put: &Put<'_>) -> Evaluated<()> {
     if put.lease != 0 && !view.layers.lease_exists(put.lease) {
         return Ok(Err(MvccError::LeaseNotFound));
     }
@@ -382,7 +382,7 @@ pub(crate) fn check_put<T: KeyTree>(view: &View<'_, T>, put: &Put<'_>) -> Evalua
 }
 
 /// Unlike a plain range, a revision below the compacted one is refused here even when negative.
-pub(crate) fn check_range(query: &RangeQuery<'_>, newest: i64, compacted: i64) -> Result<(), MvccError> {
+fn check_range(query: &RangeQuery<'_>, newest: i64, compacted: i64) -> Result<(), MvccError> {
     match query.revision {
         0 => Ok(()),
         revision if revision > newest => Err(MvccError::FutureRevision),

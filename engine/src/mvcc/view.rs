@@ -22,16 +22,13 @@ use crate::store::key_entry::{KeyEntry, Revision};
 use crate::store::overlay::{Overlay, OverlayCursor};
 use crate::store::row_log::{Row, RowLog};
 
-/// The layers that a view merges, of a whole keyspace or of one shard of it, and the scalars it goes by.
+/// The layers that a view merges, and the scalars it goes by.
 pub(crate) struct Layers<'v, T> {
     pub(crate) tree: &'v T,
     pub(crate) frozen: Option<&'v Overlay>,
     pub(crate) fresh: &'v Overlay,
     pub(crate) rows: &'v RowLog,
-    /// No row above it is named by a layer.
-    pub(crate) newest: Revision,
-    /// The leases; `None` where none are granted.
-    pub(crate) leases: Option<&'v Leases<T>>,
+    pub(crate) leases: &'v Leases<T>,
     pub(crate) state: KeyspaceState,
     /// No reader asks for less: chains are linked down to here.
     pub(crate) floor: i64,
@@ -48,14 +45,14 @@ impl<T> Copy for Layers<'_, T> {}
 impl<T> Layers<'_, T> {
     /// Whether rows are installed that a reader at `at` does not see.
     pub(crate) fn is_above(&self, at: i64) -> bool {
-        self.newest.main > at
+        self.rows.newest().main > at
     }
 }
 
 impl<T: KeyTree> Layers<'_, T> {
     /// Whether a lease exists.
     pub(crate) fn lease_exists(&self, lease: i64) -> bool {
-        self.leases.is_some_and(|leases| leases.get(lease).is_some())
+        self.leases.get(lease).is_some()
     }
 }
 

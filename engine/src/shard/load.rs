@@ -1,7 +1,7 @@
 //! Where the load falls, and the boundaries that would share it evenly.
 //!
-//! Owns: a sample of the keys that commands touched, each with a weight. Does not know: shards' contents, messages,
-//! when boundaries move.
+//! Owns: a sample of the keys that commands touched, each with a weight. Does not know: what shards do, when
+//! boundaries move.
 //!
 //! Every so many-th operation is kept, so the sample follows the load and costs nothing between; when it is full,
 //! every second entry goes and the stride doubles, so it covers everything since the last boundaries alike. No chance
@@ -22,6 +22,8 @@ pub(super) const SAMPLE_MIN_PER_SHARD: usize = 16;
 #[derive(Debug)]
 pub(super) struct LoadSample {
     entries: Vec<(Vec<u8>, u64)>,
+    /// With which a new sample begins.
+    first_stride: u64,
     stride: u64,
     until_next: u64,
     /// Bytes of operations since the last entry: its weight.
@@ -31,7 +33,7 @@ pub(super) struct LoadSample {
 impl LoadSample {
     /// An empty sample that keeps every `stride`-th operation at first.
     pub(super) fn new(stride: u64) -> Self {
-        Self { entries: Vec::with_capacity(SAMPLE_MAX), stride, until_next: stride, bytes: 0 }
+        Self { entries: Vec::with_capacity(SAMPLE_MAX), first_stride: stride, stride, until_next: stride, bytes: 0 }
     }
 
     /// Notes an operation on `key` that carries so many bytes.
@@ -54,13 +56,13 @@ impl LoadSample {
         self.until_next = self.stride;
     }
 
-    /// The map that would have shared the sampled load evenly, as far as single keys allow. `None` if too little was
-    /// seen.
-    pub(super) fn map(&self, shards: usize) -> Option<ShardMap> {
+    /// The map that would have shared the sampled load evenly, as far as single keys allow; starts a new sample.
+    /// `None` if too little was seen.
+    pub(super) fn take_map(&mut self, shards: usize) -> Option<ShardMap> {
         if self.entries.len() < SAMPLE_MIN_PER_SHARD * shards {
             return None;
         }
-        let mut entries = self.entries.clone();
+        let mut entries = std::mem::replace(self, Self::new(self.first_stride)).entries;
         entries.sort();
         let total: u64 = entries.iter().map(|(_, weight)| weight).sum();
         let mut boundaries: Vec<Vec<u8>> = Vec::new();
@@ -87,7 +89,7 @@ mod tests {
     fn shares(shards: usize, loads: impl Iterator<Item = (Vec<u8>, usize)> + Clone) -> Vec<u64> {
         let mut sample = LoadSample::new(8);
         loads.clone().for_each(|(key, bytes)| sample.note(&key, bytes));
-        let map = sample.map(shards).unwrap();
+        let map = sample.take_map(shards).unwrap();
         assert_eq!(map.shards(), shards);
         let mut shares = vec![0; shards];
         loads.for_each(|(key, bytes)| shares[usize::from(map.owner(&key).0)] += bytes as u64 + OPERATION_BYTES);
@@ -117,7 +119,7 @@ mod tests {
         assert!(shares.iter().max().unwrap() >= &(9000 * OPERATION_BYTES), "{shares:?}");
         let mut sample = LoadSample::new(8);
         (0..100).for_each(|_| sample.note(b"k", 1));
-        assert_eq!(sample.map(2), None);
+        assert_eq!(sample.take_map(2), None);
     }
 
     #[test]

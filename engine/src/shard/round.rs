@@ -131,7 +131,7 @@ impl<T: KeyTree> Shards<T> {
 
     /// Whether the state is lent: nothing may change it.
     pub(crate) fn is_lent(&self) -> bool {
-        self.round.as_ref().is_some_and(|round| round.out > 0 || !round.unfinished.is_empty())
+        self.round.as_ref().is_some_and(|round| !round.is_evaluated())
     }
 
     /// Whether nothing can be done before a job comes back.
@@ -216,8 +216,7 @@ impl<T: KeyTree> Shards<T> {
 
     /// Installs the next command of the round.
     pub(crate) fn install_next(&mut self, keyspace: &mut Keyspace<T>, budget: &mut Budget) -> Installed {
-        let round = self.round.as_mut().filter(|round| round.out == 0 && round.unfinished.is_empty());
-        let round = round.expect("I3: every job is back");
+        let round = self.round.as_mut().filter(|round| round.is_evaluated()).expect("I3: every job is back");
         let (shard, end) = round.members.pop_front().expect("a round ends with its last command");
         let List { results, changes } = round.lists[usize::from(shard.0)].as_mut().expect("it had a job");
         let JobResult { changes: changed, mut answer } = results.next().expect("a result for each command");
@@ -265,8 +264,8 @@ impl<T: KeyTree> Shards<T> {
     fn balance(&mut self, commands: usize) {
         self.until_balance = self.until_balance.saturating_sub(commands as u64);
         if self.until_balance == 0 {
-            if let Some(map) = self.load.map(self.options.shards) {
-                (self.map, self.load) = (map, LoadSample::new(self.options.load_stride));
+            if let Some(map) = self.load.take_map(self.options.shards) {
+                self.map = map;
                 self.balance_interval = (2 * self.balance_interval).min(BALANCE_COMMANDS_MAX);
             }
             self.until_balance = self.balance_interval;
@@ -277,6 +276,13 @@ impl<T: KeyTree> Shards<T> {
     pub(crate) fn set_map(&mut self, map: ShardMap) {
         assert_eq!(map.shards(), self.options.shards);
         (self.map, self.until_balance) = (map, u64::MAX);
+    }
+}
+
+impl<T> Round<T> {
+    /// Whether every job is back and done.
+    fn is_evaluated(&self) -> bool {
+        self.out == 0 && self.unfinished.is_empty()
     }
 }
 

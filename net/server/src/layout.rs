@@ -20,7 +20,7 @@ pub const CORES_MAX: usize = 64;
 const CONNECTION_CORES_MAX: usize = 13;
 /// Connection cores for each shard by default, and shards at most.
 const CONNECTION_CORES_PER_SHARD: usize = 3;
-const SHARDS_MAX: usize = 4;
+const SHARDS_DEFAULT_MAX: usize = 4;
 /// With so many connection cores the sequencer serves no connections.
 const SEQUENCER_ALONE_FROM: usize = 8;
 
@@ -85,7 +85,7 @@ impl Layout {
     /// How many shards there are unless `--shards` says it.
     #[must_use]
     pub fn shards(&self) -> usize {
-        (self.connection_cores() / CONNECTION_CORES_PER_SHARD).clamp(1, SHARDS_MAX)
+        (self.connection_cores() / CONNECTION_CORES_PER_SHARD).clamp(1, SHARDS_DEFAULT_MAX)
     }
 }
 

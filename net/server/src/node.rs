@@ -55,7 +55,7 @@ use options::{ASSEMBLY_BYTES_MAX, GRPC_OVERHEAD_BYTES};
 /// Work units of one step: 500 us.
 const STEP_UNITS: u32 = 5_000;
 /// Work units of a step of apply: fewer, because a change among many keys costs thrice its price on cold caches.
-const APPLY_UNITS_PER_STEP: u32 = 1_250;
+pub(crate) const APPLY_UNITS_PER_STEP: u32 = 1_250;
 /// Commands applied in one step at most.
 const APPLY_COMMANDS_PER_STEP: u32 = 512;
 /// Steps of apply in one turn.

@@ -17,9 +17,8 @@ use trilith_reactor::Port;
 
 use crate::disk::SharedPages;
 use crate::metrics::histogram::Histogram;
+use crate::node::APPLY_UNITS_PER_STEP;
 
-/// Work units of one step, as those of apply.
-const UNITS_PER_STEP: u32 = 1_250;
 /// Steps in one turn.
 const STEPS_PER_TURN: u32 = 8;
 
@@ -51,7 +50,7 @@ impl Errands {
         for _ in 0..STEPS_PER_TURN {
             let Some(Errand { mut job, pages }) = self.waiting.pop_front() else { return };
             let started = port.cpu_now();
-            let step = job.step(&*pages, &mut Budget::new(UNITS_PER_STEP));
+            let step = job.step(&*pages, &mut Budget::new(APPLY_UNITS_PER_STEP));
             steps.observe(port.cpu_now().saturating_sub(started));
             match step {
                 JobStep::More => self.waiting.push_front(Errand { job, pages }),

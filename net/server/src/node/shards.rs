@@ -1,6 +1,7 @@
 //! The sequencer and the shards: which core evaluates a job.
 //!
-//! Owns: the choice of a core, and that nothing a job reads leaves memory meanwhile. Does not know: what a job is.
+//! Owns: the choice of a core. Does not know: what a job evaluates, how it travels. That nothing a job reads leaves
+//! memory meanwhile is `upkeep`'s.
 //!
 //! Shards belong to connection cores, one after the other; without those the sequencer evaluates every job itself.
 

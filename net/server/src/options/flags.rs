@@ -8,6 +8,8 @@
 //! - I1: names are unique; every default parses as its kind (tested).
 //! - I2: a flag is never ignored silently: it is used, or accepted with a stated reason, or refused with one.
 
+use trilith_engine::shard::SHARDS_MAX;
+
 /// What a flag's text must look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -259,7 +261,7 @@ pub const FLAGS: &[Flag] = &[
     ),
     used(
         "shards",
-        Kind::Integer { min: 0, max: 64 },
+        Kind::Integer { min: 0, max: SHARDS_MAX as i64 },
         "0",
         "Ranges of keys whose writes cores evaluate beside each other; 0: by the number of cores.",
     ),

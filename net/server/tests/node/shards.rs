@@ -63,6 +63,16 @@ impl Client {
         (0..PUTS).filter_map(number).collect()
     }
 
+    /// The core that was stuck turns again: a burst over `revision` is made, and the call on `stream` ends, which has
+    /// waited.
+    fn turn_and_end(&mut self, stream: u32, revision: i64) {
+        assert_eq!(self.world.answer(stream), [""; 0]);
+        self.world.node.stuck.clear();
+        self.world.wait(SECOND);
+        assert!(has(&self.world.answer(stream), "grpc-status: 0"), "{:?}", self.world.answer(stream));
+        assert_eq!(self.revision(), revision + i64::from(PUTS));
+    }
+
     fn revision(&self) -> i64 {
         self.world.node.replica().keyspace().published().revision
     }
@@ -117,11 +127,7 @@ fn what_the_disk_has_done_while_the_state_was_lent_counts_afterwards() {
     // It takes checkpoints, whose writes may be under way by now.
     let stream = client.call("/etcdserverpb.Maintenance/Defragment", b"");
     client.world.wait(SECOND);
-    assert_eq!(client.world.answer(stream), [""; 0]);
-    client.world.node.stuck.clear();
-    client.world.wait(SECOND);
-    assert!(has(&client.world.answer(stream), "grpc-status: 0"), "{:?}", client.world.answer(stream));
-    assert_eq!(client.revision(), revision + i64::from(PUTS));
+    client.turn_and_end(stream, revision);
 }
 
 #[test]
@@ -142,11 +148,7 @@ fn a_checkpoint_that_is_under_way_when_the_state_is_lent_goes_on_afterwards() {
     assert!(client.world.node.replica().is_lent());
     client.world.port.end_stall();
     client.world.wait(SECOND / 10);
-    assert_eq!(client.world.answer(stream), [""; 0]);
-    client.world.node.stuck.clear();
-    client.world.wait(SECOND);
-    assert!(has(&client.world.answer(stream), "grpc-status: 0"), "{:?}", client.world.answer(stream));
-    assert_eq!(client.revision(), revision + i64::from(PUTS));
+    client.turn_and_end(stream, revision);
 }
 
 #[test]
